@@ -1,0 +1,41 @@
+"""Reinforcement learning on PyTorch Lightning, with large language models inside the agent."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rl_lightning.agents import A2C, PPO, REINFORCE, Agent
+    from rl_lightning.data import RolloutDataModule
+    from rl_lightning.encoders import DictEncoder, Encoder, ImpalaCNN, MLPEncoder, NatureCNN
+    from rl_lightning.nn import ActorCritic
+    from rl_lightning.types import EnvSpec
+
+# Names are imported when they are first used, so that `import rl_lightning` costs nothing.
+_HOMES = {
+    "A2C": "agents",
+    "PPO": "agents",
+    "REINFORCE": "agents",
+    "ActorCritic": "nn",
+    "Agent": "agents",
+    "DictEncoder": "encoders",
+    "Encoder": "encoders",
+    "EnvSpec": "types",
+    "ImpalaCNN": "encoders",
+    "LLMEncoder": "encoders",
+    "MLPEncoder": "encoders",
+    "NatureCNN": "encoders",
+    "RolloutDataModule": "data",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,0 +1,100 @@
+"""Advantage actor-critic."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.returns import gae
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Rollout
+
+rmsprop = partial(torch.optim.RMSprop, lr=7e-4, alpha=0.99, eps=1e-5)
+
+
+class A2C(Agent):
+    """Synchronous advantage actor-critic (Mnih et al. 2016): one update per short rollout.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder of observations.
+        network: Builds policy and value function over the encoder.
+        optimizer: Builds the optimizer.
+        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        gamma: Discount γ.
+        gae_lambda: λ of generalised advantage estimation; 1 gives the n-step returns of the paper.
+        entropy_coef: Weight of the entropy bonus.
+        value_coef: Weight of the value loss ½(V − G)².
+        normalize_advantage: Standardise advantages within the rollout.
+        sequence_length: With a recurrent network, steps per training sequence, a divisor of
+            `data.rollout_steps`; None for the whole rollout.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        optimizer: OptimizerCallable = rmsprop,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        entropy_coef: float = 0.0,
+        value_coef: float = 0.5,
+        normalize_advantage: bool = False,
+        sequence_length: int | None = None,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        self.policy = network(spec, encoder)
+        self.gae_lambda = gae_lambda
+        self.entropy_coef = entropy_coef
+        self.value_coef = value_coef
+        self.normalize_advantage = normalize_advantage
+        self.sequence_length = sequence_length
+
+    def prepare(self, rollout: Rollout) -> TensorDict:
+        steps = rollout.steps
+        value, next_value = self.policy.rollout_values(rollout)
+        terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
+        advantage = gae(
+            steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
+        )
+        return self.policy.training_batch(
+            steps, value=value, advantage=advantage, target=advantage + value
+        )
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        valid = batch.get("valid", None)
+        log_prob, entropy, value = self.policy.evaluate(batch)
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = losses.standardize(advantage, valid)
+
+        policy_loss = losses.policy_gradient_loss(log_prob, advantage, valid)
+        value_loss = losses.value_loss(value, batch["target"], valid=valid)
+        mean_entropy = losses.mean(entropy, valid)
+        loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * mean_entropy
+
+        if self.should_log:
+            with torch.no_grad():
+                self.log_training(
+                    {
+                        "loss/policy": policy_loss,
+                        "loss/value": value_loss,
+                        "policy/entropy": mean_entropy,
+                        "value/explained_variance": losses.explained_variance(
+                            batch["value"], batch["target"], valid
+                        ),
+                    }
+                )
+        return loss

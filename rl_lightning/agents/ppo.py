@@ -1,0 +1,136 @@
+"""Proximal policy optimisation."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent, adam
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.returns import gae
+from rl_lightning.schedules import Schedule, factor
+from rl_lightning.types import EnvSpec, Rollout
+
+
+class PPO(Agent):
+    """PPO with a clipped surrogate (Schulman et al. 2017).
+
+    Per rollout: values and GAE once, then `data.passes` shuffled passes of minibatches. The details
+    that matter (Huang et al. 2022, "The 37 implementation details"): advantages are normalised per
+    minibatch, orthogonal initialisation with a small last actor layer, Adam ε = 1e-5, gradients
+    clipped by `trainer.gradient_clip_val`, truncated episodes bootstrap from their final observation.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder of observations.
+        network: Builds policy and value function over the encoder.
+        optimizer: Builds the optimizer.
+        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        gamma: Discount γ.
+        gae_lambda: λ of generalised advantage estimation.
+        clip_range: ε of the clipped surrogate.
+        clip_schedule: Schedule of `clip_range` and `clip_range_value`.
+        clip_range_value: ε of value clipping, in units of return; None for none.
+        entropy_coef: Weight of the entropy bonus.
+        value_coef: Weight of the value loss ½(V − G)².
+        normalize_advantage: Standardise advantages within each minibatch.
+        target_kl: Skip a rollout's remaining minibatches once one's approximate KL exceeds this;
+            None for never.
+        sequence_length: With a recurrent network, steps per training sequence, a divisor of
+            `data.rollout_steps`; None for the whole rollout.
+    """
+
+    reuses_rollouts = True
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        optimizer: OptimizerCallable = adam,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float = 0.2,
+        clip_schedule: Schedule = "constant",
+        clip_range_value: float | None = None,
+        entropy_coef: float = 0.0,
+        value_coef: float = 0.5,
+        normalize_advantage: bool = True,
+        target_kl: float | None = None,
+        sequence_length: int | None = None,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        factor(clip_schedule, 0.0)
+        self.policy = network(spec, encoder)
+        self.gae_lambda = gae_lambda
+        self.clip_range = clip_range
+        self.clip_schedule: Schedule = clip_schedule
+        self.clip_range_value = clip_range_value
+        self.entropy_coef = entropy_coef
+        self.value_coef = value_coef
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.sequence_length = sequence_length
+        self._kl: Tensor | None = None
+
+    def prepare(self, rollout: Rollout) -> TensorDict:
+        steps = rollout.steps
+        value, next_value = self.policy.rollout_values(rollout)
+        terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
+        advantage = gae(
+            steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
+        )
+        return self.policy.training_batch(
+            steps, value=value, advantage=advantage, target=advantage + value
+        )
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        scale = factor(self.clip_schedule, self.progress)
+        clip_range = self.clip_range * scale
+        clip_value = None if self.clip_range_value is None else self.clip_range_value * scale
+        valid = batch.get("valid", None)
+        log_prob, entropy, value = self.policy.evaluate(batch)
+        log_ratio = log_prob - batch["log_prob"]
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = losses.standardize(advantage, valid)
+
+        policy_loss = losses.ppo_policy_loss(log_ratio, advantage, clip_range, valid)
+        value_loss = losses.value_loss(value, batch["target"], batch["value"], clip_value, valid)
+        mean_entropy = losses.mean(entropy, valid)
+        loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * mean_entropy
+
+        if self.target_kl is not None:
+            self._kl = losses.approx_kl(log_ratio.detach(), valid)
+        if self.should_log:
+            with torch.no_grad():
+                self.log_training(
+                    {
+                        "loss/policy": policy_loss,
+                        "loss/value": value_loss,
+                        "policy/entropy": mean_entropy,
+                        "policy/kl": losses.approx_kl(log_ratio, valid),
+                        "policy/clip_fraction": losses.clip_fraction(log_ratio, clip_range, valid),
+                        "policy/clip_range": clip_range,
+                        "value/explained_variance": losses.explained_variance(
+                            batch["value"], batch["target"], valid
+                        ),
+                    }
+                )
+        return loss
+
+    def stop_passes(self) -> bool:
+        if self.target_kl is None or self._kl is None:
+            return False
+        kl, self._kl = self._kl, None
+        if self.trainer.world_size > 1:
+            kl = self.all_gather(kl).mean()
+        return bool(kl > self.target_kl)

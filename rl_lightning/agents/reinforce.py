@@ -1,0 +1,103 @@
+"""REINFORCE, with and without a learned baseline."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent, adam
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.returns import discounted_returns, ends_within, gae
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Rollout
+
+
+class REINFORCE(Agent):
+    """Monte-Carlo policy gradient with reward-to-go (Williams 1992).
+
+    With `baseline`, the advantage is G − V(s), and where a recording stops without the episode's end
+    (a time limit, or the rollout's last step) G goes on with V. Without, there is no V to go on
+    with: a time limit counts as an end, and the steps of each environment's unfinished last episode
+    are left out of the loss; choose `data.rollout_steps` well above the length of an episode.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder of observations.
+        network: Builds policy and value function over the encoder.
+        optimizer: Builds the optimizer.
+        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        gamma: Discount γ.
+        baseline: Learn a value function and subtract it.
+        entropy_coef: Weight of the entropy bonus.
+        value_coef: Weight of the value loss ½(V − G)².
+        normalize_advantage: Standardise advantages (without baseline: returns) within the rollout.
+        sequence_length: With a recurrent network, steps per training sequence, a divisor of
+            `data.rollout_steps`; None for the whole rollout.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        optimizer: OptimizerCallable = adam,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        gamma: float = 0.99,
+        baseline: bool = True,
+        entropy_coef: float = 0.0,
+        value_coef: float = 0.5,
+        normalize_advantage: bool = True,
+        sequence_length: int | None = None,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        self.policy = network(spec, encoder) if baseline else network(spec, encoder, critic=False)
+        self.baseline = baseline
+        self.entropy_coef = entropy_coef
+        self.value_coef = value_coef
+        self.normalize_advantage = normalize_advantage
+        self.sequence_length = sequence_length
+
+    def prepare(self, rollout: Rollout) -> TensorDict:
+        steps = rollout.steps
+        reward, terminated = steps["reward"], steps["terminated"]
+        done = terminated | steps["truncated"]
+        if self.baseline:
+            value, next_value = self.policy.rollout_values(rollout)
+            advantage = gae(reward, value, next_value, terminated, done, self.gamma, 1.0)
+            return self.policy.training_batch(
+                steps, value=value, advantage=advantage, target=advantage + value
+            )
+        complete = ends_within(done)
+        valid = steps.get("valid", None)
+        return self.policy.training_batch(
+            steps,
+            advantage=discounted_returns(reward, done, self.gamma),
+            valid=complete if valid is None else complete & valid,
+        )
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        valid = batch.get("valid", None)
+        log_prob, entropy, value = self.policy.evaluate(batch)
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = losses.standardize(advantage, valid)
+
+        policy_loss = losses.policy_gradient_loss(log_prob, advantage, valid)
+        mean_entropy = losses.mean(entropy, valid)
+        loss = policy_loss - self.entropy_coef * mean_entropy
+        metrics = {"loss/policy": policy_loss, "policy/entropy": mean_entropy}
+        if self.baseline:
+            value_loss = losses.value_loss(value, batch["target"], valid=valid)
+            loss = loss + self.value_coef * value_loss
+            metrics["loss/value"] = value_loss
+
+        if self.should_log:
+            self.log_training({name: metric.detach() for name, metric in metrics.items()})
+        return loss

@@ -1,0 +1,105 @@
+"""A progress bar in the unit that matters: frames."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class FrameProgressBar(ProgressBar):
+    """Shows frames, return of the last episodes, frames per second and the time left.
+
+    Args:
+        refresh_seconds: Time between two updates of the line on a terminal; elsewhere (a log file)
+            it is written every 30 seconds.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self._enabled = True
+        self._train: Any = None
+        self._eval: Any = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        tqdm.write(kwargs.get("sep", " ").join(map(str, args)), file=sys.stderr)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._train = self._bar(data.total_frames, "training", data.frames, unit_scale=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        new = pl_module.frames - self._train.n
+        if new > 0:  # once a rollout
+            metrics = pl_module.clock_metrics
+            shown = {"return": metrics.get("train/return"), "success": metrics.get("train/success")}
+            shown["val"] = trainer.callback_metrics.get("val/return")
+            text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
+            self._train.set_postfix(text, refresh=False)
+            self._train.update(new)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._train.close()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start_evaluation(trainer.num_val_batches, "validation")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start_evaluation(trainer.num_test_batches, "test")
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start_evaluation(trainer.num_predict_batches, "predict")
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._eval.update()
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
+        self._eval.close()
+
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        for bar in (self._train, self._eval):
+            if bar is not None:
+                bar.close()
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        return dict(trainer.progress_bar_metrics)
+
+    def _start_evaluation(self, episodes: list[int | float], description: str) -> None:
+        self._eval = self._bar(int(sum(episodes)), description, unit="episode", leave=False)
+
+    def _bar(
+        self,
+        total: int,
+        description: str,
+        initial: int = 0,
+        unit: str = "frame",
+        unit_scale: bool = False,
+        leave: bool = True,
+    ) -> Any:
+        terminal = sys.stderr.isatty()
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=unit,
+            unit_scale=unit_scale,
+            leave=leave,
+            dynamic_ncols=True,
+            disable=not self._enabled,
+            mininterval=self.refresh_seconds if terminal else 30.0,
+            file=sys.stderr,
+        )

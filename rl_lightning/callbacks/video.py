@@ -1,0 +1,100 @@
+"""Videos of evaluation episodes."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rl_lightning.errors import ConfigurationError
+
+
+class VideoRecorder(L.Callback):
+    """After a validation, plays one greedy episode and writes it to `<log dir>/videos/*.mp4`.
+
+    Args:
+        every_n_validations: Record after every n-th validation.
+        max_steps: Longest recording, in steps.
+        fps: Frames per second of the video; None: the environment's `render_fps`.
+
+    Raises:
+        ConfigurationError: If the environment cannot render images or moviepy is missing.
+    """
+
+    def __init__(
+        self, every_n_validations: int = 1, max_steps: int = 500, fps: int | None = None
+    ) -> None:
+        if every_n_validations < 1 or max_steps < 1:
+            raise ConfigurationError(
+                "VideoRecorder: every_n_validations and max_steps must be at least 1, not "
+                f"{every_n_validations} and {max_steps}"
+            )
+        self.every_n_validations = every_n_validations
+        self.max_steps = max_steps
+        self.fps = fps
+        self._validations = 0
+        self._env: VectorEnv | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        try:
+            import moviepy  # noqa: F401
+        except ImportError as error:
+            raise ConfigurationError(
+                "VideoRecorder needs moviepy: pip install 'rl-lightning[video]'"
+            ) from error
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._validations += 1
+        if trainer.global_rank or (self._validations - 1) % self.every_n_validations:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "videos"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_video(
+            self._play(trainer.datamodule),  # type: ignore[attr-defined]
+            folder / f"frames-{pl_module.frames}.mp4",
+            self.fps or self._render_fps(),
+        )
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _play(self, data: Any) -> list[np.ndarray]:
+        if self._env is None:
+            self._env = data.make_eval_env(1, render_mode="rgb_array")
+        env = self._env
+        obs, info = env.reset(seed=data.val_seed)
+        frames = [self._render()]
+        with data.acting() as agent:
+            state = agent.initial_state(1)
+            for _ in range(self.max_steps):
+                out = agent.act(agent.preprocess(obs), False, state, agent.read_mask(info))
+                state = out.get("next_state")
+                obs, _, terminated, truncated, info = env.step(out["action"].cpu().numpy())
+                if terminated[0] or truncated[0]:
+                    break  # the environment shows the next episode already
+                frames.append(self._render())
+        return frames
+
+    def _render(self) -> np.ndarray:
+        assert self._env is not None
+        images = self._env.render()
+        if images is None or images[0] is None:
+            raise ConfigurationError(
+                "VideoRecorder: the environment does not render rgb_array images; leave the "
+                "callback out"
+            )
+        return np.asarray(images[0])
+
+    def _render_fps(self) -> int:
+        assert self._env is not None
+        return int(self._env.metadata.get("render_fps") or 30)
+
+
+def write_video(frames: list[np.ndarray], path: Path, fps: int) -> None:
+    """Encode images `[H, W, 3]` uint8 as an mp4."""
+    from moviepy import ImageSequenceClip
+
+    ImageSequenceClip(frames, fps=fps).write_videofile(str(path), logger=None)

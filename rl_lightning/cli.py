@@ -1,0 +1,139 @@
+"""The command line: `rl-lightning fit | validate | test | predict`."""
+
+import json
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import rl_lightning.envs
+from rl_lightning.agents import Agent
+from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
+from rl_lightning.data import RLDataModule
+from rl_lightning.encoders import Encoder
+from rl_lightning.errors import ConfigurationError
+
+# Lightning remarks that are right in general and wrong here.
+_NOISE = (
+    "train_dataloader yielded None",  # how a KL stop skips minibatches
+    "does not have many workers",  # collecting in workers would act with stale weights
+    "exists and is not empty",
+    "smaller than the logging interval",
+    "could not find the monitored key",  # before the first validation
+    "module.* in eval mode",  # a language model is kept in eval mode on purpose
+    "litlogger",
+)
+
+
+class RLCLI(LightningCLI):
+    """LightningCLI for agents and their data: `data.spec` reaches the agent by itself."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.dirpath": "checkpoints",
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/return",
+                "checkpoint.mode": "max",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": True,
+            }
+        )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+            # Constructors check their arguments and say what is wrong.
+            raise ConfigurationError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        checkpoint = self._get(self.config_init, "checkpoint")
+        # Lightning's own `save_last` waits for a better best; this one does not.
+        last = ModelCheckpoint(
+            dirpath=checkpoint.dirpath,
+            filename="last",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+        self.stopper = GracefulStop()
+        self.trainer_defaults = {
+            **self.trainer_defaults,
+            "callbacks": [self.stopper, last, FrameProgressBar(), TextPanel()],
+        }
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration decides what is built; a checkpoint only fills it."""
+
+    def after_fit(self) -> None:
+        data: Any = self.datamodule
+        best = self.trainer.checkpoint_callback
+        if self.trainer.is_global_zero:
+            frames = f"{data.frames:,} of {data.total_frames:,} frames"
+            print(f"trained {frames} at {data.fps():,.0f} frames/s")
+            if isinstance(best, ModelCheckpoint) and best.best_model_path:
+                print(f"best val/return {float(best.best_model_score or 0):.4g}: "
+                      f"{_short(best.best_model_path)}")
+            print(f"last: {_short(Path(self.config_init[self.subcommand].checkpoint.dirpath, 'last.ckpt'))}")
+        if self.stopper.received is not None:
+            if self.trainer.is_global_zero:
+                print("stopped early; the same command with --ckpt_path last goes on")
+            sys.exit(128 + self.stopper.received)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Play episodes and write one JSON line each to `<log dir>/episodes.jsonl`."""
+        episodes = self.trainer.predict(**kwargs) or []
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "episodes.jsonl"
+        with path.open("w") as file:
+            for episode in episodes:
+                file.write(json.dumps(episode) + "\n")
+        mean = sum(e["return"] for e in episodes) / max(len(episodes), 1)
+        print(f"{len(episodes)} episodes, mean return {mean:.4g}: {_short(path)}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; exits with status 2 and one sentence on a wrong configuration."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", f".*{message}.*")
+    try:
+        RLCLI(
+            Agent,
+            RLDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=1,
+            trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=args,
+        )
+    except ConfigurationError as error:
+        _fail(str(error))
+    except MisconfigurationException as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"rl-lightning: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _short(path: str | Path) -> str:
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,0 +1,276 @@
+"""Stepping environments with an agent, and writing down what happened."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning.data.storage import Buffers
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.tree import clone, concatenate, rows
+from rl_lightning.types import Rollout, Stored
+
+
+class Collector:
+    """Collects rollouts of T steps from B environments.
+
+    It knows vector environments and nothing of learning. Both ways in which Gymnasium restarts
+    episodes come out the same: final observations of truncated episodes are set aside for the
+    bootstrap, and the step that a NEXT_STEP environment spends on a reset is marked not `valid`.
+
+    Args:
+        env: Vector env with autoreset mode SAME_STEP or NEXT_STEP.
+        steps: T.
+        seed: Seed of the first reset; environment i gets `seed + i`.
+        success_threshold: Return from which an episode counts as a success where the environment's
+            `info` does not say; None if only `info` may say.
+    """
+
+    def __init__(
+        self, env: VectorEnv, steps: int, seed: int, success_threshold: float | None = None
+    ) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise ConfigurationError(
+                f"the vector environment's autoreset mode must be SAME_STEP or NEXT_STEP, not {mode}"
+            )
+        self.env = env
+        self.steps = steps
+        self.seed = seed
+        self.success_threshold = success_threshold
+        self.episodes = EpisodeStatistics(env.num_envs)
+        self._next_step_reset = mode == AutoresetMode.NEXT_STEP
+        self._buffers = Buffers(steps)
+        shape = (steps, env.num_envs)
+        self._reward = np.zeros(shape, np.float32)
+        self._terminated = np.zeros(shape, bool)
+        self._truncated = np.zeros(shape, bool)
+        self._valid = np.ones(shape, bool)
+        # Where the next rollout starts from.
+        self._x: Stored | None = None
+        self._mask: Tensor | None = None
+        self._state: Tensor | None = None
+        self._resetting = np.zeros(env.num_envs, bool)
+
+    @torch.no_grad()
+    def collect(self, agent: Any) -> Rollout:
+        """Play T steps in every environment.
+
+        Args:
+            agent: Anything with `observe`, `preprocess`, `act` and `initial_state` (see `Agent`);
+                the caller has put it into eval mode and the right precision context.
+
+        Returns:
+            The rollout, `[T, B]`. It reuses the storage of the rollout before it.
+        """
+        env, buffers = self.env, self._buffers
+        if self._x is None:
+            self._reset(agent)
+        x, mask, state = self._x, self._mask, self._state
+        final: list[tuple[int, np.ndarray, Stored, Tensor | None]] = []
+        self._valid[:] = True
+        for t in range(self.steps):
+            out = agent.act(x, explore=True, state=state, mask=mask)
+            buffers.write("obs", t, x)
+            if mask is not None:
+                buffers.write("action_mask", t, mask)
+            if state is not None:
+                buffers.write("state", t, state)
+                state = out.pop("next_state")
+            for key, value in out.items():
+                buffers.write(key, t, value)
+
+            obs, reward, terminated, truncated, info = env.step(to_env(out["action"]))
+            self._reward[t], self._terminated[t], self._truncated[t] = (
+                reward,
+                terminated,
+                truncated,
+            )
+            resetting = self._resetting
+            if self._next_step_reset:
+                self._valid[t] = ~resetting
+            self.episodes.step(reward, ~resetting if self._next_step_reset else None)
+            done = terminated | truncated
+            any_done = bool(done.any())
+
+            agent.observe(obs)
+            x = agent.preprocess(obs)
+            mask = agent.read_mask(info)
+            if any_done:
+                cut = np.flatnonzero(truncated & ~terminated)
+                if len(cut):
+                    if self._next_step_reset:
+                        last = rows(x, cut)
+                    else:
+                        last = agent.preprocess(_pick(info["final_obs"], cut, env))
+                    last_state = None if state is None else state[torch.from_numpy(cut)]
+                    final.append((t, cut, clone(last), last_state))
+                self.episodes.finish(done, info, self.success_threshold)
+            if state is not None:
+                fresh = resetting if self._next_step_reset else done
+                if fresh.any():
+                    state = state * torch.from_numpy(~fresh).to(state)[:, None]
+            if self._next_step_reset:
+                self._resetting = done
+
+        start = None
+        if self._state is not None:
+            ended = ~self._valid if self._next_step_reset else self._terminated | self._truncated
+            start = np.concatenate([np.zeros((1, env.num_envs), bool), ended[:-1]])
+        self._x, self._mask, self._state = x, mask, state
+        return self._rollout(final, start, agent.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collecting stands, without the environments' own state."""
+        return {
+            "x": None if self._x is None else clone(self._x),
+            "mask": self._mask,
+            "state": self._state,
+            "resetting": torch.from_numpy(self._resetting.copy()),
+            "episodes": self.episodes.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`; the environments must have been put back too."""
+        self._x, self._mask, self._state = state["x"], state["mask"], state["state"]
+        self._resetting = state["resetting"].numpy().copy()
+        self.episodes.load_state_dict(state["episodes"])
+
+    def _reset(self, agent: Any) -> None:
+        obs, info = self.env.reset(seed=self.seed)
+        agent.observe(obs)
+        self._x = agent.preprocess(obs)
+        self._mask = agent.read_mask(info)
+        self._state = agent.initial_state(self.env.num_envs)
+        self._resetting = np.zeros(self.env.num_envs, bool)
+
+    def _rollout(self, final: list[Any], start: np.ndarray | None, device: torch.device) -> Rollout:
+        shape = (self.steps, self.env.num_envs)
+        entries = self._buffers.tensors(shape)
+        entries["reward"] = torch.from_numpy(self._reward).to(device)
+        entries["terminated"] = torch.from_numpy(self._terminated).to(device)
+        entries["truncated"] = torch.from_numpy(self._truncated).to(device)
+        if self._next_step_reset:
+            entries["valid"] = torch.from_numpy(self._valid).to(device)
+        if start is not None:
+            entries["start"] = torch.from_numpy(start).to(device)
+        assert self._x is not None
+        rollout = Rollout(
+            steps=TensorDict(entries, batch_size=shape), last_obs=clone(self._x)
+        )
+        rollout.last_state = self._state
+        if final:
+            t = np.concatenate([np.full(len(cut), t) for t, cut, _, _ in final])
+            b = np.concatenate([cut for _, cut, _, _ in final])
+            rollout.final_index = (torch.from_numpy(t).to(device), torch.from_numpy(b).to(device))
+            rollout.final_obs = concatenate([obs for _, _, obs, _ in final])
+            if self._state is not None:
+                rollout.final_state = torch.cat([state for _, _, _, state in final])
+        return rollout
+
+
+class EpisodeStatistics:
+    """Return, length and success of the last episodes, however rewards are rescaled for learning.
+
+    Args:
+        num_envs: B.
+        window: Number of episodes that averages run over.
+    """
+
+    def __init__(self, num_envs: int, window: int = 100) -> None:
+        self.returns: deque[float] = deque(maxlen=window)
+        self.lengths: deque[int] = deque(maxlen=window)
+        self.successes: deque[float] = deque(maxlen=window)
+        self.count = 0
+        self._return = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, np.int64)
+
+    def step(self, reward: np.ndarray, valid: np.ndarray | None) -> None:
+        """Add one step of every environment; `valid` leaves out the steps that were resets."""
+        if valid is None:
+            self._return += reward
+            self._length += 1
+        else:
+            self._return += reward * valid
+            self._length += valid
+
+    def finish(
+        self, done: np.ndarray, info: dict[str, Any], success_threshold: float | None
+    ) -> None:
+        """Close the episodes that ended with this step."""
+        success = read_success(info, done, self._return, success_threshold)
+        for b in np.flatnonzero(done):
+            self.returns.append(float(self._return[b]))
+            self.lengths.append(int(self._length[b]))
+            if success is not None:
+                self.successes.append(float(success[b]))
+            self.count += 1
+        self._return[done] = 0.0
+        self._length[done] = 0
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Averages over the window; empty before the first episode has ended."""
+        if not self.returns:
+            return {}
+        out = {
+            f"{prefix}/return": float(np.mean(self.returns)),
+            f"{prefix}/length": float(np.mean(self.lengths)),
+        }
+        if self.successes:
+            out[f"{prefix}/success"] = float(np.mean(self.successes))
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "successes": list(self.successes),
+            "count": self.count,
+            "return": torch.from_numpy(self._return.copy()),
+            "length": torch.from_numpy(self._length.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("returns", "lengths", "successes"):
+            values = getattr(self, name)
+            values.clear()
+            values.extend(state[name])
+        self.count = state["count"]
+        self._return = state["return"].numpy().copy()
+        self._length = state["length"].numpy().copy()
+
+
+def to_env(action: Tensor) -> np.ndarray:
+    """Actions as the vector env takes them."""
+    return action.cpu().numpy()
+
+
+def read_success(
+    info: dict[str, Any], done: np.ndarray, returns: np.ndarray, threshold: float | None
+) -> np.ndarray | None:
+    """Whether the finished episodes succeeded, `[B]`; None where nothing says so.
+
+    Taken from `info["success"]` or `info["is_success"]` of the episodes' last steps, else from the
+    return by `threshold`.
+    """
+    final = info.get("final_info", info)
+    for key in ("success", "is_success"):
+        if key in final:
+            return np.asarray(final[key], dtype=float)
+    return None if threshold is None else (returns >= threshold).astype(float)
+
+
+def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:
+    """The final observations of some environments, batched as the vector env batches."""
+    from gymnasium.vector.utils import concatenate as stack
+    from gymnasium.vector.utils import create_empty_array
+
+    space = env.single_observation_space
+    picked = [final_obs[i] for i in index]
+    return stack(space, picked, create_empty_array(space, n=len(picked), fn=np.zeros))
+
+

@@ -1,0 +1,134 @@
+"""Playing whole episodes and reporting their results, one batch an episode."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from rl_lightning.data.collector import read_success, to_env
+from rl_lightning.tree import first_row
+
+
+class EpisodeLoader:
+    """A loader of exactly `episodes` finished episodes, split evenly over the environments.
+
+    Every environment plays its share and no more: taking the first episodes to finish would favour
+    short ones. Each iteration resets the environments with the same seeds, so that validations play
+    the same episodes; with `explore` the random numbers are the same too, and training's are left
+    untouched.
+
+    Args:
+        env: Vector env.
+        acting: Context in which the agent acts; yields it.
+        episodes: Number of episodes.
+        seed: Seed of environment 0; environment i gets `seed + i`.
+        explore: Act as while training; otherwise greedily.
+        success_threshold: See `Collector`.
+        transcript_steps: Steps of the first episode to write down in full.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        acting: Callable[[], AbstractContextManager[Any]],
+        episodes: int,
+        seed: int,
+        explore: bool = False,
+        success_threshold: float | None = None,
+        transcript_steps: int = 0,
+    ) -> None:
+        self.env = env
+        self.acting = acting
+        self.episodes = episodes
+        self.seed = seed
+        self.explore = explore
+        self.success_threshold = success_threshold
+        self.transcript_steps = transcript_steps
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return self.episodes
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        began = time.perf_counter()
+        with torch.random.fork_rng(enabled=self.explore):
+            if self.explore:
+                torch.manual_seed(self.seed)
+            yield from self._play()
+        self.seconds += time.perf_counter() - began
+
+    def _play(self) -> Iterator[dict[str, Any]]:
+        env = self.env
+        count = env.num_envs
+        share, rest = divmod(self.episodes, count)
+        left = np.array([share + (b < rest) for b in range(count)])
+        next_step_reset = env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+        resetting = np.zeros(count, bool)
+        returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+        transcript: list[dict[str, Any]] | None = [] if self.transcript_steps else None
+
+        obs, info = env.reset(seed=self.seed)
+        state: Tensor | None = None
+        with self.acting() as agent:
+            state = agent.initial_state(count)
+        while left.any():
+            with self.acting() as agent:
+                x, mask = agent.preprocess(obs), agent.read_mask(info)
+                out = agent.act(x, explore=self.explore, state=state, mask=mask)
+                writing = transcript is not None and len(transcript) < self.transcript_steps
+                if writing:
+                    head = [None if v is None else first_row(v) for v in (x, state, mask)]
+                    thoughts = agent.inspect(*head)
+                    record = {"observation": readable(obs), **_plain(thoughts)}
+            action = to_env(out["action"])
+            obs, reward, terminated, truncated, info = env.step(action)
+            done = terminated | truncated
+            returns += reward * ~resetting
+            lengths += ~resetting
+            if writing:
+                assert transcript is not None
+                record |= {"action": np.asarray(action[0]).tolist(), "reward": float(reward[0])}
+                transcript.append(record)
+            state = out.get("next_state")
+            fresh = resetting if next_step_reset else done
+            if state is not None and fresh.any():
+                state = state * torch.from_numpy(~fresh).to(state)[:, None]
+            if done.any():
+                success = read_success(info, done, returns, self.success_threshold)
+                for b in np.flatnonzero(done & (left > 0)):
+                    left[b] -= 1
+                    episode = {
+                        "return": float(returns[b]),
+                        "length": int(lengths[b]),
+                        "success": float("nan") if success is None else float(success[b]),
+                        "env": int(b),
+                    }
+                    if b == 0 and transcript is not None:
+                        episode["transcript"], transcript = transcript, None
+                    yield episode
+                returns[done], lengths[done] = 0.0, 0
+            if next_step_reset:
+                resetting = done
+
+
+def readable(obs: Any) -> str:
+    """Observation of environment 0 for a human reader."""
+    if isinstance(obs, dict):
+        return "; ".join(f"{key}: {readable(value)}" for key, value in obs.items())
+    if isinstance(obs, tuple) and obs and not isinstance(obs[0], str):
+        return "; ".join(readable(value) for value in obs)
+    if isinstance(obs, tuple):
+        return obs[0]
+    array = np.asarray(obs)
+    if array[0].size > 32:
+        return f"{array.dtype} array of shape {array.shape[1:]}"
+    return np.array2string(array[0], precision=3, suppress_small=True)
+
+
+def _plain(thoughts: dict[str, Tensor]) -> dict[str, Any]:
+    return {key: value[0].float().cpu().tolist() for key, value in thoughts.items()}

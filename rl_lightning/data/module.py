@@ -1,0 +1,364 @@
+"""What all data modules share: environments, evaluation, the frame clock and exact resuming."""
+
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from gymnasium.vector import VectorEnv
+
+from rl_lightning.data.collector import Collector
+from rl_lightning.data.evaluation import EpisodeLoader
+from rl_lightning.data.snapshot import Snapshots
+from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.tree import to_device
+from rl_lightning.types import EnvSpec
+
+
+class RLDataModule(L.LightningDataModule):
+    """Environments for training and evaluation, and the count of frames.
+
+    An epoch is a fixed amount of experience, so the budget is `total_frames`: the module sets the
+    trainer's `max_epochs` to what is left of it. Frames are environment steps of all ranks.
+
+    Args:
+        env: Gymnasium id; `module:Id-v0` imports the module first.
+        num_envs: Training environments of each rank, B.
+        total_frames: Budget, in frames of all ranks together.
+        env_kwargs: Keyword arguments of the environment.
+        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
+        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
+        seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
+        success_threshold: Return from which an episode counts as a success where the environment's
+            `info` does not say.
+        val_episodes: Evaluation episodes, of all ranks together.
+        val_num_envs: Evaluation environments of each rank.
+        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
+        val_seed: Seed of evaluation environment 0, the same at every validation.
+        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
+        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+
+    Raises:
+        ConfigurationError: If the environment or a number is wrong.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        num_envs: int = 8,
+        total_frames: int = 100_000,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[WrapperSpec] | None = None,
+        vectorization: Vectorization = "sync",
+        seed: int | None = None,
+        success_threshold: float | None = None,
+        val_episodes: int = 20,
+        val_num_envs: int = 8,
+        val_env_kwargs: dict[str, Any] | None = None,
+        val_seed: int = 1_000_000,
+        val_explore: bool = False,
+        val_transcript_steps: int = 8,
+    ) -> None:
+        super().__init__()
+        positive = {
+            "num_envs": num_envs,
+            "total_frames": total_frames,
+            "val_episodes": val_episodes,
+            "val_num_envs": val_num_envs,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigurationError(f"data.{name} must be at least 1, not {value}")
+        self.env = env
+        self.num_envs = num_envs
+        self.total_frames = total_frames
+        self.env_kwargs = dict(env_kwargs or {})
+        self.wrappers: Sequence[WrapperSpec] = wrappers or []
+        self.vectorization: Vectorization = vectorization
+        self.seed = seed
+        self.success_threshold = success_threshold
+        self.val_episodes = val_episodes
+        self.val_num_envs = val_num_envs
+        self.val_env_kwargs = dict(val_env_kwargs or {})
+        self.val_seed = val_seed
+        self.val_explore = val_explore
+        self.val_transcript_steps = val_transcript_steps
+
+        self.frames = 0
+        self.collector: Collector | None = None
+        self._train_env: VectorEnv | None = None
+        self._eval_loaders: dict[str, EpisodeLoader] = {}
+        self._restored: dict[str, Any] | None = None
+        self._max_epochs: int | None = None
+        self._began: tuple[float, int] | None = None
+
+    # --- what subclasses say --------------------------------------------------------------------
+
+    @property
+    def frames_per_epoch(self) -> int:
+        """Frames of one epoch on one rank."""
+        raise NotImplementedError
+
+    @property
+    def collection_steps(self) -> int:
+        """Steps T that the collector takes at a time."""
+        raise NotImplementedError
+
+    def check(self, agent: Any) -> None:
+        """Raise `ConfigurationError` if the agent cannot be trained on these data."""
+
+    # --- environments ---------------------------------------------------------------------------
+
+    @cached_property
+    def _spare(self) -> gym.Env | VectorEnv:
+        if self.vectorization == "native":
+            return make_vector_env(self.env, 1, "native", self.env_kwargs, self.wrappers)
+        return make_env(self.env, self.env_kwargs, self.wrappers)
+
+    @cached_property
+    def spec(self) -> EnvSpec:
+        """The spaces of one environment, read off a spare one."""
+        env = self._spare
+        if isinstance(env, VectorEnv):
+            return EnvSpec(env.single_observation_space, env.single_action_space, self.env)
+        return EnvSpec(env.observation_space, env.action_space, self.env)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """Copies environment state into checkpoints, where that is possible."""
+        return Snapshots(self._spare)
+
+    def make_eval_env(self, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+        """A vector env as validation uses it."""
+        kwargs = {**self.env_kwargs, **self.val_env_kwargs}
+        return make_vector_env(
+            self.env, num_envs, self.vectorization, kwargs, self.wrappers, render_mode
+        )
+
+    @contextmanager
+    def acting(self) -> Iterator[Any]:
+        """The trainer's agent in the state in which it acts.
+
+        In eval mode and inside the precision plugin's context, because with dropout or outside
+        autocast the first ratio of PPO would not be 1; under `no_grad` and not `inference_mode`,
+        because what is collected is trained on.
+        """
+        agent = self._trainer.lightning_module
+        training = agent.training
+        agent.eval()
+        try:
+            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
+                yield agent
+        finally:
+            agent.train(training)
+
+    # --- loaders --------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("val", self.val_seed)
+
+    def test_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("test", self.val_seed + 1_000_000)
+
+    def predict_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("predict", self.val_seed + 2_000_000)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        return batch  # made on the agent's device in the first place
+
+    def start(self) -> None:
+        """Make the training environments, go on from a checkpoint if there is one, plan the run."""
+        trainer = self._trainer
+        loop = trainer.fit_loop
+        if self.collector is None:
+            self.check(trainer.lightning_module)
+            seed = self._seed() + trainer.global_rank * self.num_envs
+            if trainer.global_rank > 0:
+                # Lightning seeds all ranks alike; their actions must not be sampled alike.
+                torch.manual_seed(seed)
+            self._train_env = make_vector_env(
+                self.env, self.num_envs, self.vectorization, self.env_kwargs, self.wrappers
+            )
+            self.collector = Collector(
+                self._train_env, self.collection_steps, seed, self.success_threshold
+            )
+            self._max_epochs = loop.max_epochs
+            self._go_on()
+        self.plan(loop.epoch_progress.current.processed)
+
+    def begin_clock(self) -> None:
+        """Start measuring frames per second, once."""
+        if self._began is None:
+            self._began = (time.perf_counter(), self.frames)
+
+    def plan(self, epoch: int) -> None:
+        """Let the trainer run, from `epoch` on, for as long as the frame budget lasts."""
+        trainer = self._trainer
+        left = max(self.total_frames - self.frames, 0)
+        last = epoch + math.ceil(left / (self.frames_per_epoch * trainer.world_size))
+        limit = self._max_epochs
+        trainer.fit_loop.max_epochs = last if limit in (None, -1) else min(last, limit)
+
+    def count(self, frames: int) -> None:
+        """Add frames of this rank to the clock, and tell the agent the time."""
+        trainer = self._trainer
+        if trainer.world_size > 1:
+            total = torch.tensor(frames, device=trainer.strategy.root_device)
+            dist.all_reduce(total)
+            frames = int(total)
+        self.frames += frames
+        trainer.lightning_module.tick(
+            self.frames, min(self.frames / self.total_frames, 1.0), self.metrics()
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Statistics of data collection on this rank, for the logger."""
+        assert self.collector is not None
+        return {
+            **self.collector.episodes.metrics("train"),
+            **self._trainer.lightning_module.encoder.metrics(),
+            "time/frames": float(self.frames),
+            "time/fps": self.fps(),
+        }
+
+    def fps(self) -> float:
+        """Frames of all ranks per second of this run, evaluation left out."""
+        if self._began is None:
+            return 0.0
+        began, frames = self._began
+        evaluating = sum(loader.seconds for loader in self._eval_loaders.values())
+        return (self.frames - frames) / max(time.perf_counter() - began - evaluating, 1e-9)
+
+    def teardown(self, stage: str) -> None:
+        if self._train_env is not None:
+            self._train_env.close()
+        for loader in self._eval_loaders.values():
+            loader.env.close()
+        self.collector = self._train_env = None
+        self._eval_loaders = {}
+
+    # --- exact resuming -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
+        own = None if self.collector is None else self.rank_state()
+        ranks = [own]
+        if own is not None and self._trainer.world_size > 1:
+            ranks = [None] * self._trainer.world_size
+            dist.all_gather_object(ranks, own)
+        return {"frames": self.frames, "ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.frames = state_dict["frames"]
+        self._restored = state_dict["ranks"]
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank goes on from, as plain data and tensors."""
+        assert self.collector is not None and self._train_env is not None
+        envs = None
+        if self.snapshots.supported:
+            envs = [
+                torch.frombuffer(bytearray(state), dtype=torch.uint8)
+                for state in self.snapshots.take(self._train_env)
+            ]
+        return {
+            "num_envs": self.num_envs,
+            "rng": _rng_state(self._trainer.strategy.root_device),
+            "envs": envs,
+            "collector": self.collector.state_dict(),
+            "encoder": self._trainer.lightning_module.encoder.collection_state(),
+        }
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Restore what `rank_state` returned."""
+        assert self.collector is not None and self._train_env is not None
+        agent = self._trainer.lightning_module
+        agent.encoder.load_collection_state(state["encoder"])
+        if state["envs"] is None:
+            warnings.warn(
+                f"the state of {self.env!r} cannot be copied: training goes on with fresh episodes",
+                stacklevel=2,
+            )
+        else:
+            self.snapshots.put(self._train_env, [e.numpy().tobytes() for e in state["envs"]])
+            self.collector.load_state_dict(to_device(state["collector"], agent.device))
+        _set_rng_state(state["rng"], self._trainer.strategy.root_device)
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "the data module is not attached to a Trainer"
+        return self.trainer
+
+    def _seed(self) -> int:
+        return self.seed if self.seed is not None else torch.initial_seed() % 2**31
+
+    def _go_on(self) -> None:
+        restored, self._restored = self._restored, None
+        if not restored or restored[0] is None:
+            return
+        rank, world = self._trainer.global_rank, self._trainer.world_size
+        if len(restored) != world or restored[rank]["num_envs"] != self.num_envs:
+            warnings.warn(
+                f"the checkpoint was written by {len(restored)} ranks of "
+                f"{restored[0]['num_envs']} environments, this run has {world} of {self.num_envs}: "
+                "training goes on with fresh episodes",
+                stacklevel=2,
+            )
+            return
+        self.load_rank_state(restored[rank])
+
+    def _evaluation(self, stage: str, seed: int) -> EpisodeLoader:
+        if stage not in self._eval_loaders:
+            world, rank = self._trainer.world_size, self._trainer.global_rank
+            if self.val_episodes % world:
+                raise ConfigurationError(
+                    f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
+                    f"ranks; choose a multiple of {world}"
+                )
+            episodes = self.val_episodes // world
+            num_envs = min(self.val_num_envs, episodes)
+            self._eval_loaders[stage] = EpisodeLoader(
+                self.make_eval_env(num_envs),
+                self.acting,
+                episodes,
+                seed + rank * num_envs,
+                self.val_explore,
+                self.success_threshold,
+                self.val_transcript_steps if rank == 0 else 0,
+            )
+        return self._eval_loaders[stage]
+
+
+def _rng_state(device: torch.device) -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,234 @@
+"""The on-policy data module: collect, prepare, and hand out minibatches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.reward import RewardNorm
+from rl_lightning.data.storage import flatten_sequences, flatten_steps
+from rl_lightning.envs.make import Vectorization, WrapperSpec
+from rl_lightning.errors import ConfigurationError
+
+
+class RolloutDataModule(RLDataModule):
+    """Rollouts of T steps from B environments, in shuffled minibatches, several passes each.
+
+    Args:
+        env: Gymnasium id; `module:Id-v0` imports the module first.
+        num_envs: Training environments of each rank, B.
+        rollout_steps: Steps of one rollout in each environment, T.
+        minibatch_size: Frames of one minibatch, a divisor of `num_envs · rollout_steps`; None: the
+            whole rollout.
+        passes: Passes over each rollout ("epochs" in PPO's paper).
+        rollouts_per_epoch: Rollouts that make one epoch of the trainer, and so the grid on which
+            validation and checkpoints happen.
+        total_frames: Budget, in frames of all ranks together.
+        normalize_reward: Divide rewards by the running standard deviation of the discounted return.
+        env_kwargs: Keyword arguments of the environment.
+        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
+        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
+        seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
+        success_threshold: Return from which an episode counts as a success where the environment's
+            `info` does not say.
+        val_episodes: Evaluation episodes, of all ranks together.
+        val_num_envs: Evaluation environments of each rank.
+        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
+        val_seed: Seed of evaluation environment 0, the same at every validation.
+        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
+        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+
+    Raises:
+        ConfigurationError: If a number is wrong or does not fit the others.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        num_envs: int = 8,
+        rollout_steps: int = 128,
+        minibatch_size: int | None = None,
+        passes: int = 1,
+        rollouts_per_epoch: int = 1,
+        total_frames: int = 100_000,
+        normalize_reward: bool = False,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[WrapperSpec] | None = None,
+        vectorization: Vectorization = "sync",
+        seed: int | None = None,
+        success_threshold: float | None = None,
+        val_episodes: int = 20,
+        val_num_envs: int = 8,
+        val_env_kwargs: dict[str, Any] | None = None,
+        val_seed: int = 1_000_000,
+        val_explore: bool = False,
+        val_transcript_steps: int = 8,
+    ) -> None:
+        super().__init__(
+            env,
+            num_envs,
+            total_frames,
+            env_kwargs,
+            wrappers,
+            vectorization,
+            seed,
+            success_threshold,
+            val_episodes,
+            val_num_envs,
+            val_env_kwargs,
+            val_seed,
+            val_explore,
+            val_transcript_steps,
+        )
+        positive = {
+            "rollout_steps": rollout_steps,
+            "minibatch_size": 1 if minibatch_size is None else minibatch_size,
+            "passes": passes,
+            "rollouts_per_epoch": rollouts_per_epoch,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigurationError(f"data.{name} must be at least 1, not {value}")
+        size = num_envs * rollout_steps
+        if size % (minibatch_size or size):
+            raise ConfigurationError(
+                f"data.minibatch_size: {minibatch_size} does not divide the rollout of "
+                f"num_envs · rollout_steps = {num_envs} · {rollout_steps} = {size} frames; "
+                f"choose e.g. {_nearest_divisor(size, minibatch_size or size)}"
+            )
+        self.rollout_steps = rollout_steps
+        self.minibatch_size = minibatch_size or size
+        self.passes = passes
+        self.rollouts_per_epoch = rollouts_per_epoch
+        self.normalize_reward = normalize_reward
+        self._reward_norm: RewardNorm | None = None
+
+    @property
+    def collection_steps(self) -> int:
+        return self.rollout_steps
+
+    @property
+    def frames_per_rollout(self) -> int:
+        """Frames of one rollout on one rank, T · B."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def frames_per_epoch(self) -> int:
+        return self.frames_per_rollout * self.rollouts_per_epoch
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of one pass."""
+        return self.frames_per_rollout // self.minibatch_size
+
+    def check(self, agent: Any) -> None:
+        name = type(agent).__name__
+        if not agent.reuses_rollouts and self.passes * self.minibatches > 1:
+            raise ConfigurationError(
+                f"{name} is right for one update per rollout only; set data.passes: 1 and leave "
+                f"out data.minibatch_size (they are {self.passes} and {self.minibatch_size}), or "
+                "use PPO"
+            )
+        if self._recurrent(agent):
+            length = agent.sequence_length or self.rollout_steps
+            if self.rollout_steps % length:
+                raise ConfigurationError(
+                    f"model.sequence_length: {length} does not divide data.rollout_steps: "
+                    f"{self.rollout_steps}"
+                )
+            if self.minibatch_size % length:
+                raise ConfigurationError(
+                    f"data.minibatch_size: {self.minibatch_size} does not hold whole sequences of "
+                    f"{length} steps; choose a multiple of {length}, or set model.sequence_length"
+                )
+
+    def train_dataloader(self) -> "RolloutLoader":
+        self.start()
+        if self.normalize_reward and self._reward_norm is None:
+            self._reward_norm = RewardNorm(self.num_envs, self._trainer.lightning_module.gamma)
+        return RolloutLoader(self)
+
+    def next_batch(self) -> tuple[TensorDict, int]:
+        """Collect one rollout and prepare it.
+
+        Returns:
+            The batch and the dimension along which minibatches are drawn: steps `[T·B]` along 0, or
+            sequences `[L, n]` along 1.
+        """
+        assert self.collector is not None
+        with self.acting() as agent:
+            rollout = self.collector.collect(agent)
+            agent.encoder.synchronize()
+            steps = rollout.steps
+            valid = steps.get("valid", None)
+            if self._reward_norm is not None:
+                done = steps["terminated"] | steps["truncated"]
+                steps["reward"] = self._reward_norm(steps["reward"], done, valid)
+            batch = agent.prepare(rollout)
+        self.count(self.frames_per_rollout if valid is None else int(valid.sum()))
+        if self._recurrent(agent):
+            return flatten_sequences(batch, agent.sequence_length or self.rollout_steps), 1
+        return flatten_steps(batch), 0
+
+    def rank_state(self) -> dict[str, Any]:
+        norm = self._reward_norm
+        return {**super().rank_state(), "reward_norm": None if norm is None else norm.state_dict()}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        super().load_rank_state(state)
+        if self.normalize_reward and state["reward_norm"] is not None:
+            self._reward_norm = RewardNorm(self.num_envs, self._trainer.lightning_module.gamma)
+            self._reward_norm.load_state_dict(state["reward_norm"])
+
+    @staticmethod
+    def _recurrent(agent: Any) -> bool:
+        return agent.initial_state(1) is not None
+
+
+class RolloutLoader:
+    """Yields the minibatches of an epoch, collecting each rollout when its turn comes.
+
+    It has an exact length: without one, Lightning fetches a batch ahead, and the next rollout would
+    be collected before the last update of the one before it.
+
+    Args:
+        data: The data module.
+    """
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        data = self.data
+        return data.rollouts_per_epoch * data.passes * data.minibatches
+
+    def __iter__(self) -> Iterator[TensorDict | None]:
+        data = self.data
+        data.begin_clock()
+        for index in range(data.rollouts_per_epoch):
+            batch, dim = data.next_batch()
+            if index == data.rollouts_per_epoch - 1:
+                data.plan(data._trainer.fit_loop.epoch_progress.current.processed + 1)
+            yield from self._minibatches(batch, dim)
+
+    def _minibatches(self, batch: TensorDict, dim: int) -> Iterator[TensorDict | None]:
+        data = self.data
+        agent = data._trainer.lightning_module
+        rows = batch.batch_size[dim]
+        stopped = False
+        for _ in range(data.passes):
+            parts: Any = [batch]
+            if data.minibatches > 1 and not stopped:
+                order = torch.randperm(rows, device=agent.device)
+                shuffled = batch[order] if dim == 0 else batch[:, order]
+                parts = shuffled.split(rows // data.minibatches, dim=dim)
+            for index in range(data.minibatches):
+                # None is Lightning's way to skip a batch and still count it.
+                yield None if stopped else parts[index]
+                stopped = stopped or agent.stop_passes()
+
+
+def _nearest_divisor(size: int, wanted: int) -> int:
+    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(d - wanted))

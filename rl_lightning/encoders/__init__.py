@@ -1,0 +1,8 @@
+"""Encoders: observation → features, one file a modality."""
+
+from rl_lightning.encoders.dict import DictEncoder
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.image import ImpalaCNN, NatureCNN
+from rl_lightning.encoders.vector import MLPEncoder
+
+__all__ = ["DictEncoder", "Encoder", "ImpalaCNN", "MLPEncoder", "NatureCNN"]

@@ -1,0 +1,91 @@
+"""Observations of several parts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.types import EnvSpec, Stored
+
+
+class DictEncoder(Encoder):
+    """One encoder per entry of a `Dict` or `Tuple` space; their features are concatenated.
+
+    Args:
+        spec: Its observation space is Dict, or Tuple (whose entries are named "0", "1", …).
+        encoders: Entry name → encoder. Entries not named here are read by `default`.
+        default: Encoder of the other entries.
+        ignore: Entries to leave out.
+
+    Raises:
+        ValueError: If the space is neither Dict nor Tuple, or a name is not one of its entries.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoders: dict[str, Callable[[EnvSpec], Encoder]] | None = None,
+        default: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        ignore: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        space = spec.observation_space
+        if isinstance(space, gym.spaces.Dict):
+            entries = dict(space.spaces)
+        elif isinstance(space, gym.spaces.Tuple):
+            entries = {str(i): entry for i, entry in enumerate(space.spaces)}
+        else:
+            raise ValueError(f"DictEncoder cannot read {space}: it needs a Dict or Tuple space")
+        encoders, ignore = encoders or {}, ignore or []
+        for name in [*encoders, *ignore]:
+            if name not in entries:
+                raise ValueError(
+                    f"DictEncoder: no entry {name!r} in the observation space; it has "
+                    f"{', '.join(map(repr, entries))}"
+                )
+        self.is_tuple = isinstance(space, gym.spaces.Tuple)
+        self.parts = nn.ModuleDict(
+            {
+                name: encoders.get(name, default)(spec.with_observation_space(entry))
+                for name, entry in entries.items()
+                if name not in ignore
+            }
+        )
+        if not self.parts:
+            raise ValueError("DictEncoder: every entry of the observation space is ignored")
+        self.out_dim = sum(part.out_dim for part in self.parts.values())
+
+
+    def preprocess(self, obs: Any) -> Stored:
+        return {name: part.preprocess(self._entry(obs, name)) for name, part in self._named()}
+
+    def forward(self, x: Any) -> Tensor:
+        return torch.cat([part(x[name]) for name, part in self._named()], dim=-1)
+
+    def observe(self, obs: Any) -> None:
+        for name, part in self._named():
+            part.observe(self._entry(obs, name))
+
+    def synchronize(self) -> None:
+        for _, part in self._named():
+            part.synchronize()
+
+    def metrics(self) -> dict[str, float]:
+        return {key: value for _, part in self._named() for key, value in part.metrics().items()}
+
+    def collection_state(self) -> dict[str, Any]:
+        return {name: part.collection_state() for name, part in self._named()}
+
+    def load_collection_state(self, state: dict[str, Any]) -> None:
+        for name, part in self._named():
+            part.load_collection_state(state.get(name, {}))
+
+    def _named(self) -> Iterable[tuple[str, Encoder]]:
+        return self.parts.items()  # type: ignore[return-value]
+
+    def _entry(self, obs: Any, name: str) -> Any:
+        return obs[int(name)] if self.is_tuple else obs[name]

@@ -1,0 +1,53 @@
+"""The contract between observations and agents."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rl_lightning.types import Stored
+
+
+class Encoder(nn.Module):
+    """Observation → features, in two halves: preprocess once, forward many times.
+
+    A subclass takes an `EnvSpec` as its first constructor argument, checks that it can read
+    `spec.observation_space` (raising `ValueError` with the way out if not), and sets `out_dim`.
+    """
+
+    out_dim: int
+
+    def preprocess(self, obs: Any) -> Stored:
+        """Turn one raw vector-env observation into what storage keeps.
+
+        Runs once per environment step, without gradient. It must not depend on anything that an
+        update changes: a tuned model tokenises here, a frozen one may run its backbone.
+
+        Args:
+            obs: What the vector env returned: an array `[B, ...]`, a tuple of `B` strings, or a
+                dict or tuple of those. It may be overwritten by the next step: copy what you keep.
+
+        Returns:
+            A tensor `[B, ...]`, or a (nested) dict of such tensors; shapes after `B` never change.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Any) -> Tensor:
+        """Features of stored observations: `[N, ...]` → `[N, out_dim]`; gradient flows."""
+        raise NotImplementedError
+
+    def observe(self, obs: Any) -> None:
+        """Update running statistics with a raw observation; called once per training step only."""
+
+    def synchronize(self) -> None:
+        """Make running statistics equal on all ranks; called once per rollout."""
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log since the last call, e.g. `llm/cache_hit_rate`."""
+        return {}
+
+    def collection_state(self) -> dict[str, Any]:
+        """What exact resuming needs beyond weights (plain data and tensors), e.g. a cache."""
+        return {}
+
+    def load_collection_state(self, state: dict[str, Any]) -> None:
+        """Restore what `collection_state` returned."""

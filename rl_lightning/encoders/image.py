@@ -1,0 +1,96 @@
+"""Images: uint8 in storage, `[0, 1]` floats only inside the network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.nn.conv import impala_trunk, nature_trunk
+from rl_lightning.types import EnvSpec
+
+
+class ImageEncoder(Encoder):
+    """What the image encoders share: layout, uint8 storage, scaling.
+
+    Reads uint8 Boxes laid out as `[H, W, C]`, `[C, H, W]`, `[H, W]`, and stacks of frames of any of
+    those, `[S, H, W, C]`: the smallest of the outer axes is taken for the channels, and a stack's
+    frames become channels.
+
+    Raises:
+        ValueError: If the observation space is no uint8 image.
+    """
+
+    trunk: nn.Module
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        space = spec.observation_space
+        name = type(self).__name__
+        if not (
+            isinstance(space, gym.spaces.Box)
+            and space.dtype == np.uint8
+            and len(space.shape) in (2, 3, 4)
+        ):
+            raise ValueError(
+                f"{name} cannot read {space}: it needs a uint8 Box of 2 to 4 axes; use MLPEncoder "
+                "for vectors, or an image wrapper (AtariPreprocessing, ResizeObservation)"
+            )
+        shape = space.shape
+        self.channels_last = len(shape) == 3 and shape[2] < shape[0]
+        self.stacked = len(shape) == 4
+        self.image_shape: tuple[int, int, int]
+        if len(shape) == 2:
+            self.image_shape = (1, shape[0], shape[1])
+        elif self.stacked:
+            self.image_shape = (shape[0] * shape[3], shape[1], shape[2])
+        elif self.channels_last:
+            self.image_shape = (shape[2], shape[0], shape[1])
+        else:
+            self.image_shape = (shape[0], shape[1], shape[2])
+
+    def preprocess(self, obs: Any) -> Tensor:
+        """uint8 array `[B, ...]` → uint8 `[B, C, H, W]`."""
+        x = torch.as_tensor(obs)
+        if self.stacked:
+            x = x.permute(0, 1, 4, 2, 3)
+        elif self.channels_last:
+            x = x.permute(0, 3, 1, 2)
+        return x.reshape(len(x), *self.image_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(x.float() * (1.0 / 255.0))
+
+
+class NatureCNN(ImageEncoder):
+    """The DQN network (Mnih et al. 2015); images of at least 36×36.
+
+    Args:
+        spec: Its observation space is a uint8 image.
+        features: `out_dim`.
+    """
+
+    def __init__(self, spec: EnvSpec, features: int = 512) -> None:
+        super().__init__(spec)
+        self.trunk = nature_trunk(self.image_shape, features)
+        self.out_dim = features
+
+
+class ImpalaCNN(ImageEncoder):
+    """The residual network of IMPALA (Espeholt et al. 2018); any image size.
+
+    Args:
+        spec: Its observation space is a uint8 image.
+        features: `out_dim`.
+        channels: Channels of each residual stage.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, features: int = 256, channels: Sequence[int] = (16, 32, 32)
+    ) -> None:
+        super().__init__(spec)
+        self.trunk = impala_trunk(self.image_shape, features, channels)
+        self.out_dim = features

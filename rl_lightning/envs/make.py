@@ -1,0 +1,203 @@
+"""Making vector environments from plain data: an id, keyword arguments and wrapper names."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rl_lightning.errors import ConfigurationError
+
+Vectorization = Literal["sync", "async", "native"]
+WrapperSpec = str | dict[str, dict[str, Any] | None]
+
+# Packages that register environments on import, by what their ids start with.
+_PROVIDERS = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
+
+
+def make_env(
+    env: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[WrapperSpec] = (),
+    render_mode: str | None = None,
+) -> gym.Env:
+    """One environment with its wrappers, innermost first.
+
+    Args:
+        env: Gymnasium id; `module:id` imports the module first.
+        env_kwargs: Keyword arguments of the environment.
+        wrappers: Names, or one-entry mappings from a name to keyword arguments. A name is looked up
+            in `rl_lightning.envs`, then in `gymnasium.wrappers`; a dotted path is imported.
+        render_mode: Gymnasium render mode.
+
+    Raises:
+        ConfigurationError: If the id, a wrapper or one of their arguments is wrong.
+    """
+    _check_id(env)
+    kwargs = dict(env_kwargs or {})
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    try:
+        # The checker wraps every step and would be paid for all along; spaces are checked once by
+        # whoever reads them.
+        made = gym.make(env, disable_env_checker=True, **kwargs)
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError, gym.error.Error, ImportError) as error:
+        raise ConfigurationError(f"environment {env!r} with {kwargs}: {error}") from error
+    for wrapper in wrappers:
+        made = _wrap(made, wrapper)
+    return made
+
+
+def make_vector_env(
+    env: str,
+    num_envs: int,
+    vectorization: Vectorization = "sync",
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[WrapperSpec] = (),
+    render_mode: str | None = None,
+) -> VectorEnv:
+    """`num_envs` copies of an environment behind Gymnasium's vector interface.
+
+    Args:
+        env: Gymnasium id.
+        num_envs: B.
+        vectorization: `sync` steps them in turn; `async` gives each a process, which pays for
+            environments slower than about a millisecond a step; `native` uses the environment's own
+            vectorised implementation.
+        env_kwargs: Keyword arguments of each environment.
+        wrappers: See `make_env`; not with `native`.
+        render_mode: Gymnasium render mode.
+
+    Returns:
+        A vector env whose `metadata["autoreset_mode"]` says when finished episodes restart:
+        SAME_STEP for sync and async, NEXT_STEP for native ones. Observations may live in a buffer
+        that the next step overwrites.
+
+    Raises:
+        ConfigurationError: If anything about the description is wrong.
+    """
+    if num_envs < 1:
+        raise ConfigurationError(f"num_envs must be at least 1, not {num_envs}")
+    if vectorization == "native":
+        return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
+    make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)
+    if vectorization == "sync":
+        return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    if vectorization == "async":
+        make().close()  # a wrong configuration is reported here, not from a dead process
+        # Forking a process that has used torch's threads or tokenizers can deadlock.
+        return AsyncVectorEnv(
+            [make] * num_envs,
+            copy=False,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            context="forkserver",
+        )
+    raise ConfigurationError(f"vectorization must be sync, async or native, not {vectorization!r}")
+
+
+class _EnvFactory:
+    """`make_env` with its arguments, as something a process can be started with."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __call__(self) -> gym.Env:
+        import rl_lightning.envs  # noqa: F401  (registers our environments in a fresh process)
+
+        return make_env(*self.args)
+
+
+def _make_native(
+    env: str,
+    num_envs: int,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[WrapperSpec],
+    render_mode: str | None,
+) -> VectorEnv:
+    _check_id(env)
+    if wrappers:
+        raise ConfigurationError(
+            "vectorization: native has no single environments to wrap; leave out wrappers, or use "
+            "vectorization: sync"
+        )
+    if gym.spec(env).vector_entry_point is None:
+        raise ConfigurationError(
+            f"environment {env!r} has no vectorised implementation of its own (no "
+            "vector_entry_point); use vectorization: sync or async"
+        )
+    kwargs = dict(env_kwargs or {})
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    try:
+        made = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    except (TypeError, ValueError, gym.error.Error) as error:
+        raise ConfigurationError(f"environment {env!r} with {kwargs}: {error}") from error
+    made.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, **made.metadata}
+    return made
+
+
+def _check_id(env: str) -> None:
+    for prefix, package in _PROVIDERS.items():
+        if env.startswith(prefix) and env not in gym.registry:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ConfigurationError(
+                    f"environment {env!r} needs the package {package}: pip install {package}"
+                ) from error
+            if package == "ale_py":
+                gym.register_envs(importlib.import_module(package))
+    try:
+        gym.spec(env)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"environment {env!r}: {error}") from error
+    except gym.error.Error as error:
+        raise ConfigurationError(
+            f"unknown environment {env!r}: {error} "
+            "(an environment of your own is named module:Id-v0, and importing module registers it)"
+        ) from error
+
+
+def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
+    if isinstance(wrapper, str):
+        name, kwargs = wrapper, {}
+    elif isinstance(wrapper, Mapping) and len(wrapper) == 1:
+        name, kwargs = next(iter(wrapper.items()))
+        kwargs = dict(kwargs or {})
+    else:
+        raise ConfigurationError(
+            f"wrappers: {wrapper!r} must be a name or a mapping from one name to its arguments"
+        )
+    cls = _find_wrapper(name)
+    try:
+        inspect.signature(cls).bind(env, **kwargs)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"wrapper {name}: {error}; it takes {inspect.signature(cls)}"
+        ) from error
+    try:
+        return cls(env, **kwargs)
+    except (TypeError, ValueError, AssertionError, gym.error.Error, ImportError) as error:
+        raise ConfigurationError(f"wrapper {name} with {kwargs}: {error}") from error
+
+
+def _find_wrapper(name: str) -> Callable[..., gym.Env]:
+    import rl_lightning.envs as own
+
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"wrapper {name!r} cannot be imported: {error}") from error
+    for place in (own, gym.wrappers):
+        if hasattr(place, name):
+            return getattr(place, name)
+    raise ConfigurationError(
+        f"unknown wrapper {name!r}: neither rl_lightning.envs nor gymnasium.wrappers has it; "
+        "name your own by its dotted path, package.module.Class"
+    )

@@ -1,0 +1,16 @@
+"""Text observations: the one character set that every text space of rl_lightning uses."""
+
+import gymnasium as gym
+
+# `AsyncVectorEnv` sends text through shared memory as indices into this set.
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+
+
+def text_space(max_length: int) -> gym.spaces.Text:
+    """The space of printable ASCII texts of at most `max_length` characters, newlines included."""
+    return gym.spaces.Text(max_length, min_length=0, charset=PRINTABLE)
+
+
+def is_printable(text: str) -> bool:
+    """Whether every character of `text` is in `PRINTABLE`."""
+    return text.isascii() and text.replace("\n", "").isprintable()

@@ -1,0 +1,223 @@
+"""Encoder, optional memory, action head and value head, as one small object."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from rl_lightning.distributions import DiagonalGaussian
+from rl_lightning.nn.heads import make_head
+from rl_lightning.nn.memory import Memory, Recurrent
+from rl_lightning.nn.mlp import Activation, mlp, orthogonal_
+from rl_lightning.returns import next_values
+from rl_lightning.types import EnvSpec, Rollout, Stored
+
+
+class Evaluation(NamedTuple):
+    """What a loss needs of the current policy, each `[N]`, with gradient."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+class ActorCritic(nn.Module):
+    """Policy π(a|s) and value V(s) over an encoder.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder from the spec.
+        share_encoder: Whether the critic reads the actor's encoder (and memory); otherwise it gets
+            its own, unless nothing in the encoder is trained.
+        hidden: Widths of the layers between features and each head; actor and critic have their own.
+        activation: Activation of those layers.
+        recurrent: Put an LSTM or GRU between encoder and heads; None for none.
+        recurrent_size: Its hidden units.
+        squash: For Box actions: squash by tanh into the bounds instead of clipping to them.
+        log_std_init: For Box actions: initial log standard deviation.
+        critic: Whether there is a value head.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        share_encoder: bool = True,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        recurrent: Recurrent | None = None,
+        recurrent_size: int = 64,
+        squash: bool = False,
+        log_std_init: float = 0.0,
+        critic: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder(spec)
+        encoder_learns = any(p.requires_grad for p in self.encoder.parameters())
+        separate = critic and not share_encoder
+        self.critic_encoder = encoder(spec) if separate and encoder_learns else None
+
+        def memory() -> Memory | None:
+            return Memory(self.encoder.out_dim, recurrent_size, recurrent) if recurrent else None
+
+        self.memory = memory()
+        self.critic_memory = memory() if separate else None
+        features = self.memory.out_dim if self.memory else self.encoder.out_dim
+        head_in = hidden[-1] if hidden else features
+        self.actor = mlp(features, hidden, activation)
+        self.action_head = make_head(spec.action_space, head_in, squash, log_std_init)
+        self.critic = (
+            nn.Sequential(
+                *mlp(features, hidden, activation), orthogonal_(nn.Linear(head_in, 1), gain=1.0)
+            )
+            if critic
+            else None
+        )
+        # A critic that costs little on its own is evaluated once per rollout, in one batch, instead
+        # of once per step. With a trained shared encoder or a memory the step has done the work.
+        reuses_features = share_encoder and encoder_learns
+        self.value_while_acting = critic and (reuses_features or self.memory is not None)
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the recurrent state; 0 without memory."""
+        return sum(m.state_dim for m in (self.memory, self.critic_memory) if m is not None)
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Choose actions.
+
+        Args:
+            x: Preprocessed observations, `[B, ...]`.
+            explore: Sample; otherwise take the most likely action.
+            state: Recurrent state, `[B, state_dim]`; zero if not given.
+            mask: Allowed actions, bool `[B, A]`.
+
+        Returns:
+            `action` (what the environment gets), `log_prob` `[B]`; `latent` where it is not the
+            action itself; `value` `[B]` where acting computes it anyway; `next_state`.
+        """
+        actor, critic, next_state = self._features(x, state)
+        distribution = self.action_head(self.actor(actor), mask)
+        latent = distribution.sample() if explore else distribution.mode()
+        out = {
+            "action": self.action_head.to_action(latent),
+            "log_prob": distribution.log_prob(latent),
+        }
+        if not self.action_head.latent_is_action:
+            out["latent"] = latent
+        if self.value_while_acting:
+            out["value"] = self._value(critic)
+        if next_state is not None:
+            out["next_state"] = next_state
+        return out
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`probabilities` `[B, A]` or `mean` and `std` of π(·|s), and `value` `[B]` with a critic."""
+        actor, critic, _ = self._features(x, state)
+        distribution = self.action_head(self.actor(actor), mask)
+        out = (
+            {"mean": distribution.mean, "std": distribution.log_std.exp()}
+            if isinstance(distribution, DiagonalGaussian)
+            else {"probabilities": distribution.probabilities()}
+        )
+        if self.critic is not None:
+            out["value"] = self._value(critic)
+        return out
+
+    def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
+        """V(s) of preprocessed observations `[N, ...]`, `[N]`."""
+        return self._value(self._features(x, state)[1])
+
+    def evaluate(self, batch: TensorDict) -> Evaluation:
+        """Re-evaluate stored actions under the current weights.
+
+        Args:
+            batch: `[N]` rows; with memory `[L, n]` sequences with `state` (row 0 counts) and `start`.
+
+        Returns:
+            Values for all N = L·n rows, in row-major order; `value` is zero without critic.
+        """
+        x, mask = batch["obs"], batch.get("action_mask", None)
+        latent = batch.get("latent", None)
+        if latent is None:
+            latent = batch["action"]
+        if self.memory is None:
+            actor, critic, _ = self._features(x, None)
+        else:
+            actor, critic = self._sequence_features(batch)
+            latent, mask = latent.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+        distribution = self.action_head(self.actor(actor), mask)
+        log_prob = distribution.log_prob(latent)
+        value = self._value(critic) if self.critic is not None else torch.zeros_like(log_prob)
+        return Evaluation(log_prob, distribution.entropy(), value)
+
+    def rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """V(sₜ) and V(sₜ₊₁) of every step of a rollout, both float32 `[T, B]`, without gradient.
+
+        sₜ₊₁ is what the step led to: the final observation where an episode was truncated.
+        """
+        steps = rollout.steps
+        value = steps.get("value", None)
+        if value is None:
+            flat = steps["obs"].flatten(0, 1)
+            value = self.value(flat).view(steps.batch_size)  # (T, B)
+        last_value = self.value(rollout.last_obs, rollout.last_state)
+        final_value = None
+        if rollout.final_obs is not None:
+            final_value = self.value(rollout.final_obs, rollout.final_state)
+        return value, next_values(value, last_value, rollout.final_index, final_value)
+
+    @staticmethod
+    def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:
+        """What a loss reads of a rollout, `[T, B]`: the keys of `evaluate`, `log_prob`, `valid`, and
+        what the agent computed."""
+        keep = ("obs", "action", "latent", "log_prob", "action_mask", "valid", "state", "start")
+        return steps.select(*keep, strict=False).update(computed)
+
+    def _features(
+        self, x: Stored, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Actor features `[N, D]`, critic features `[N, D]`, next recurrent state."""
+        actor = self.encoder(x)
+        critic = actor if self.critic_encoder is None else self.critic_encoder(x)
+        if self.memory is None:
+            return actor, critic, None
+        if state is None:
+            state = actor.new_zeros(actor.shape[0], self.state_dim, dtype=torch.float32)
+        if self.critic_memory is None:
+            actor, state = self.memory.step(actor, state)
+            return actor, actor, state
+        own, other = state.split([self.memory.state_dim, self.critic_memory.state_dim], dim=-1)
+        actor, own = self.memory.step(actor, own)
+        critic, other = self.critic_memory.step(critic, other)
+        return actor, critic, torch.cat([own, other], dim=-1)
+
+    def _sequence_features(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """The same for `[L, n]` sequences, flattened to `[L·n, D]`."""
+        assert self.memory is not None
+        length, columns = batch.batch_size
+        flat = batch["obs"].flatten(0, 1)
+        state, start = batch["state"][0], batch["start"]
+        actor = self.encoder(flat)
+        critic = actor if self.critic_encoder is None else self.critic_encoder(flat)
+        if self.critic_memory is None:
+            out = self.memory.sequence(actor.view(length, columns, -1), state, start)
+            return out.flatten(0, 1), out.flatten(0, 1)
+        own, other = state.split([self.memory.state_dim, self.critic_memory.state_dim], dim=-1)
+        actor = self.memory.sequence(actor.view(length, columns, -1), own, start)
+        critic = self.critic_memory.sequence(critic.view(length, columns, -1), other, start)
+        return actor.flatten(0, 1), critic.flatten(0, 1)
+
+    def _value(self, features: Tensor) -> Tensor:
+        assert self.critic is not None, "this policy was built without a critic"
+        return self.critic(features).squeeze(-1).float()

@@ -1,0 +1,43 @@
+"""Small fully connected parts."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def orthogonal_(layer: M, gain: float = math.sqrt(2.0)) -> M:
+    """Initialise a layer's weight orthogonally and its bias with zero (Engstrom et al. 2020)."""
+    nn.init.orthogonal_(layer.weight, gain)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def mlp(in_dim: int, hidden: Sequence[int], activation: Activation = "tanh") -> nn.Sequential:
+    """Linear → activation, once per entry of `hidden`: `[N, in_dim]` → `[N, hidden[-1]]`.
+
+    An empty `hidden` is the identity.
+
+    Raises:
+        ValueError: If a width is not positive or the activation is unknown.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    layers: list[nn.Module] = []
+    for width in hidden:
+        if width < 1:
+            raise ValueError(f"hidden must hold positive widths, not {list(hidden)}")
+        layers += [orthogonal_(nn.Linear(in_dim, width)), ACTIVATIONS[activation]()]
+        in_dim = width
+    return nn.Sequential(*layers)

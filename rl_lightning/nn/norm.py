@@ -1,0 +1,108 @@
+"""Running mean and variance, kept equal on all ranks."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of a stream of vectors, merged batch by batch in float64.
+
+    The parallel update of Chan, Golub & LeVeque (1983). Between two calls of `synchronize` each rank
+    goes on from the shared statistics with what it saw itself; `synchronize` merges what all ranks
+    saw since. Statistics of rank 0 are never just broadcast: that would throw the others' data away.
+
+    Args:
+        size: D; 0 for scalars.
+    """
+
+    moments: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # Rows: count, mean, sum of squared deviations.
+        self.register_buffer("moments", torch.zeros(3, size, dtype=torch.float64))
+        self._shared = self.moments.clone()
+        self._pending = self.moments.clone()
+
+    @property
+    def mean(self) -> Tensor:
+        """`[D]`, float64."""
+        return self.moments[1]
+
+    @property
+    def variance(self) -> Tensor:
+        """`[D]`, float64; 1 before anything was seen."""
+        count, _, squares = self.moments
+        return torch.where(count > 0, squares / count.clamp(min=1.0), 1.0)
+
+    def update(self, x: Tensor) -> None:
+        """Take in a batch `[N, D]`."""
+        batch = _moments_of(x)
+        self.moments.copy_(_merge(self.moments, batch))
+        if _world_size() > 1:
+            self._pending = _merge(self._pending.to(batch.device), batch)
+
+    def synchronize(self) -> None:
+        """Merge what every rank saw since the last call; afterwards all ranks agree bit for bit."""
+        if _world_size() > 1:
+            pending = [torch.empty_like(self._pending) for _ in range(_world_size())]
+            dist.all_gather(pending, self._pending)
+            merged = self._shared.to(self._pending.device)
+            for moments in pending:
+                merged = _merge(merged, moments)
+            self.moments.copy_(merged)
+            self._pending = torch.zeros_like(self._pending)
+        self._shared = self.moments.clone()
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._shared = self.moments.clone()
+        self._pending = torch.zeros_like(self.moments)
+
+
+class RunningNorm(nn.Module):
+    """(x − running mean) / running std, clipped to ±`clip`.
+
+    Args:
+        size: D.
+        clip: Largest magnitude of a normalised value.
+    """
+
+    def __init__(self, size: int, clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        self.running = RunningMoments(size)
+
+    def update(self, x: Tensor) -> None:
+        """Take in a batch `[N, D]`."""
+        self.running.update(x)
+
+    def synchronize(self) -> None:
+        self.running.synchronize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, D]` → `[N, D]`, float32."""
+        scale = (self.running.variance + 1e-8).rsqrt().float()
+        return ((x - self.running.mean.float()) * scale).clamp(-self.clip, self.clip)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _moments_of(x: Tensor) -> Tensor:
+    x = x.double()
+    mean = x.mean(0)
+    return torch.stack(
+        [torch.full_like(mean, x.shape[0]), mean, (x - mean).square_().sum(0)]
+    )  # (3, D)
+
+
+def _merge(a: Tensor, b: Tensor) -> Tensor:
+    count = a[0] + b[0]
+    share = b[0] / count.clamp(min=1.0)
+    delta = b[1] - a[1]
+    return torch.stack(
+        [count, a[1] + delta * share, a[2] + b[2] + delta.square() * a[0] * share]
+    )

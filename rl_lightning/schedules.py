@@ -1,0 +1,25 @@
+"""Schedules: a factor in [0, 1] as a function of training progress in [0, 1]."""
+
+import math
+from typing import Literal
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def factor(schedule: Schedule, progress: float) -> float:
+    """The factor a scheduled value is multiplied by.
+
+    Args:
+        schedule: `constant` (always 1), `linear` (1 → 0) or `cosine` (1 → 0, half a period).
+        progress: Share of the frame budget that is used up; values outside [0, 1] are clamped.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    match schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case _:
+            raise ValueError(f"schedule must be constant, linear or cosine, not {schedule!r}")

@@ -1,0 +1,48 @@
+"""The few operations on stored observations: a tensor, or a nested mapping of tensors."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_lightning.types import Stored
+
+
+def rows(x: Stored, index: np.ndarray) -> Stored:
+    """Some rows of a stored batch: `[B, ...]` → `[len(index), ...]`."""
+    if isinstance(x, Tensor):
+        return x[torch.from_numpy(index)]
+    return {key: rows(value, index) for key, value in x.items()}
+
+
+def clone(x: Stored) -> Stored:
+    """A copy that no environment's buffer stands behind."""
+    if isinstance(x, Tensor):
+        return x.clone()
+    return {key: clone(value) for key, value in x.items()}
+
+
+def concatenate(parts: Sequence[Stored]) -> Stored:
+    """Stack stored batches along their rows."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))  # type: ignore[arg-type]
+    return {key: concatenate([part[key] for part in parts]) for key in parts[0]}  # type: ignore
+
+
+def to_device(x: Stored, device: torch.device) -> Stored:
+    """The stored batch on a device; itself if it is there already."""
+    if isinstance(x, Tensor):
+        return x if x.device == device else x.to(device)
+    if not isinstance(x, Mapping):
+        raise TypeError(
+            f"an encoder's preprocess must return a tensor or a mapping of tensors, not {type(x)}"
+        )
+    return {key: to_device(value, device) for key, value in x.items()}
+
+
+def first_row(x: Stored) -> Stored:
+    """`[B, ...]` → `[1, ...]`."""
+    if isinstance(x, Tensor):
+        return x[:1]
+    return {key: first_row(value) for key, value in x.items()}

@@ -1,0 +1,166 @@
+"""The vocabulary every layer shares.
+
+Shape legend, used in every docstring and trailing comment:
+
+    T  steps of a rollout          B  parallel environments
+    N  rows of a batch             D  features of an encoder
+    A  action dimensions / logits  L  tokens, or steps of a recurrent sequence
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+# What `Encoder.preprocess` returns and storage holds: a tensor, or a nested mapping of tensors.
+Stored = Tensor | Mapping[str, Any]
+
+
+class EnvSpec:
+    """What an agent must know of its environment: the two *single* (unbatched) spaces and its id.
+
+    A plain class on purpose: jsonargparse re-parses dataclasses, and `torch.load(weights_only=True)`
+    restores a plain class whose state is plain data. Spaces travel as plain data (`space_to_data`),
+    so that a checkpoint never unpickles a third-party space.
+
+    Args:
+        observation_space: Space of one observation of one environment.
+        action_space: Space of one action of one environment.
+        id: Gymnasium id, for messages only.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, id: str = "environment"
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.id = id
+
+    def with_observation_space(self, space: gym.Space) -> "EnvSpec":
+        """The same environment seen through `space`, e.g. one entry of a `Dict`."""
+        return EnvSpec(space, self.action_space, self.id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "observation_space": space_to_data(self.observation_space),
+            "action_space": space_to_data(self.action_space),
+            "id": self.id,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.observation_space = space_from_data(state["observation_space"])
+        self.action_space = space_from_data(state["action_space"])
+        self.id = state["id"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EnvSpec) and (
+            self.observation_space == other.observation_space
+            and self.action_space == other.action_space
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"EnvSpec({self.id!r}, {self.observation_space}, {self.action_space})"
+
+
+torch.serialization.add_safe_globals([EnvSpec])
+
+
+@dataclass
+class Rollout:
+    """One on-policy rollout, as the collector hands it to `Agent.prepare`.
+
+    Attributes:
+        steps: TensorDict `[T, B]` with `obs`, `reward` (float32), `terminated`, `truncated` (bool)
+            and every key the agent's `act` returned; `action_mask` and `valid` only where the
+            environment has them. `valid` is False on steps that a NEXT_STEP vector env spent on a reset.
+        last_obs: Preprocessed observation after the last step, `[B, ...]`.
+        last_state: Recurrent state that belongs to `last_obs`, `[B, H]`, or None.
+        final_obs: Preprocessed final observations of the truncated episodes, `[F, ...]`, or None.
+        final_index: Their `(t, b)` positions, two int64 tensors `[F]`.
+        final_state: Recurrent state that belongs to `final_obs`, `[F, H]`, or None.
+    """
+
+    steps: TensorDict
+    last_obs: Stored
+    last_state: Tensor | None = None
+    final_obs: Stored | None = None
+    final_index: tuple[Tensor, Tensor] | None = None
+    final_state: Tensor | None = None
+
+
+def space_to_data(space: gym.Space) -> dict[str, Any]:
+    """Describe a Gymnasium space by plain data and tensors (the inverse of `space_from_data`).
+
+    Raises:
+        TypeError: For a space that has no such description.
+    """
+    s = gym.spaces
+    if isinstance(space, s.Box):
+        return {
+            "kind": "Box",
+            "low": torch.from_numpy(space.low.copy()),
+            "high": torch.from_numpy(space.high.copy()),
+            "dtype": np.dtype(space.dtype).name,
+        }
+    if isinstance(space, s.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, s.MultiDiscrete):
+        return {
+            "kind": "MultiDiscrete",
+            "nvec": torch.from_numpy(np.asarray(space.nvec, dtype=np.int64)),
+            "start": torch.from_numpy(np.asarray(space.start, dtype=np.int64)),
+        }
+    if isinstance(space, s.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, s.Text):
+        return {
+            "kind": "Text",
+            "min_length": int(space.min_length),
+            "max_length": int(space.max_length),
+            "charset": "".join(space.character_list),
+        }
+    if isinstance(space, s.Dict):
+        return {"kind": "Dict", "spaces": {k: space_to_data(v) for k, v in space.items()}}
+    if isinstance(space, s.Tuple):
+        return {"kind": "Tuple", "spaces": [space_to_data(v) for v in space]}
+    if type(space).__name__ == "MissionSpace":  # minigrid's instructions: text by another name
+        return {"kind": "Text", "min_length": 0, "max_length": 1024, "charset": PRINTABLE}
+    raise TypeError(
+        f"cannot describe a space of type {type(space).__name__}: use Box, Discrete, MultiDiscrete, "
+        "MultiBinary, Text, Dict or Tuple, or wrap the environment so that it does"
+    )
+
+
+def space_from_data(data: Mapping[str, Any]) -> gym.Space:
+    """Rebuild the Gymnasium space that `space_to_data` described."""
+    s = gym.spaces
+    match data["kind"]:
+        case "Box":
+            low, high = data["low"].numpy(), data["high"].numpy()
+            return s.Box(low, high, dtype=np.dtype(data["dtype"]).type)
+        case "Discrete":
+            return s.Discrete(data["n"], start=data["start"])
+        case "MultiDiscrete":
+            return s.MultiDiscrete(data["nvec"].numpy(), start=data["start"].numpy())
+        case "MultiBinary":
+            return s.MultiBinary(data["shape"])
+        case "Text":
+            return s.Text(
+                data["max_length"], min_length=data["min_length"], charset=data["charset"]
+            )
+        case "Dict":
+            return s.Dict({k: space_from_data(v) for k, v in data["spaces"].items()})
+        case "Tuple":
+            return s.Tuple([space_from_data(v) for v in data["spaces"]])
+        case kind:
+            raise ValueError(f"unknown kind of space: {kind!r}")
+
+
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
