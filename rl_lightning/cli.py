@@ -8,16 +8,19 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import rl_lightning
 import rl_lightning.envs
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.explain import one_sentence, root_message
 
 # Lightning remarks that are right in general and wrong here.
 _NOISE = (
@@ -29,6 +32,15 @@ _NOISE = (
     "module.* in eval mode",  # a language model is kept in eval mode on purpose
     "litlogger",
 )
+
+
+class _Parser(LightningArgumentParser):
+    """Reports a mistake in one sentence instead of the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a nested parser: the outermost one reports
+            super().error(message, ex)
+        _fail(one_sentence(message))
 
 
 class RLCLI(LightningCLI):
@@ -54,7 +66,7 @@ class RLCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, OSError, ImportError, MisconfigurationException) as error:
             # Constructors check their arguments and say what is wrong.
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(root_message(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         checkpoint = self._get(self.config_init, "checkpoint")
@@ -107,12 +119,15 @@ class RLCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; exits with status 2 and one sentence on a wrong configuration."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # `${seed_everything}` means the same in a file whether or not a subcommand stands above it.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in _NOISE:
         warnings.filterwarnings("ignore", f".*{message}.*")
     try:
         RLCLI(
             Agent,
             RLDataModule,
+            parser_class=_Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

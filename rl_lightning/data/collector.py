@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl_lightning.data.storage import Buffers
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.tree import clone, concatenate, rows
+from rl_lightning.tree import clone, concatenate, rows, to_device
 from rl_lightning.types import Rollout, Stored
 
 
@@ -134,9 +134,12 @@ class Collector:
             "episodes": self.episodes.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from `state_dict`; the environments must have been put back too."""
-        self._x, self._mask, self._state = state["x"], state["mask"], state["state"]
+        self._x, self._mask, self._state = (
+            None if state[key] is None else to_device(state[key], device)
+            for key in ("x", "mask", "state")
+        )
         self._resetting = state["resetting"].numpy().copy()
         self.episodes.load_state_dict(state["episodes"])
 

@@ -21,7 +21,6 @@ from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec
 
 
@@ -293,7 +292,7 @@ class RLDataModule(L.LightningDataModule):
             )
         else:
             self.snapshots.put(self._train_env, [e.numpy().tobytes() for e in state["envs"]])
-            self.collector.load_state_dict(to_device(state["collector"], agent.device))
+            self.collector.load_state_dict(state["collector"], agent.device)
         _set_rng_state(state["rng"], self._trainer.strategy.root_device)
 
     # --- helpers --------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def _make_native(
             "vectorization: native has no single environments to wrap; leave out wrappers, or use "
             "vectorization: sync"
         )
-    if gym.spec(env).vector_entry_point is None:
+    if gym.spec(env.rpartition(":")[2]).vector_entry_point is None:
         raise ConfigurationError(
             f"environment {env!r} has no vectorised implementation of its own (no "
             "vector_entry_point); use vectorization: sync or async"
@@ -151,9 +151,12 @@ def _check_id(env: str) -> None:
                 ) from error
             if package == "ale_py":
                 gym.register_envs(importlib.import_module(package))
+    module, _, name = env.rpartition(":")
     try:
-        gym.spec(env)
-    except ModuleNotFoundError as error:
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except ImportError as error:
         raise ConfigurationError(f"environment {env!r}: {error}") from error
     except gym.error.Error as error:
         raise ConfigurationError(
