@@ -8,7 +8,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rl_lightning.agents import A2C, PPO, REINFORCE, Agent
     from rl_lightning.data import RolloutDataModule
-    from rl_lightning.encoders import DictEncoder, Encoder, ImpalaCNN, MLPEncoder, NatureCNN
+    from rl_lightning.encoders import (
+        DictEncoder,
+        Encoder,
+        ImpalaCNN,
+        LLMEncoder,
+        MLPEncoder,
+        NatureCNN,
+    )
     from rl_lightning.nn import ActorCritic
     from rl_lightning.types import EnvSpec
 

@@ -3,6 +3,7 @@
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.image import ImpalaCNN, NatureCNN
+from rl_lightning.encoders.text import LLMEncoder
 from rl_lightning.encoders.vector import MLPEncoder
 
-__all__ = ["DictEncoder", "Encoder", "ImpalaCNN", "MLPEncoder", "NatureCNN"]
+__all__ = ["DictEncoder", "Encoder", "ImpalaCNN", "LLMEncoder", "MLPEncoder", "NatureCNN"]

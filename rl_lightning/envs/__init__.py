@@ -2,10 +2,17 @@
 
 import gymnasium as gym
 
+from rl_lightning.envs.describe import Describe, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
 from rl_lightning.envs.wrappers import SelectObservation
 
 if "TextMaze-v0" not in gym.registry:
     gym.register("TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")
 
-__all__ = ["SelectObservation", "make_env", "make_vector_env"]
+__all__ = [
+    "Describe",
+    "SelectObservation",
+    "make_env",
+    "make_vector_env",
+    "register_describer",
+]

@@ -88,10 +88,14 @@ def make_vector_env(
     if vectorization == "sync":
         return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization == "async":
-        make().close()  # a wrong configuration is reported here, not from a dead process
+        spare = make()  # a wrong configuration is reported here, not from a dead process
+        # Gymnasium reads text from shared memory once and returns those blanks for ever.
+        shared_memory = not _holds_text(spare.observation_space)
+        spare.close()
         # Forking a process that has used torch's threads or tokenizers can deadlock.
         return AsyncVectorEnv(
             [make] * num_envs,
+            shared_memory=shared_memory,
             copy=False,
             autoreset_mode=AutoresetMode.SAME_STEP,
             context="forkserver",
@@ -138,6 +142,14 @@ def _make_native(
         raise ConfigurationError(f"environment {env!r} with {kwargs}: {error}") from error
     made.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, **made.metadata}
     return made
+
+
+def _holds_text(space: gym.Space) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        return any(_holds_text(part) for part in space.spaces.values())
+    if isinstance(space, gym.spaces.Tuple):
+        return any(_holds_text(part) for part in space.spaces)
+    return not isinstance(space, gym.spaces.Box | gym.spaces.Discrete) and space.shape is None
 
 
 def _check_id(env: str) -> None:

@@ -1,8 +1,11 @@
-"""Text observations: the one character set that every text space of rl_lightning uses."""
+"""Text observations: the one character set that every text space of rl_lightning uses.
+
+Give `AsyncVectorEnv` `shared_memory=False` with them: Gymnasium 1.4 reads texts from shared memory
+once, when it is built, and from then on returns those blanks.
+"""
 
 import gymnasium as gym
 
-# `AsyncVectorEnv` sends text through shared memory as indices into this set.
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 
 

@@ -6,128 +6,50 @@ language model encodes each of them once.
 """
 
 import math
-import random
 from functools import cache
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import DependencyNotInstalled, ResetNeeded
 
+from rl_lightning.envs.maze import WALL, draw_map, draw_picture, make_layout
 from rl_lightning.envs.text import text_space
 
-DIRECTIONS = ("north", "east", "south", "west")
-WALL = -1  # in the list of cells, where every other value counts visits
-# Indexed by such a value: new, visited once, twice, at least three times; WALL takes the last.
+# Indexed by the visits to a cell: none, one, two, at least three; WALL is -1 and takes the last.
 WITH_MEMORY = ("new", "once", "twice", "often", "wall")
 WITHOUT_MEMORY = ("open", "open", "open", "open", "wall")
 OFTEN = 3
-ATTEMPTS = 1000
-
-PIXELS = 32  # per cell
-WALLS, TRAIL = (52, 58, 64), ((248, 249, 250), (208, 235, 255), (165, 216, 255), (116, 192, 252))
-START, EXIT, AGENT = (255, 212, 59), (81, 207, 102), (224, 49, 49)
-PALETTE = np.array([WALLS, *TRAIL, START, EXIT], dtype=np.uint8)
 
 
-class Layout(NamedTuple):
-    """One maze. Cells are numbered row by row on the grid *with* its border, `size + 2` cells wide.
-
-    Attributes:
-        walls: Whether each of the `(size + 2)²` cells is blocked; the border is.
-        start: Cell in which the agent starts.
-        exit: Cell to reach.
-        shortest: Steps on the shortest path from start to exit.
-    """
-
-    walls: tuple[bool, ...]
-    start: int
-    exit: int
-    shortest: int
-
-
-def make_layout(size: int, density: float, layout_seed: int) -> Layout:
-    """Draw a solvable maze: a pure function of its three arguments.
-
-    Start, exit and `round(density * size²)` obstacles are drawn uniformly, and drawn again until a
-    path of at least two steps joins start and exit; of one step after half of the attempts.
-
-    Args:
-        size: Rows and columns, without the border.
-        density: Fraction of cells that are obstacles, in [0, 1).
-        layout_seed: Seed of the drawing, not negative.
-
-    Raises:
-        ValueError: If no solvable maze turns up in `ATTEMPTS` draws.
-    """
-    # Not NumPy's generator: of Python's, `seed` and `random` are promised never to change, so
-    # a held-out range means the same mazes everywhere. `sample` and `shuffle` promise nothing.
-    rng = random.Random(int(layout_seed))
-    width = size + 2
-    inside = [row * width + column for row in range(1, size + 1) for column in range(1, size + 1)]
-    free = size * size - round(density * size * size)
-    for attempt in range(ATTEMPTS if free >= 2 else 0):
-        order = sorted(inside, key=lambda _: rng.random())
-        walls = [True] * width**2
-        for cell in order[:free]:
-            walls[cell] = False
-        shortest = _shortest_path(walls, width, order[0], order[1])
-        if shortest >= (2 if attempt < ATTEMPTS // 2 else 1):
-            return Layout(tuple(walls), order[0], order[1], shortest)
-    raise ValueError(
-        f"density={density} gives no solvable maze of size={size} (layout_seed={layout_seed}, "
-        f"{ATTEMPTS} draws); choose a lower density, such as 0.25"
-    )
-
-
-def _shortest_path(walls: list[bool], width: int, start: int, goal: int) -> int:
-    """Steps of the shortest path, by breadth-first search; 0 if there is none."""
-    seen = walls.copy()
-    seen[start] = True
-    frontier, steps = [start], 0
-    while frontier:
-        steps += 1
-        reached = []
-        for cell in frontier:
-            for nearby in (cell - width, cell + 1, cell + width, cell - 1):
-                if nearby == goal:
-                    return steps
-                if not seen[nearby]:
-                    seen[nearby] = True
-                    reached.append(nearby)
-        frontier = reached
-    return 0
-
-
-def _neighbour_table(memory: bool) -> tuple[tuple[str, ...], ...]:
-    """What the text says of each neighbour, indexed by direction and by its visits or WALL."""
+def neighbour_table(memory: bool) -> tuple[tuple[str, ...], ...]:
+    """What a text says of a neighbour: first index direction, second min(visits, OFTEN) or WALL."""
     words = WITH_MEMORY if memory else WITHOUT_MEMORY
-    north, east, south, west = DIRECTIONS
     return (
-        tuple(f"{word.capitalize()} {north}, " for word in words),
-        tuple(f"{word} {east}, " for word in words),
-        tuple(f"{word} {south}, " for word in words),
-        tuple(f"{word} {west}. " for word in words),
+        tuple(f"{word.capitalize()} north, " for word in words),
+        tuple(f"{word} east, " for word in words),
+        tuple(f"{word} south, " for word in words),
+        tuple(f"{word} west. " for word in words),
     )
 
 
 @cache
-def _exit_sentence(south: int, east: int) -> str:
-    """Where the exit lies, `south` rows and `east` columns from the agent (both may be negative)."""
+def exit_sentence(south: int, east: int) -> str:
+    """Where the exit lies: `south` rows and `east` columns from the agent, or minus as many."""
+    distance = {0: "", 1: "near"}
     parts = []
     if south:
-        parts.append(f"{_distance(south)} {'south' if south > 0 else 'north'}")
+        word = distance.get(abs(south), "far")
+        parts.append(f"{word} south" if south > 0 else f"{word} north")
     if east:
-        parts.append(f"{_distance(east)} {'east' if east > 0 else 'west'}")
+        word = distance.get(abs(east), "far")
+        parts.append(f"{word} east" if east > 0 else f"{word} west")
     return f"The exit is {', '.join(parts) or 'here'}."
 
 
-def _distance(steps: int) -> str:
-    return "near" if abs(steps) == 1 else "far"
-
-
-def _place(row: int, column: int, exit_row: int, exit_column: int, size: int) -> str:
+def place_sentence(row: int, column: int, exit_row: int, exit_column: int, size: int) -> str:
+    """Absolute positions, from 1, and the legend of the map that follows."""
     return (
         f" You are in row {row}, column {column} of {size}; the exit is in row {exit_row}, "
         f"column {exit_column}. The map, north up, # wall, . open, X exit, @ you:\n"
@@ -137,16 +59,17 @@ def _place(row: int, column: int, exit_row: int, exit_column: int, size: int) ->
 class TextMazeEnv(gym.Env[str, Any]):
     """Find the exit of a maze by reading.
 
-    Observations look like "Wall north, new east, once south, often west. The exit is near north, far
-    east.": what each neighbour is (new, visited once, twice or often in this episode, or a wall), then
-    where the exit lies; near is one row or column, far is more. So their number does not grow with the
-    size of the maze. Actions are 0 north, 1 east, 2 south, 3 west; a move into a wall stays in place
-    and costs a step. Reaching the exit terminates, the time limit truncates. `info` always holds
-    `layout_seed`, `shortest` (steps from start to exit), `position` (row and column, from 1) and
-    `success`.
+    Observations look like "Wall north, new east, once south, often west. The exit is near north,
+    far east.": what each neighbour is (new, or visited once, twice or more often in this episode,
+    or a wall), then where the exit lies: near is one row or column away, far is more. So the number
+    of texts hardly grows with the maze.
 
-    `reset(options={"layout_seed": k})` plays one certain maze; otherwise a layout seed is drawn from
-    `seed_range`, so disjoint ranges keep training and held-out mazes disjoint.
+    Actions are 0 north, 1 east, 2 south, 3 west; a move into a wall stays in place and costs a
+    step. Reaching the exit terminates, the time limit truncates. `info` always holds `layout_seed`,
+    `shortest` (steps from start to exit), `position` (row and column, from 1) and `success`.
+
+    `reset(options={"layout_seed": k})` plays one certain maze; otherwise the seed of the layout is
+    drawn from `seed_range`, so disjoint ranges keep training and held-out mazes apart.
 
     Args:
         size: Rows and columns of the maze.
@@ -155,7 +78,7 @@ class TextMazeEnv(gym.Env[str, Any]):
         max_steps: Time limit in steps; None is `2 * size²`.
         step_reward: Reward of every step that does not reach the exit.
         exit_reward: Reward of the step that reaches it.
-        memory: Whether the text tells new cells from visited ones, or calls all of them open. Without
+        memory: Whether the text counts visits, or calls every cell open that is no wall. Without
             it, a policy that sees one text at a time runs in circles.
         layout: Whether the text goes on with absolute positions and the whole map.
         render_mode: "human", "rgb_array", "ansi" or None.
@@ -198,12 +121,11 @@ class TextMazeEnv(gym.Env[str, Any]):
 
         self._width = self.size + 2
         self._moves = (-self._width, 1, self._width, -1)
-        self._neighbours = _neighbour_table(memory)
+        self._neighbours = neighbour_table(memory)
         self.action_space = gym.spaces.Discrete(4)
-        longest = len(_exit_sentence(-1, -1)) + sum(max(map(len, t)) for t in self._neighbours)
+        longest = len(exit_sentence(-1, -1)) + sum(max(map(len, t)) for t in self._neighbours)
         if layout:
-            longest += len(_place(*[self.size] * 5)) + self.size * (self.size + 1) - 1
-        # Tight, because `AsyncVectorEnv` copies the longest possible text at every step.
+            longest += len(place_sentence(*[self.size] * 5)) + self.size * (self.size + 1) - 1
         self.observation_space = text_space(longest)
         self._running = False
         self._window: Any = None
@@ -223,22 +145,20 @@ class TextMazeEnv(gym.Env[str, Any]):
         """
         super().reset(seed=seed)
         options = options or {}
-        if unknown := set(options) - {"layout_seed"}:
-            raise ValueError(
-                f"unknown reset options {sorted(unknown)}: only 'layout_seed' is known"
-            )
-        self._layout_seed = options.get("layout_seed")
-        if self._layout_seed is None:
-            self._layout_seed = int(self.np_random.integers(*self.seed_range))
-        seed_ok = _is_int(self._layout_seed, 0)
-        _check("layout_seed", self._layout_seed, seed_ok, "an integer of at least 0")
+        unknown = sorted(set(options) - {"layout_seed"})
+        _check("options", options, not unknown, "no other key than 'layout_seed'")
+        layout_seed = options.get("layout_seed")
+        if layout_seed is None:
+            layout_seed = self.np_random.integers(*self.seed_range)
+        _check("layout_seed", layout_seed, _is_int(layout_seed, 0), "an integer of at least 0")
+        self._layout_seed = int(layout_seed)
         self._maze = make_layout(self.size, self.density, self._layout_seed)
         self._cells = [WALL if wall else 0 for wall in self._maze.walls]
         self._exit_at = divmod(self._maze.exit, self._width)
-        self._map = self._draw_map() if self.layout else ""
         self._position = self._maze.start
-        self._cells[self._position] = 1
         self._steps = 0
+        self._map = draw_map(self._cells, self.size, self._maze.exit) if self.layout else ""
+        self._cells[self._position] = 1
         self._running = True
         if self.render_mode == "human":
             self.render()
@@ -272,29 +192,19 @@ class TextMazeEnv(gym.Env[str, Any]):
         north, east, south, west = self._neighbours
         cells, here, width = self._cells, self._position, self._width
         row, column = divmod(here, width)
+        exit_row, exit_column = self._exit_at
         text = (
             north[min(cells[here - width], OFTEN)]
             + east[min(cells[here + 1], OFTEN)]
             + south[min(cells[here + width], OFTEN)]
             + west[min(cells[here - 1], OFTEN)]
-            + _exit_sentence(self._exit_at[0] - row, self._exit_at[1] - column)
+            + exit_sentence(exit_row - row, exit_column - column)
         )
         if not self.layout:
             return text
-        exit_row, exit_column = self._exit_at
-        place = _place(row, column, exit_row, exit_column, self.size)
-        return text + place + self._put_agent(self._map)
-
-    def _draw_map(self) -> str:
-        marks = ["#" if v == WALL else "o" if v else "." for v in self._cells]
-        marks[self._maze.exit] = "X"
-        rows = range(self._width, self._width * (self.size + 1), self._width)
-        return "\n".join("".join(marks[r + 1 : r + 1 + self.size]) for r in rows)
-
-    def _put_agent(self, drawn: str) -> str:
-        row, column = divmod(self._position, self._width)
-        place = (row - 1) * (self.size + 1) + column - 1
-        return f"{drawn[:place]}@{drawn[place + 1 :]}"
+        at = (row - 1) * (self.size + 1) + column - 1
+        place = place_sentence(row, column, exit_row, exit_column, self.size)
+        return f"{text}{place}{self._map[:at]}@{self._map[at + 1 :]}"
 
     def _info(self, success: bool) -> dict[str, Any]:
         return {
@@ -305,28 +215,22 @@ class TextMazeEnv(gym.Env[str, Any]):
         }
 
     def render(self) -> np.ndarray | str | None:  # type: ignore[override]
-        """The maze: border, start, exit, agent and its trail, darker where it went more often.
+        """Show the maze with the agent and its trail, darker where it went more often.
 
         Returns:
-            For "rgb_array" a uint8 array `[32 (size + 2), 32 (size + 2), 3]`; for "ansi" a map
-            (# wall, . unvisited, o visited, X exit, @ agent); for "human" None, after showing it.
+            A picture for "rgb_array" (see `draw_picture`), a map for "ansi" (see `draw_map`), None
+            for "human", which shows the picture in a window.
 
         Raises:
             DependencyNotInstalled: If "human" finds no pygame.
         """
+        maze = self._maze
         if self.render_mode is None:
-            gym.logger.warn("render() without a render_mode: pass one to the constructor")
+            gym.logger.warn("render() needs a render_mode: pass one to the constructor")
             return None
         if self.render_mode == "ansi":
-            return self._put_agent(self._draw_map())
-        kinds = np.minimum(self._cells, OFTEN) + 1
-        kinds[[self._maze.start, self._maze.exit]] = 5, 6
-        picture = PALETTE[kinds.reshape(self._width, self._width)]
-        frame = picture.repeat(PIXELS, axis=0).repeat(PIXELS, axis=1)
-        offset = np.arange(PIXELS) - (PIXELS - 1) / 2
-        disc = offset[:, None] ** 2 + offset**2 < (0.35 * PIXELS) ** 2
-        top, left = (PIXELS * i for i in divmod(self._position, self._width))
-        frame[top : top + PIXELS, left : left + PIXELS][disc] = AGENT
+            return draw_map(self._cells, self.size, maze.exit, self._position)
+        frame = draw_picture(self._cells, self.size, maze.start, maze.exit, self._position)
         return frame if self.render_mode == "rgb_array" else self._show(frame)
 
     def _show(self, frame: np.ndarray) -> None:
@@ -347,7 +251,7 @@ class TextMazeEnv(gym.Env[str, Any]):
         self._clock.tick(self.metadata["render_fps"])
 
     def close(self) -> None:
-        """Close the window of `render_mode="human"`."""
+        """Close the window of "human"."""
         if self._window is not None:
             import pygame
 
@@ -355,7 +259,7 @@ class TextMazeEnv(gym.Env[str, Any]):
             self._window = self._clock = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_window": None, "_clock": None}  # windows cannot be copied
+        return {**self.__dict__, "_window": None, "_clock": None}  # a window cannot be copied
 
 
 def _check(name: str, value: Any, right: bool, expected: str) -> None:
@@ -364,7 +268,8 @@ def _check(name: str, value: Any, right: bool, expected: str) -> None:
 
 
 def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(value >= least)
 
 
 def _is_real(value: Any) -> bool:
@@ -377,6 +282,6 @@ def _is_range(value: Any) -> bool:
 
 
 def register() -> None:
-    """Make `TextMaze-v0` known to Gymnasium; more than once does no harm."""
+    """Make `TextMaze-v0` known to Gymnasium; calling it twice does no harm."""
     if "TextMaze-v0" not in gym.registry:
         gym.register(id="TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")

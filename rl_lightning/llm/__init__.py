@@ -1,0 +1,25 @@
+"""What every language-model role shares: loading, tuning, tokenising, pooling and caching.
+
+The only package that imports transformers or peft, and only inside functions, so that importing it
+is quick.
+"""
+
+from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.cache import TextCache
+from rl_lightning.llm.load import Dtype, find_model, load_backbone
+from rl_lightning.llm.pool import Pooling, pool
+from rl_lightning.llm.tokens import Tokens
+from rl_lightning.llm.tune import Tune, tune_backbone
+
+__all__ = [
+    "Backbone",
+    "Dtype",
+    "Pooling",
+    "TextCache",
+    "Tokens",
+    "Tune",
+    "find_model",
+    "load_backbone",
+    "pool",
+    "tune_backbone",
+]

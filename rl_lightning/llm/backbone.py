@@ -1,0 +1,190 @@
+"""A language model as a module that Lightning can train, copy and save sparingly."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.llm.load import Dtype, load_backbone
+from rl_lightning.llm.tokens import Tokens
+from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
+
+
+class Backbone(nn.Module):
+    """Token ids → hidden states, with all that is special about a language model inside an agent.
+
+    - It never drops out, in training mode either: else PPO's first ratio would not be 1.
+    - Where its weights can be loaded again by name (`pretrained`, and not `tune="full"`), what
+      training does not change is left out of `state_dict()`, need not be there when loading, and is
+      shared by deep copies. A digest of it is saved instead, and loading a checkpoint onto a model
+      with other weights is an error.
+    - Frozen weights, and adapters, keep their dtype: `.to(torch.bfloat16)` does not cast them.
+
+    Args:
+        model: Hub name, folder or weights package, see `rl_lightning.llm.load.find_model`.
+        tune: See `rl_lightning.llm.tune.tune_backbone`, as for the `lora_*` arguments.
+        layers: Transformer layers to keep; None keeps all.
+        dtype: Of the weights.
+        max_length: Most tokens of a text.
+        gradient_checkpointing: Less memory, slower updates.
+        pretrained: False starts from random weights, which are then part of `state_dict()`.
+
+    Attributes:
+        tokens: The tokenizer, see `rl_lightning.llm.tokens.Tokens`.
+        hidden_size: Width of the hidden states.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        tune: Tune = "frozen",
+        layers: int | None = None,
+        dtype: Dtype = "float32",
+        max_length: int = 128,
+        lora_rank: int = 8,
+        lora_alpha: int = 16,
+        lora_targets: list[str] | None = None,
+        gradient_checkpointing: bool = False,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        loaded, tokenizer = load_backbone(model, layers=layers, dtype=dtype, pretrained=pretrained)
+        self.source = {"model": model, "layers": str(layers), "dtype": dtype}
+        self.tune = tune
+        self.reloadable = pretrained and tune != "full"
+        self.hidden_size: int = loaded.config.hidden_size
+        self.tokens = Tokens(tokenizer, max_length, _positions(loaded))
+        self.model: Any = tune_backbone(
+            loaded,
+            tune,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        # Fixed now: an owner may set `requires_grad` of a target network's adapters to False.
+        self._fixed = [name for name in self.model.state_dict() if name not in trained]
+        self._digest: str | None = None
+        self.register_state_dict_post_hook(_leave_out_fixed)
+        self.register_load_state_dict_pre_hook(_fill_in_fixed)
+        self.register_load_state_dict_post_hook(_forget_digest)
+        self.train(self.training)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states of right-padded texts.
+
+        Args:
+            ids: Token ids, any integer dtype, `[N, L]`.
+            mask: Attention mask, `[N, L]`.
+
+        Returns:
+            The last layer's output `[N, L, D]`; what stands on padding means nothing.
+        """
+        return self.model(input_ids=ids.long(), attention_mask=mask.long()).last_hidden_state
+
+    def digest(self) -> str:
+        """A digest of the weights that training does not change (about a second per GB, once)."""
+        if self._digest is None:
+            state = self.model.state_dict()
+            hasher = hashlib.blake2b(digest_size=16)
+            for name in self._fixed:
+                tensor: Tensor = state[name].detach().cpu()
+                # The same weights have the same digest with and without adapters around them.
+                plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+                hasher.update(f"{plain} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            self._digest = hasher.hexdigest()
+        return self._digest
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        self.model.eval()
+        for layer in checkpointed_layers(self.model):
+            layer.training = mode  # this layer only, not what is in it: there may be dropout
+        return self
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {**self.source, "weights": self.digest()} if self.reloadable else {}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        here = self.get_extra_state()
+        if state.get("weights") == here.get("weights"):
+            return
+        if not here or not state:
+            without, with_ = ("checkpoint", "model") if here else ("model", "checkpoint")
+            raise ConfigurationError(
+                f"the {with_} expects the backbone to be loaded by name, the {without} does not: "
+                "construct the encoder with the `pretrained` and `tune` it was trained with"
+            )
+        raise ConfigurationError(
+            "this checkpoint was trained on a backbone with other weights than the one loaded: "
+            f"{_describe(state)} in the checkpoint, {_describe(here)} here"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
+        if self.tune == "full":
+            return super()._apply(fn, recurse)
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
+        if self.reloadable:
+            tensors = self.model.state_dict(keep_vars=True)
+            memo.update({id(tensors[name]): tensors[name] for name in self._fixed})
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens a model can read, or None without limit (T5)."""
+    rows = getattr(model.config, "max_position_embeddings", None)
+    for name, child in model.named_modules():
+        # RoBERTa counts positions from behind the pad token's id.
+        if rows and name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
+            return rows - (0 if child.padding_idx is None else child.padding_idx + 1)
+    return rows
+
+
+def _describe(state: dict[str, str]) -> str:
+    source = ", ".join(f"{key}={state.get(key)}" for key in ("model", "layers", "dtype"))
+    return f"{state.get('weights')} ({source})"
+
+
+# Hooks are functions of the module they are called with, so that they survive deep copies.
+
+
+def _leave_out_fixed(
+    backbone: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    assert isinstance(backbone, Backbone)
+    if backbone.reloadable:
+        for name in backbone._fixed:
+            del state[f"{prefix}model.{name}"]
+
+
+def _fill_in_fixed(
+    backbone: nn.Module, state: dict[str, Any], prefix: str, *strictness: Any
+) -> None:
+    assert isinstance(backbone, Backbone)
+    if backbone.reloadable:
+        own = backbone.model.state_dict(keep_vars=True)
+        for name in backbone._fixed:
+            state.setdefault(f"{prefix}model.{name}", own[name])
+
+
+def _forget_digest(backbone: nn.Module, incompatible: Any) -> None:
+    assert isinstance(backbone, Backbone)
+    if not backbone.reloadable:
+        backbone._digest = None

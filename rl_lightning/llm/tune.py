@@ -1,0 +1,102 @@
+"""Which weights of a language model training may change."""
+
+import functools
+import warnings
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from rl_lightning.errors import ConfigurationError
+
+Tune = Literal["frozen", "lora", "full"]
+
+
+def tune_backbone(
+    model: Any,
+    tune: Tune = "frozen",
+    *,
+    lora_rank: int = 8,
+    lora_alpha: int = 16,
+    lora_targets: list[str] | None = None,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """Set `requires_grad` of a loaded model, adding LoRA adapters where asked for.
+
+    LoRA (Hu et al. 2021, arXiv:2106.09685) starts as the unchanged model. It has no dropout here: a
+    policy that is not the same function twice breaks importance ratios. Adapters are float32 even
+    on a bfloat16 model.
+
+    Args:
+        model: A `PreTrainedModel`.
+        tune: `"frozen"` trains nothing, `"lora"` low-rank adapters, `"full"` everything.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
+        lora_targets: Names of the layers that get an adapter, such as `["query", "value"]`; None
+            for every linear layer (Schulman et al. 2025, "LoRA Without Regret").
+        gradient_checkpointing: Recompute each layer in the backward pass: about a third slower,
+            much less memory. Acts in training mode only.
+
+    Returns:
+        The model, wrapped by peft if `tune` is `"lora"`.
+
+    Raises:
+        ConfigurationError: For values that cannot mean anything.
+    """
+    if tune not in get_args(Tune):
+        raise ConfigurationError(f"tune={tune!r} is unknown: use one of {get_args(Tune)}")
+    model.requires_grad_(tune == "full")
+    if tune == "lora":
+        model = _add_lora(model, lora_rank, lora_alpha, lora_targets)
+    if gradient_checkpointing:
+        if tune == "frozen":
+            raise ConfigurationError("gradient_checkpointing=True saves nothing with tune='frozen'")
+        _checkpoint_layers(model)
+    return model
+
+
+def _add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None) -> nn.Module:
+    if rank < 1:
+        raise ConfigurationError(f"lora_rank={rank}: give 1 or more")
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear" if targets is None else targets,
+    )
+    linear = [name for name, child in model.named_modules() if _is_linear(child)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's; peft corrects it
+        warnings.filterwarnings("ignore", category=FutureWarning)  # peft's own use of transformers
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            there = sorted({name.split(".")[-1] for name in linear})
+            raise ConfigurationError(
+                f"lora_targets={targets}: there are {', '.join(there)} ({error})"
+            ) from error
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that recompute themselves in the backward pass while they are in training mode."""
+    return [m for m in model.modules() if getattr(m, "_gradient_checkpointing_func", None)]
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigurationError(
+            "gradient_checkpointing=True: this model has no layers that can do it"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        # Reentrant checkpointing would lose the adapters' gradient: its inputs need none.
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

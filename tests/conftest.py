@@ -1,0 +1,24 @@
+"""Settings of the whole test run: one thread a process, no network, no noise."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+import logging
+
+import pytest
+import torch
+
+import probes  # noqa: F401  (registers the probe environments)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.manual_seed(0)

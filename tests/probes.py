@@ -1,0 +1,204 @@
+"""Probe environments: tiny tasks whose values and best policies are known by hand.
+
+A probe has a few states, each shown in one of several disguises (vector, image, text, dict …), and
+asks for a target action in one of several action spaces. So one task exercises every combination of
+encoder and action head.
+"""
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+Task = Literal["constant", "observation", "delayed", "action", "policy", "truncated"]
+PRINTABLE = "".join(map(chr, range(32, 127)))
+
+SENTENCES = ("The light is red.", "The light is green.", "It is dark.")
+
+OBSERVATIONS: dict[str, gym.Space] = {
+    "vector": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
+    "discrete": gym.spaces.Discrete(3, start=1),
+    "image": gym.spaces.Box(0, 255, (36, 36, 1), np.uint8),
+    "small_image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+    "text": gym.spaces.Text(40, charset=PRINTABLE),
+    "dict": gym.spaces.Dict(
+        {
+            "image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "vector": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
+        }
+    ),
+    "tuple": gym.spaces.Tuple(
+        (gym.spaces.Discrete(3), gym.spaces.Box(-1.0, 1.0, (2,), np.float32))
+    ),
+}
+ACTIONS: dict[str, gym.Space] = {
+    "discrete": gym.spaces.Discrete(2),
+    "multi_discrete": gym.spaces.MultiDiscrete([2, 3]),
+    "multi_binary": gym.spaces.MultiBinary(2),
+    "box": gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
+}
+
+
+def show(kind: str, state: int) -> Any:
+    """State 0, 1 or 2 in the disguise `kind`."""
+    vector = np.array([(-1.0, 0.0), (1.0, 0.0), (0.0, 1.0)][state], np.float32)
+    small = np.zeros((8, 8, 3), np.uint8)
+    small[..., state] = 255
+    return {
+        "vector": vector,
+        "discrete": state + 1,
+        "image": np.full((36, 36, 1), (0, 255, 100)[state], np.uint8),
+        "small_image": small,
+        "text": SENTENCES[state],
+        "dict": {"image": small, "vector": np.zeros(2, np.float32)},
+        "tuple": (state, np.zeros(2, np.float32)),
+    }[kind]
+
+
+def batch(kind: str, *states: int) -> Any:
+    """Several states as a vector env would return them."""
+    from gymnasium.vector.utils import concatenate, create_empty_array
+
+    space = OBSERVATIONS[kind]
+    out = create_empty_array(space, n=len(states), fn=np.zeros)
+    return concatenate(space, [show(kind, s) for s in states], out)
+
+
+def goodness(kind: str, action: Any, bit: int) -> float:
+    """1 for the right action, −1 for the most wrong one; the right one depends on `bit`."""
+    if kind == "discrete":
+        return 1.0 if action == bit else -1.0
+    if kind == "multi_discrete":
+        return float((action[0] == bit) + (action[1] == 2 * bit)) - 1.0
+    if kind == "multi_binary":
+        return float((action[0] == bit) + (action[1] == 1 - bit)) - 1.0
+    target = 0.5 if bit else -0.5
+    return 1.0 - 2.0 * min(abs(float(action[0]) - target), 1.0)
+
+
+class Probe(gym.Env):
+    """One of the tasks; see the tests for their known answers.
+
+    Args:
+        task: Which.
+        observation: Disguise of the state.
+        action: Kind of action space.
+        horizon: Steps of a `truncated` episode.
+        mask: Report an action mask that forbids the second discrete action.
+        terminate: Let `truncated` episodes claim to be over for good.
+    """
+
+    def __init__(
+        self,
+        task: Task = "constant",
+        observation: str = "vector",
+        action: str = "discrete",
+        horizon: int = 5,
+        mask: bool = False,
+        terminate: bool = False,
+    ) -> None:
+        self.observation_space = OBSERVATIONS[observation]
+        self.action_space = ACTIONS[action]
+        self.task, self.observation, self.action = task, observation, action
+        self.horizon, self.mask, self.terminate = horizon, mask, terminate
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        random = self.task in ("observation", "policy")
+        self.state = int(self.np_random.integers(2)) if random else 0
+        return show(self.observation, self.state), self._info()
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        reward, terminated, truncated = 0.0, False, False
+        match self.task:
+            case "constant":
+                reward, terminated = 1.0, True
+            case "observation":
+                reward, terminated = float(2 * self.state - 1), True
+            case "action":
+                reward, terminated = goodness(self.action, action, 1), True
+            case "delayed":
+                reward, terminated = float(self.steps == 2), self.steps == 2
+                self.state = 1
+            case "policy":  # the action is judged one step later
+                if self.steps == 1:
+                    self.judgement = goodness(self.action, action, self.state)
+                    self.state = 2
+                else:
+                    reward, terminated = self.judgement, True
+            case "truncated":
+                reward, truncated = 1.0, self.steps == self.horizon
+                if self.terminate:
+                    terminated, truncated = truncated, False
+        return show(self.observation, self.state), reward, terminated, truncated, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {"action_mask": np.array([1, 0], np.int8)} if self.mask else {}
+
+
+class Counter(gym.Env):
+    """Counts its own steps: the observation says how many, rewards are the count, nothing is random.
+
+    Episodes last `length` steps and then terminate, or are truncated with `truncate`.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int = 3, truncate: bool = False) -> None:
+        self.length, self.truncate = length, truncate
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.count = 0
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        over = self.count == self.length
+        obs = np.array([self.count], np.float32)
+        info = {"success": bool(action == 1)} if over else {}
+        return obs, float(self.count), over and not self.truncate, over and self.truncate, info
+
+
+class CounterVector(gym.vector.VectorEnv):
+    """The same as a native vector env, which restarts on the step after an episode's end."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int = 1, length: int = 3, truncate: bool = False) -> None:
+        self.num_envs, self.length, self.truncate = num_envs, length, truncate
+        self.single_observation_space = Counter.observation_space
+        self.single_action_space = Counter.action_space
+        batched = gym.vector.utils.batch_space
+        self.observation_space = batched(self.single_observation_space, num_envs)
+        self.action_space = batched(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.count = np.zeros(self.num_envs, np.int64)
+        self.done = np.zeros(self.num_envs, bool)
+        return self._obs(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.count = np.where(self.done, 0, self.count + 1)
+        reward = np.where(self.done, 0.0, self.count)
+        self.done = ~self.done & (self.count == self.length)
+        none = np.zeros(self.num_envs, bool)
+        ended = (none, self.done.copy()) if self.truncate else (self.done.copy(), none)
+        return self._obs(), reward, *ended, {}
+
+    def _obs(self) -> np.ndarray:
+        return self.count[:, None].astype(np.float32)
+
+
+def register() -> None:
+    if "Probe-v0" not in gym.registry:
+        gym.register("Probe-v0", entry_point="probes:Probe")
+        gym.register(
+            "Counter-v0", entry_point="probes:Counter", vector_entry_point="probes:CounterVector"
+        )
+
+
+register()
