@@ -2,23 +2,19 @@
 
 import json
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import rl_lightning
-import rl_lightning.envs
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
 from rl_lightning.data import RLDataModule
-from rl_lightning.encoders import Encoder
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.explain import one_sentence, root_message
 
@@ -90,14 +86,12 @@ class RLCLI(LightningCLI):
 
     def after_fit(self) -> None:
         data: Any = self.datamodule
-        best = self.trainer.checkpoint_callback
         if self.trainer.is_global_zero:
-            frames = f"{data.frames:,} of {data.total_frames:,} frames"
-            print(f"trained {frames} at {data.fps():,.0f} frames/s")
-            if isinstance(best, ModelCheckpoint) and best.best_model_path:
-                print(f"best val/return {float(best.best_model_score or 0):.4g}: "
-                      f"{_short(best.best_model_path)}")
-            print(f"last: {_short(Path(self.config_init[self.subcommand].checkpoint.dirpath, 'last.ckpt'))}")
+            done = f"{data.frames:,} of {data.total_frames:,} frames"
+            print(f"trained {done} at {data.fps():,.0f} frames/s")
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+                    print(_checkpoint_line(callback))
         if self.stopper.received is not None:
             if self.trainer.is_global_zero:
                 print("stopped early; the same command with --ckpt_path last goes on")
@@ -105,7 +99,7 @@ class RLCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Play episodes and write one JSON line each to `<log dir>/episodes.jsonl`."""
-        episodes = self.trainer.predict(**kwargs) or []
+        episodes: Any = self.trainer.predict(**kwargs) or []
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "episodes.jsonl"
@@ -147,6 +141,13 @@ def main(args: list[str] | None = None) -> None:
 def _fail(message: str) -> NoReturn:
     print(f"rl-lightning: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _checkpoint_line(callback: ModelCheckpoint) -> str:
+    where = _short(callback.best_model_path)
+    if callback.monitor is None:
+        return f"last: {where}"
+    return f"best {callback.monitor} {float(callback.best_model_score or 0):.4g}: {where}"
 
 
 def _short(path: str | Path) -> str:

@@ -37,7 +37,7 @@ def mask_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Categorical:
-    """One of A actions. `logits` are unnormalised log-probabilities `[..., A]`; latent int64 `[...]`."""
+    """One of A actions. `logits`: unnormalised log-probabilities `[..., A]`; latent `[...]`."""
 
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = F.log_softmax(logits, dim=-1)  # [..., A]

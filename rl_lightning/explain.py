@@ -38,13 +38,17 @@ def one_sentence(report: str) -> str:
     if refused:
         owners = re.findall(r"Problem with given class_path '([^']+)'", report)
         # A callable's report names the class last, behind the refused option.
-        owners += re.findall(r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", report)
+        owners += re.findall(
+            r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", report
+        )
         return _unknown_option(keys, refused[1], owners[-1] if owners else "")
     missing = re.search(r'(Key|Option) "?([\w.]+)"? is required', report)
     if missing:
         return f"{prefix}{missing[2]} is required"
     name = re.search(r"Expected a dot import path string: (\S+)", report)
-    expected = [_readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", report, re.M)]
+    expected = [
+        _readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", report, re.M)
+    ]
     noise = ("dot import", "path but")
     expected = [e for e in dict.fromkeys(expected) if e and not e.startswith(noise)]
     expected = [e for e in expected if e != "null"] or expected

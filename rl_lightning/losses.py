@@ -1,6 +1,7 @@
-"""Policy and value losses, and the statistics that explain them: pure functions of `[N]` tensors.
+"""Policy and value losses, and the statistics that explain them: pure functions of tensors.
 
-`valid` marks the rows that count (bool `[N]`); None means all of them.
+All arguments of a function have one shape, written `[N]`; sequences `[L, n]` do as well. `valid`
+marks the rows that count (bool `[N]`); None means all of them.
 """
 
 import torch

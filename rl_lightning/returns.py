@@ -2,8 +2,8 @@
 
 Two kinds of ending are kept apart everywhere. `terminated` says the task is over: nothing follows,
 the bootstrap is cut. `done = terminated | truncated` says the *recording* is over: what follows
-belongs to another episode, so the trace is cut, but a truncated step still bootstraps from the value
-of its own final observation.
+belongs to another episode, so the trace is cut, but a truncated step still bootstraps from the
+value of its own final observation.
 """
 
 import torch

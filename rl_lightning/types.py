@@ -24,9 +24,9 @@ Stored = Tensor | Mapping[str, Any]
 class EnvSpec:
     """What an agent must know of its environment: the two *single* (unbatched) spaces and its id.
 
-    A plain class on purpose: jsonargparse re-parses dataclasses, and `torch.load(weights_only=True)`
-    restores a plain class whose state is plain data. Spaces travel as plain data (`space_to_data`),
-    so that a checkpoint never unpickles a third-party space.
+    A plain class on purpose: jsonargparse re-parses dataclasses, and
+    `torch.load(weights_only=True)` restores a plain class whose state is plain data. Spaces travel
+    as plain data (`space_to_data`), so that a checkpoint never unpickles a third-party space.
 
     Args:
         observation_space: Space of one observation of one environment.
@@ -79,7 +79,8 @@ class Rollout:
     Attributes:
         steps: TensorDict `[T, B]` with `obs`, `reward` (float32), `terminated`, `truncated` (bool)
             and every key the agent's `act` returned; `action_mask` and `valid` only where the
-            environment has them. `valid` is False on steps that a NEXT_STEP vector env spent on a reset.
+            environment has them. `valid` is False on steps that a NEXT_STEP vector env spent on
+            a reset.
         last_obs: Preprocessed observation after the last step, `[B, ...]`.
         last_state: Recurrent state that belongs to `last_obs`, `[B, H]`, or None.
         final_obs: Preprocessed final observations of the truncated episodes, `[F, ...]`, or None.
@@ -133,8 +134,8 @@ def space_to_data(space: gym.Space) -> dict[str, Any]:
     if type(space).__name__ == "MissionSpace":  # minigrid's instructions: text by another name
         return {"kind": "Text", "min_length": 0, "max_length": 1024, "charset": PRINTABLE}
     raise TypeError(
-        f"cannot describe a space of type {type(space).__name__}: use Box, Discrete, MultiDiscrete, "
-        "MultiBinary, Text, Dict or Tuple, or wrap the environment so that it does"
+        f"cannot describe a space of type {type(space).__name__}: use Box, Discrete, "
+        "MultiDiscrete, MultiBinary, Text, Dict or Tuple, or wrap the environment so that it does"
     )
 
 

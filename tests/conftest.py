@@ -9,10 +9,9 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 import logging
 
+import probes  # noqa: F401  (registers the probe environments)
 import pytest
 import torch
-
-import probes  # noqa: F401  (registers the probe environments)
 
 torch.set_num_threads(1)
 

@@ -139,7 +139,7 @@ class Probe(gym.Env):
 
 
 class Counter(gym.Env):
-    """Counts its own steps: the observation says how many, rewards are the count, nothing is random.
+    """Counts its steps: the observation says how many, rewards are the count; nothing is random.
 
     Episodes last `length` steps and then terminate, or are truncated with `truncate`.
     """

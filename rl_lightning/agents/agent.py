@@ -38,7 +38,7 @@ class Agent(L.LightningModule):
     """
 
     policy: Any
-    """What acts: an `nn.Module` with `encoder`, `act`, `inspect` and `state_dim`, as `ActorCritic`."""
+    """What acts: a module with `encoder`, `act`, `inspect` and `state_dim`, like `ActorCritic`."""
     gamma: float
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None
@@ -79,7 +79,7 @@ class Agent(L.LightningModule):
     # --- what an algorithm is made of ---------------------------------------------------------
 
     def prepare(self, rollout: Rollout) -> TensorDict:
-        """Turn a rollout into the batch `[T, B]` that minibatches are drawn from, without gradient."""
+        """Turn a rollout into the batch `[T, B]` that minibatches come from, without gradient."""
         raise NotImplementedError
 
     def stop_passes(self) -> bool:
@@ -164,8 +164,9 @@ class Agent(L.LightningModule):
     @property
     def should_log(self) -> bool:
         """Whether the trainer will write what this training step logs."""
-        steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-        return (steps + 1) % self.trainer.log_every_n_steps == 0
+        trainer: Any = self.trainer
+        steps = trainer.fit_loop.epoch_loop._batches_that_stepped
+        return (steps + 1) % trainer.log_every_n_steps == 0
 
     def log_training(self, metrics: Mapping[str, Any]) -> None:
         """Log losses beside the clock's metrics, on the axis of environment frames."""
@@ -222,7 +223,8 @@ class Agent(L.LightningModule):
             device=self.device,
         )
         if self.trainer.world_size > 1:
-            table = self.all_gather(table).flatten(0, 1)
+            gathered: Any = self.all_gather(table)
+            table = gathered.flatten(0, 1)
         returns, lengths, success = table.unbind(1)
         metrics = {
             f"{prefix}/return": returns.mean(),
@@ -237,7 +239,8 @@ class Agent(L.LightningModule):
     # --- hyper-parameters ---------------------------------------------------------------------
 
     def _remember_arguments(self) -> None:
-        args, kwargs = self._call
+        call: Any = self._call
+        args, kwargs = call
         del self._call
         from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 

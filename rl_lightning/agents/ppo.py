@@ -1,6 +1,7 @@
 """Proximal policy optimisation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -23,7 +24,8 @@ class PPO(Agent):
     Per rollout: values and GAE once, then `data.passes` shuffled passes of minibatches. The details
     that matter (Huang et al. 2022, "The 37 implementation details"): advantages are normalised per
     minibatch, orthogonal initialisation with a small last actor layer, Adam ε = 1e-5, gradients
-    clipped by `trainer.gradient_clip_val`, truncated episodes bootstrap from their final observation.
+    clipped by `trainer.gradient_clip_val`, truncated episodes bootstrap from their final
+    observation.
 
     Args:
         spec: The environment's spaces.
@@ -132,5 +134,6 @@ class PPO(Agent):
             return False
         kl, self._kl = self._kl, None
         if self.trainer.world_size > 1:
-            kl = self.all_gather(kl).mean()
+            gathered: Any = self.all_gather(kl)
+            kl = gathered.mean()
         return bool(kl > self.target_kl)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
@@ -20,10 +19,10 @@ from rl_lightning.types import EnvSpec, Rollout
 class REINFORCE(Agent):
     """Monte-Carlo policy gradient with reward-to-go (Williams 1992).
 
-    With `baseline`, the advantage is G − V(s), and where a recording stops without the episode's end
-    (a time limit, or the rollout's last step) G goes on with V. Without, there is no V to go on
-    with: a time limit counts as an end, and the steps of each environment's unfinished last episode
-    are left out of the loss; choose `data.rollout_steps` well above the length of an episode.
+    With `baseline`, the advantage is G − V(s), and where a recording stops without the episode's
+    end (a time limit, or the rollout's last step) G goes on with V. Without, there is no V to go
+    on with: a time limit counts as an end, and the steps of each environment's unfinished last
+    episode are left out of the loss; choose `data.rollout_steps` well above an episode's length.
 
     Args:
         spec: The environment's spaces.
@@ -57,7 +56,9 @@ class REINFORCE(Agent):
         sequence_length: int | None = None,
     ) -> None:
         super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
-        self.policy = network(spec, encoder) if baseline else network(spec, encoder, critic=False)
+        # Built by the command line or by `partial`, a network takes further keywords too.
+        make: Callable[..., ActorCritic] = network
+        self.policy = make(spec, encoder, critic=baseline)
         self.baseline = baseline
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef

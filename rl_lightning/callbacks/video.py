@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from gymnasium.vector import VectorEnv
 
 from rl_lightning.errors import ConfigurationError
 
@@ -34,7 +33,7 @@ class VideoRecorder(L.Callback):
         self.max_steps = max_steps
         self.fps = fps
         self._validations = 0
-        self._env: VectorEnv | None = None
+        self._env: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         try:
@@ -79,7 +78,6 @@ class VideoRecorder(L.Callback):
         return frames
 
     def _render(self) -> np.ndarray:
-        assert self._env is not None
         images = self._env.render()
         if images is None or images[0] is None:
             raise ConfigurationError(
@@ -89,7 +87,6 @@ class VideoRecorder(L.Callback):
         return np.asarray(images[0])
 
     def _render_fps(self) -> int:
-        assert self._env is not None
         return int(self._env.metadata.get("render_fps") or 30)
 
 

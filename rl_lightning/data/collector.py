@@ -36,7 +36,8 @@ class Collector:
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ConfigurationError(
-                f"the vector environment's autoreset mode must be SAME_STEP or NEXT_STEP, not {mode}"
+                "the vector environment's autoreset mode must be SAME_STEP or NEXT_STEP, "
+                f"not {mode}"
             )
         self.env = env
         self.steps = steps
@@ -70,7 +71,8 @@ class Collector:
         env, buffers = self.env, self._buffers
         if self._x is None:
             self._reset(agent)
-        x, mask, state = self._x, self._mask, self._state
+        x: Any = self._x
+        mask, state = self._mask, self._state
         final: list[tuple[int, np.ndarray, Stored, Tensor | None]] = []
         self._valid[:] = True
         for t in range(self.steps):
@@ -136,10 +138,11 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from `state_dict`; the environments must have been put back too."""
-        self._x, self._mask, self._state = (
-            None if state[key] is None else to_device(state[key], device)
+        here: dict[str, Any] = {
+            key: None if state[key] is None else to_device(state[key], device)
             for key in ("x", "mask", "state")
-        )
+        }
+        self._x, self._mask, self._state = here["x"], here["mask"], here["state"]
         self._resetting = state["resetting"].numpy().copy()
         self.episodes.load_state_dict(state["episodes"])
 
@@ -162,9 +165,7 @@ class Collector:
         if start is not None:
             entries["start"] = torch.from_numpy(start).to(device)
         assert self._x is not None
-        rollout = Rollout(
-            steps=TensorDict(entries, batch_size=shape), last_obs=clone(self._x)
-        )
+        rollout = Rollout(steps=TensorDict(entries, batch_size=shape), last_obs=clone(self._x))
         rollout.last_state = self._state
         if final:
             t = np.concatenate([np.full(len(cut), t) for t, cut, _, _ in final])
@@ -275,5 +276,3 @@ def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:
     space = env.single_observation_space
     picked = [final_obs[i] for i in index]
     return stack(space, picked, create_empty_array(space, n=len(picked), fn=np.zeros))
-
-

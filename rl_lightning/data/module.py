@@ -97,7 +97,7 @@ class RLDataModule(L.LightningDataModule):
         self.collector: Collector | None = None
         self._train_env: VectorEnv | None = None
         self._eval_loaders: dict[str, EpisodeLoader] = {}
-        self._restored: dict[str, Any] | None = None
+        self._restored: list[Any] | None = None
         self._max_epochs: int | None = None
         self._began: tuple[float, int] | None = None
 
@@ -115,6 +115,18 @@ class RLDataModule(L.LightningDataModule):
 
     def check(self, agent: Any) -> None:
         """Raise `ConfigurationError` if the agent cannot be trained on these data."""
+
+    # --- who else is there --------------------------------------------------------------------
+
+    @property
+    def _trainer(self) -> Any:
+        assert self.trainer is not None, "the data module is not attached to a Trainer"
+        return self.trainer
+
+    @property
+    def agent(self) -> Any:
+        """The trainer's agent."""
+        return self._trainer.lightning_module
 
     # --- environments ---------------------------------------------------------------------------
 
@@ -152,7 +164,7 @@ class RLDataModule(L.LightningDataModule):
         autocast the first ratio of PPO would not be 1; under `no_grad` and not `inference_mode`,
         because what is collected is trained on.
         """
-        agent = self._trainer.lightning_module
+        agent = self.agent
         training = agent.training
         agent.eval()
         try:
@@ -182,7 +194,7 @@ class RLDataModule(L.LightningDataModule):
         trainer = self._trainer
         loop = trainer.fit_loop
         if self.collector is None:
-            self.check(trainer.lightning_module)
+            self.check(self.agent)
             seed = self._seed() + trainer.global_rank * self.num_envs
             if trainer.global_rank > 0:
                 # Lightning seeds all ranks alike; their actions must not be sampled alike.
@@ -195,12 +207,17 @@ class RLDataModule(L.LightningDataModule):
             )
             self._max_epochs = loop.max_epochs
             self._go_on()
-        self.plan(loop.epoch_progress.current.processed)
+        self.plan(self.epoch)
 
     def begin_clock(self) -> None:
         """Start measuring frames per second, once."""
         if self._began is None:
             self._began = (time.perf_counter(), self.frames)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs, also right after a checkpoint was loaded."""
+        return self._trainer.fit_loop.epoch_progress.current.processed
 
     def plan(self, epoch: int) -> None:
         """Let the trainer run, from `epoch` on, for as long as the frame budget lasts."""
@@ -218,16 +235,14 @@ class RLDataModule(L.LightningDataModule):
             dist.all_reduce(total)
             frames = int(total)
         self.frames += frames
-        trainer.lightning_module.tick(
-            self.frames, min(self.frames / self.total_frames, 1.0), self.metrics()
-        )
+        self.agent.tick(self.frames, min(self.frames / self.total_frames, 1.0), self.metrics())
 
     def metrics(self) -> dict[str, float]:
         """Statistics of data collection on this rank, for the logger."""
         assert self.collector is not None
         return {
             **self.collector.episodes.metrics("train"),
-            **self._trainer.lightning_module.encoder.metrics(),
+            **self.agent.encoder.metrics(),
             "time/frames": float(self.frames),
             "time/fps": self.fps(),
         }
@@ -265,7 +280,8 @@ class RLDataModule(L.LightningDataModule):
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank goes on from, as plain data and tensors."""
-        assert self.collector is not None and self._train_env is not None
+        assert self.collector is not None
+        assert self._train_env is not None
         envs = None
         if self.snapshots.supported:
             envs = [
@@ -277,13 +293,14 @@ class RLDataModule(L.LightningDataModule):
             "rng": _rng_state(self._trainer.strategy.root_device),
             "envs": envs,
             "collector": self.collector.state_dict(),
-            "encoder": self._trainer.lightning_module.encoder.collection_state(),
+            "encoder": self.agent.encoder.collection_state(),
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore what `rank_state` returned."""
-        assert self.collector is not None and self._train_env is not None
-        agent = self._trainer.lightning_module
+        assert self.collector is not None
+        assert self._train_env is not None
+        agent = self.agent
         agent.encoder.load_collection_state(state["encoder"])
         if state["envs"] is None:
             warnings.warn(
@@ -296,11 +313,6 @@ class RLDataModule(L.LightningDataModule):
         _set_rng_state(state["rng"], self._trainer.strategy.root_device)
 
     # --- helpers --------------------------------------------------------------------------------
-
-    @property
-    def _trainer(self) -> L.Trainer:
-        assert self.trainer is not None, "the data module is not attached to a Trainer"
-        return self.trainer
 
     def _seed(self) -> int:
         return self.seed if self.seed is not None else torch.initial_seed() % 2**31

@@ -12,8 +12,8 @@ class RewardNorm:
     """Divides rewards by the running standard deviation of the discounted return so far.
 
     Rₜ = γ Rₜ₋₁ + rₜ runs forward in each environment and starts anew with each episode
-    (Engstrom et al. 2020, as in `gymnasium.wrappers.NormalizeReward`). The deviation is updated with
-    a whole rollout, which is then scaled by one number. Ranks share one deviation.
+    (Engstrom et al. 2020, as in `gymnasium.wrappers.NormalizeReward`). The deviation is updated
+    with a whole rollout, which is then scaled by one number. Ranks share one deviation.
 
     Args:
         num_envs: B.

@@ -147,7 +147,7 @@ class RolloutDataModule(RLDataModule):
     def train_dataloader(self) -> "RolloutLoader":
         self.start()
         if self.normalize_reward and self._reward_norm is None:
-            self._reward_norm = RewardNorm(self.num_envs, self._trainer.lightning_module.gamma)
+            self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
         return RolloutLoader(self)
 
     def next_batch(self) -> tuple[TensorDict, int]:
@@ -179,7 +179,7 @@ class RolloutDataModule(RLDataModule):
     def load_rank_state(self, state: dict[str, Any]) -> None:
         super().load_rank_state(state)
         if self.normalize_reward and state["reward_norm"] is not None:
-            self._reward_norm = RewardNorm(self.num_envs, self._trainer.lightning_module.gamma)
+            self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
             self._reward_norm.load_state_dict(state["reward_norm"])
 
     @staticmethod
@@ -210,12 +210,12 @@ class RolloutLoader:
         for index in range(data.rollouts_per_epoch):
             batch, dim = data.next_batch()
             if index == data.rollouts_per_epoch - 1:
-                data.plan(data._trainer.fit_loop.epoch_progress.current.processed + 1)
+                data.plan(data.epoch + 1)
             yield from self._minibatches(batch, dim)
 
     def _minibatches(self, batch: TensorDict, dim: int) -> Iterator[TensorDict | None]:
         data = self.data
-        agent = data._trainer.lightning_module
+        agent = data.agent
         rows = batch.batch_size[dim]
         stopped = False
         for _ in range(data.passes):

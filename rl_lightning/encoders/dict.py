@@ -57,8 +57,7 @@ class DictEncoder(Encoder):
         )
         if not self.parts:
             raise ValueError("DictEncoder: every entry of the observation space is ignored")
-        self.out_dim = sum(part.out_dim for part in self.parts.values())
-
+        self.out_dim = sum(part.out_dim for _, part in self._named())
 
     def preprocess(self, obs: Any) -> Stored:
         return {name: part.preprocess(self._entry(obs, name)) for name, part in self._named()}
@@ -85,7 +84,8 @@ class DictEncoder(Encoder):
             part.load_collection_state(state.get(name, {}))
 
     def _named(self) -> Iterable[tuple[str, Encoder]]:
-        return self.parts.items()  # type: ignore[return-value]
+        items: Any = self.parts.items()
+        return items  # type: ignore[return-value]
 
     def _entry(self, obs: Any, name: str) -> Any:
         return obs[int(name)] if self.is_tuple else obs[name]

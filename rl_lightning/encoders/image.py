@@ -39,18 +39,17 @@ class ImageEncoder(Encoder):
                 f"{name} cannot read {space}: it needs a uint8 Box of 2 to 4 axes; use MLPEncoder "
                 "for vectors, or an image wrapper (AtariPreprocessing, ResizeObservation)"
             )
-        shape = space.shape
+        shape: tuple[int, ...] = space.shape
         self.channels_last = len(shape) == 3 and shape[2] < shape[0]
         self.stacked = len(shape) == 4
-        self.image_shape: tuple[int, int, int]
-        if len(shape) == 2:
-            self.image_shape = (1, shape[0], shape[1])
-        elif self.stacked:
-            self.image_shape = (shape[0] * shape[3], shape[1], shape[2])
+        if self.stacked:
+            stack, height, width, channels = shape
+            channels *= stack
         elif self.channels_last:
-            self.image_shape = (shape[2], shape[0], shape[1])
+            height, width, channels = shape
         else:
-            self.image_shape = (shape[0], shape[1], shape[2])
+            channels, height, width = (1, *shape)[-3:]
+        self.image_shape = (channels, height, width)
 
     def preprocess(self, obs: Any) -> Tensor:
         """uint8 array `[B, ...]` → uint8 `[B, C, H, W]`."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.llm import Backbone, Dtype, Pooling, TextCache, Tune, pool
+from rl_lightning.nn.norm import RunningNorm
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -37,6 +38,9 @@ class LLMEncoder(Encoder):
         dtype: Of the weights. Features are float32 always.
         max_length: Most tokens of a text. What is longer is cut, with a warning.
         normalize: Scale every vector to length 1.
+        standardize: Subtract the running mean of the vectors seen in training and divide by their
+            running standard deviation. Pooled sentence vectors lie close together: on TextMaze this
+            decides whether a policy learns. Only for a frozen model; None: if it is frozen.
         cache_size: Most texts remembered (vectors if frozen, token ids if not); 0 remembers none.
         batch_size: Texts the frozen model reads at a time.
         lora_rank: Rank of the adapters.
@@ -60,6 +64,7 @@ class LLMEncoder(Encoder):
         dtype: Dtype = "float32",
         max_length: int = 128,
         normalize: bool = False,
+        standardize: bool | None = None,
         cache_size: int = 100_000,
         batch_size: int = 64,
         lora_rank: int = 8,
@@ -93,11 +98,19 @@ class LLMEncoder(Encoder):
             pretrained=pretrained,
         )
         self.frozen = tune == "frozen"
+        if standardize and not self.frozen:
+            raise ConfigurationError(
+                f"standardize needs a frozen model: with tune={tune!r} the vectors move under the "
+                "statistics; leave it out"
+            )
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
         self.batch_size = batch_size
         self.out_dim = self.backbone.hidden_size
+        wanted = self.frozen if standardize is None else standardize
+        self.norm = RunningNorm(self.out_dim) if wanted else None
+        self._observed: tuple[Any, Tensor | None] = (None, None)
         self.cache = (
             TextCache(cache_size, self.out_dim)
             if self.frozen
@@ -125,11 +138,24 @@ class LLMEncoder(Encoder):
                 "preprocess takes a sequence of texts, one per environment, not one text"
             )
         if self.frozen:
-            return self.cache.get(obs, self._embed).to(self.device)
+            seen, features = self._observed
+            if features is None or seen is not obs:
+                features = self.cache.get(obs, self._embed).to(self.device)
+            return features if self.norm is None else self.norm(features)
         rows = self.cache.get(obs, self._tokenize)  # [B, max_length + 1]
         mask = torch.arange(self.max_length) < rows[:, -1:]
         ids = rows[:, :-1].contiguous()
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def observe(self, obs: Sequence[str]) -> None:
+        if self.norm is not None:
+            features = self.cache.get(obs, self._embed).to(self.device)
+            self.norm.update(features)
+            self._observed = (obs, features)  # `preprocess` is asked for the same texts next
+
+    def synchronize(self) -> None:
+        if self.norm is not None:
+            self.norm.synchronize()
 
     def forward(self, x: Any) -> Tensor:
         """Features `[N, out_dim]` of what `preprocess` returned, or of a TensorDict of it."""

@@ -57,8 +57,8 @@ class MLPEncoder(Encoder):
             size = sum(self.widths)
         else:
             raise ValueError(
-                f"MLPEncoder cannot read {space}: use LLMEncoder for Text, DictEncoder for Dict and "
-                "Tuple, or wrap the environment (gymnasium.wrappers.FlattenObservation)"
+                f"MLPEncoder cannot read {space}: use LLMEncoder for Text, DictEncoder for Dict "
+                "and Tuple, or wrap the environment (gymnasium.wrappers.FlattenObservation)"
             )
         if normalize and not isinstance(space, s.Box):
             raise ValueError(f"normalize needs a Box observation space, not {space}")

@@ -16,7 +16,7 @@ from rl_lightning.types import EnvSpec, Rollout, Stored
 
 
 class Evaluation(NamedTuple):
-    """What a loss needs of the current policy, each `[N]`, with gradient."""
+    """What a loss needs of the current policy, each of the batch's shape, with gradient."""
 
     log_prob: Tensor
     entropy: Tensor
@@ -31,7 +31,7 @@ class ActorCritic(nn.Module):
         encoder: Builds the encoder from the spec.
         share_encoder: Whether the critic reads the actor's encoder (and memory); otherwise it gets
             its own, unless nothing in the encoder is trained.
-        hidden: Widths of the layers between features and each head; actor and critic have their own.
+        hidden: Widths of the layers between features and head; actor and critic have their own.
         activation: Activation of those layers.
         recurrent: Put an LSTM or GRU between encoder and heads; None for none.
         recurrent_size: Its hidden units.
@@ -122,7 +122,7 @@ class ActorCritic(nn.Module):
     def inspect(
         self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """`probabilities` `[B, A]` or `mean` and `std` of π(·|s), and `value` `[B]` with a critic."""
+        """`probabilities`, or `mean` and `std`, of π(·|s) `[B, A]`, and `value` `[B]` if any."""
         actor, critic, _ = self._features(x, state)
         distribution = self.action_head(self.actor(actor), mask)
         out = (
@@ -142,10 +142,11 @@ class ActorCritic(nn.Module):
         """Re-evaluate stored actions under the current weights.
 
         Args:
-            batch: `[N]` rows; with memory `[L, n]` sequences with `state` (row 0 counts) and `start`.
+            batch: `[N]` rows; with memory `[L, n]` sequences with `state` (row 0 counts) and
+                `start`.
 
         Returns:
-            Values for all N = L·n rows, in row-major order; `value` is zero without critic.
+            Tensors of the batch's own shape, `[N]` or `[L, n]`; `value` is zero without critic.
         """
         x, mask = batch["obs"], batch.get("action_mask", None)
         latent = batch.get("latent", None)
@@ -159,7 +160,8 @@ class ActorCritic(nn.Module):
         distribution = self.action_head(self.actor(actor), mask)
         log_prob = distribution.log_prob(latent)
         value = self._value(critic) if self.critic is not None else torch.zeros_like(log_prob)
-        return Evaluation(log_prob, distribution.entropy(), value)
+        out = Evaluation(log_prob, distribution.entropy(), value)
+        return out if self.memory is None else Evaluation(*(x.view(batch.shape) for x in out))
 
     def rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """V(sₜ) and V(sₜ₊₁) of every step of a rollout, both float32 `[T, B]`, without gradient.
@@ -179,14 +181,12 @@ class ActorCritic(nn.Module):
 
     @staticmethod
     def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:
-        """What a loss reads of a rollout, `[T, B]`: the keys of `evaluate`, `log_prob`, `valid`, and
+        """What a loss reads of a rollout, `[T, B]`: what `evaluate` needs, `log_prob`, `valid`, and
         what the agent computed."""
         keep = ("obs", "action", "latent", "log_prob", "action_mask", "valid", "state", "start")
         return steps.select(*keep, strict=False).update(computed)
 
-    def _features(
-        self, x: Stored, state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _features(self, x: Stored, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actor features `[N, D]`, critic features `[N, D]`, next recurrent state."""
         actor = self.encoder(x)
         critic = actor if self.critic_encoder is None else self.critic_encoder(x)
@@ -194,6 +194,7 @@ class ActorCritic(nn.Module):
             return actor, critic, None
         if state is None:
             state = actor.new_zeros(actor.shape[0], self.state_dim, dtype=torch.float32)
+        assert state is not None
         if self.critic_memory is None:
             actor, state = self.memory.step(actor, state)
             return actor, actor, state

@@ -20,7 +20,7 @@ from rl_lightning.nn.mlp import orthogonal_
 
 
 class ActionHead(nn.Module):
-    """Features `[N, D]` → distribution over latent actions, and latent actions → environment actions.
+    """Features `[N, D]` → distribution over latent actions; latent → environment actions.
 
     Attributes:
         mask_dim: Width of the action mask this head understands; 0 if it takes none.

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 class RunningMoments(nn.Module):
     """Mean and variance of a stream of vectors, merged batch by batch in float64.
 
-    The parallel update of Chan, Golub & LeVeque (1983). Between two calls of `synchronize` each rank
-    goes on from the shared statistics with what it saw itself; `synchronize` merges what all ranks
-    saw since. Statistics of rank 0 are never just broadcast: that would throw the others' data away.
+    The parallel update of Chan, Golub & LeVeque (1983). Between two calls of `synchronize` each
+    rank goes on from the shared statistics with what it saw itself; `synchronize` merges what all
+    ranks saw since. Statistics of rank 0 are never just broadcast: that would throw away the
+    others' data.
 
     Args:
         size: D; 0 for scalars.
@@ -103,6 +104,4 @@ def _merge(a: Tensor, b: Tensor) -> Tensor:
     count = a[0] + b[0]
     share = b[0] / count.clamp(min=1.0)
     delta = b[1] - a[1]
-    return torch.stack(
-        [count, a[1] + delta * share, a[2] + b[2] + delta.square() * a[0] * share]
-    )
+    return torch.stack([count, a[1] + delta * share, a[2] + b[2] + delta.square() * a[0] * share])

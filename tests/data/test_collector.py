@@ -89,13 +89,13 @@ def test_the_next_rollout_goes_on_where_the_last_one_ended(vectorization):
     second = collector.collect(agent).steps
     long = Collector(make_vector_env("Counter-v0", 2, vectorization, {"length": 3}), 8, seed=0)
     both = long.collect(Script()).steps
-    for key in both.keys():
+    for key in list(both.keys()):
         assert torch.equal(torch.cat([first[key], second[key]]), both[key]), key
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "native"])
 def test_recurrent_state_starts_anew_with_each_episode(vectorization):
-    collector, rollout = collect(vectorization, steps=9, length=3, truncate=True, state=True)
+    _, rollout = collect(vectorization, steps=9, length=3, truncate=True, state=True)
     steps = rollout.steps
     valid = steps["valid"][:, 0] if vectorization == "native" else torch.ones(9, dtype=torch.bool)
     # In these environments the count of steps is the observation, and here also the state.
@@ -115,9 +115,7 @@ def test_observe_sees_every_observation_of_training_once():
 
 
 def test_disabled_autoreset_is_refused():
-    env = SyncVectorEnv(
-        [lambda: gym.make("Counter-v0")], autoreset_mode=AutoresetMode.DISABLED
-    )
+    env = SyncVectorEnv([lambda: gym.make("Counter-v0")], autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ConfigurationError, match="SAME_STEP or NEXT_STEP"):
         Collector(env, 4, seed=0)
 
@@ -129,7 +127,7 @@ def test_async_equals_sync():
         rollout = Collector(env, 40, seed=3).collect(Script())
         results.append(rollout.steps.clone())
         env.close()
-    for key in results[0].keys():
+    for key in list(results[0].keys()):
         assert torch.equal(results[0][key], results[1][key]), key
 
 
