@@ -39,7 +39,7 @@ class ImageEncoder(Encoder):
                 f"{name} cannot read {space}: it needs a uint8 Box of 2 to 4 axes; use MLPEncoder "
                 "for vectors, or an image wrapper (AtariPreprocessing, ResizeObservation)"
             )
-        shape: tuple[int, ...] = space.shape
+        shape = list(space.shape)
         self.channels_last = len(shape) == 3 and shape[2] < shape[0]
         self.stacked = len(shape) == 4
         if self.stacked:
@@ -48,7 +48,7 @@ class ImageEncoder(Encoder):
         elif self.channels_last:
             height, width, channels = shape
         else:
-            channels, height, width = (1, *shape)[-3:]
+            channels, height, width = [1, *shape][-3:]
         self.image_shape = (channels, height, width)
 
     def preprocess(self, obs: Any) -> Tensor:

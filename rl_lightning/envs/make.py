@@ -92,14 +92,21 @@ def make_vector_env(
         # Gymnasium reads text from shared memory once and returns those blanks for ever.
         shared_memory = not _holds_text(spare.observation_space)
         spare.close()
-        # Forking a process that has used torch's threads or tokenizers can deadlock.
-        return AsyncVectorEnv(
-            [make] * num_envs,
-            shared_memory=shared_memory,
-            copy=False,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            context="forkserver",
-        )
+        try:
+            return AsyncVectorEnv(
+                [make] * num_envs,
+                shared_memory=shared_memory,
+                copy=False,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+                # Forking a process that has used torch's threads or tokenizers can deadlock.
+                context="forkserver",
+            )
+        except (ConnectionError, EOFError) as error:
+            raise ConfigurationError(
+                "vectorization: async could not start its processes; a script that uses it must "
+                'keep its own work under `if __name__ == "__main__":`, because the processes '
+                "import it"
+            ) from error
     raise ConfigurationError(f"vectorization must be sync, async or native, not {vectorization!r}")
 
 
