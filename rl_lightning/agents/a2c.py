@@ -64,7 +64,8 @@ class A2C(Agent):
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
-        value, next_value = self.policy.rollout_values(rollout)
+        _, value = self.policy.recall(steps)
+        next_value = self.policy.following_values(rollout, value)
         terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
         advantage = gae(
             steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda

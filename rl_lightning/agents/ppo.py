@@ -85,13 +85,14 @@ class PPO(Agent):
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
-        value, next_value = self.policy.rollout_values(rollout)
+        log_prob, value = self.policy.recall(steps)
+        next_value = self.policy.following_values(rollout, value)
         terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
         advantage = gae(
             steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
         )
         return self.policy.training_batch(
-            steps, value=value, advantage=advantage, target=advantage + value
+            steps, log_prob=log_prob, value=value, advantage=advantage, target=advantage + value
         )
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:

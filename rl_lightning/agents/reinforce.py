@@ -70,7 +70,8 @@ class REINFORCE(Agent):
         reward, terminated = steps["reward"], steps["terminated"]
         done = terminated | steps["truncated"]
         if self.baseline:
-            value, next_value = self.policy.rollout_values(rollout)
+            _, value = self.policy.recall(steps)
+            next_value = self.policy.following_values(rollout, value)
             advantage = gae(reward, value, next_value, terminated, done, self.gamma, 1.0)
             return self.policy.training_batch(
                 steps, value=value, advantage=advantage, target=advantage + value

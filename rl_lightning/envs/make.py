@@ -1,13 +1,15 @@
 """Making vector environments from plain data: an id, keyword arguments and wrapper names."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError
 
 Vectorization = Literal["sync", "async", "native"]
@@ -39,10 +41,11 @@ def make_env(
     kwargs = dict(env_kwargs or {})
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    # Two wrappers that only guard against misuse would cost a tenth of a simple environment's step.
+    spec = copy.deepcopy(gym.spec(env.rpartition(":")[2]))
+    spec.order_enforce = False
     try:
-        # The checker wraps every step and would be paid for all along; spaces are checked once by
-        # whoever reads them.
-        made = gym.make(env, disable_env_checker=True, **kwargs)
+        made = gym.make(spec, disable_env_checker=True, **kwargs)
     except ConfigurationError:
         raise
     except (TypeError, ValueError, gym.error.Error, ImportError) as error:
@@ -86,7 +89,7 @@ def make_vector_env(
         return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
     make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)
     if vectorization == "sync":
-        return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        return LeanSyncVectorEnv([make] * num_envs)
     if vectorization == "async":
         spare = make()  # a wrong configuration is reported here, not from a dead process
         # Gymnasium reads text from shared memory once and returns those blanks for ever.

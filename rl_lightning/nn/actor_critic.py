@@ -75,10 +75,9 @@ class ActorCritic(nn.Module):
             if critic
             else None
         )
-        # A critic that costs little on its own is evaluated once per rollout, in one batch, instead
-        # of once per step. With a trained shared encoder or a memory the step has done the work.
-        reuses_features = share_encoder and encoder_learns
-        self.value_while_acting = critic and (reuses_features or self.memory is not None)
+        # Small heads are evaluated once per rollout, in one batch, instead of once per step. With a
+        # trained encoder or a memory, the step has done most of the work already.
+        self.evaluates_while_acting = encoder_learns or self.memory is not None
 
     @property
     def state_dim(self) -> int:
@@ -101,20 +100,20 @@ class ActorCritic(nn.Module):
             mask: Allowed actions, bool `[B, A]`.
 
         Returns:
-            `action` (what the environment gets), `log_prob` `[B]`; `latent` where it is not the
-            action itself; `value` `[B]` where acting computes it anyway; `next_state`.
+            `action` (what the environment gets); `latent` where it is not the action itself;
+            `log_prob` and `value` `[B]` where `recall` would be expensive; `next_state`.
         """
         actor, critic, next_state = self._features(x, state)
         distribution = self.action_head(self.actor(actor), mask)
         latent = distribution.sample() if explore else distribution.mode()
-        out = {
-            "action": self.action_head.to_action(latent),
-            "log_prob": distribution.log_prob(latent),
-        }
-        if not self.action_head.latent_is_action:
-            out["latent"] = latent
-        if self.value_while_acting:
-            out["value"] = self._value(critic)
+        if self.action_head.latent_is_action:
+            out = {"action": latent}
+        else:
+            out = {"action": self.action_head.to_action(latent), "latent": latent}
+        if self.evaluates_while_acting:
+            out["log_prob"] = distribution.log_prob(latent)
+            if self.critic is not None:
+                out["value"] = self._value(critic)
         if next_state is not None:
             out["next_state"] = next_state
         return out
@@ -163,27 +162,39 @@ class ActorCritic(nn.Module):
         out = Evaluation(log_prob, distribution.entropy(), value)
         return out if self.memory is None else Evaluation(*(x.view(batch.shape) for x in out))
 
-    def rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """V(sₜ) and V(sₜ₊₁) of every step of a rollout, both float32 `[T, B]`, without gradient.
+    def recall(self, steps: TensorDict) -> tuple[Tensor, Tensor]:
+        """log π(aₜ|sₜ) and V(sₜ) at the time of acting, `[T, B]`, without gradient.
 
-        sₜ₊₁ is what the step led to: the final observation where an episode was truncated.
+        Either acting has noted them, or they are evaluated now, in one batch: the weights are still
+        those that acted.
         """
-        steps = rollout.steps
-        value = steps.get("value", None)
-        if value is None:
-            flat = steps["obs"].flatten(0, 1)
-            value = self.value(flat).view(steps.batch_size)  # (T, B)
+        noted = steps.get("log_prob", None)
+        if noted is not None:
+            return noted, steps.get("value", torch.zeros_like(noted))
+        now = self.evaluate(steps.reshape(-1))
+        return now.log_prob.view(steps.shape), now.value.view(steps.shape)
+
+    def following_values(self, rollout: Rollout, value: Tensor) -> Tensor:
+        """V(sₜ₊₁), where sₜ₊₁ is what step t led to: at a truncation, the final observation.
+
+        Args:
+            rollout: The rollout.
+            value: V(sₜ), `[T, B]`.
+
+        Returns:
+            `[T, B]`, without gradient.
+        """
         last_value = self.value(rollout.last_obs, rollout.last_state)
         final_value = None
         if rollout.final_obs is not None:
             final_value = self.value(rollout.final_obs, rollout.final_state)
-        return value, next_values(value, last_value, rollout.final_index, final_value)
+        return next_values(value, last_value, rollout.final_index, final_value)
 
     @staticmethod
     def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:
-        """What a loss reads of a rollout, `[T, B]`: what `evaluate` needs, `log_prob`, `valid`, and
-        what the agent computed."""
-        keep = ("obs", "action", "latent", "log_prob", "action_mask", "valid", "state", "start")
+        """What a loss reads of a rollout, `[T, B]`: what `evaluate` needs, `valid`, and what the
+        agent computed."""
+        keep = ("obs", "action", "latent", "action_mask", "valid", "state", "start")
         return steps.select(*keep, strict=False).update(computed)
 
     def _features(self, x: Stored, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
