@@ -191,6 +191,9 @@ class Agent(L.LightningModule):
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is
+        # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

@@ -1,0 +1,83 @@
+"""Two processes (gloo) learn one policy from two sets of environments."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import rl_lightning.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
+
+pytestmark = pytest.mark.distributed
+SCRIPT = Path(__file__).with_name("ddp_script.py")
+
+
+def run(case, folder, *more):
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), case, str(folder), *map(str, more)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((folder / f"rank{r}.json").read_text()) for r in (0, 1)]
+    states = [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    return ranks, states
+
+
+def check(ranks, states, rollouts):
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["frames"] == rollouts * 4 * 32 * 2  # both ranks' frames
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+    for key, value in states[0]["state"].items():
+        assert torch.equal(value, states[1]["state"][key]), key
+    # Each rank has its own environments and its own random numbers.
+    assert not torch.equal(states[0]["action"], states[1]["action"])
+
+
+def test_two_ranks_learn_one_policy_with_one_set_of_statistics(tmp_path):
+    ranks, states = run("cartpole", tmp_path)
+    check(ranks, states, rollouts=4)
+    # The KL stop skipped minibatches, the same ones on both ranks.
+    assert 0 < ranks[0]["updates"] < ranks[0]["batches"] == 4 * 3 * 2
+    # Observation statistics count both ranks' observations: 4 rollouts of 32 steps and the reset.
+    count = states[0]["state"]["policy.encoder.norm.running.moments"][0]
+    assert (count == 2 * 4 * (4 * 32 + 1)).all()
+
+
+def test_bf16_mixed_and_resuming_on_two_ranks(tmp_path):
+    ranks, states = run("bf16", tmp_path)
+    check(ranks, states, rollouts=4)
+    ranks, states = run("bf16", tmp_path, tmp_path / "last.ckpt")
+    check(ranks, states, rollouts=6)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved = checkpoint["RolloutDataModule"]["ranks"]
+    assert len(saved) == 2
+    assert not torch.equal(saved[0]["collector"]["x"], saved[1]["collector"]["x"])
+
+
+@pytest.mark.pretrained
+def test_frozen_language_model_on_two_ranks(tmp_path):
+    ranks, states = run("llm", tmp_path)
+    check(ranks, states, rollouts=4)
+
+
+def test_the_command_line_trains_on_two_ranks(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_lightning", "fit", "--config", "configs/ppo/cartpole.yaml"]
+        + ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=bf16-mixed"]
+        + ["--trainer.logger=false", "--data.total_frames=8192", "--data.rollouts_per_epoch=8"]
+        + ["--data.val_episodes=4", f"--checkpoint.dirpath={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained 8,192 of 8,192 frames" in done.stdout
+    assert done.stdout.count("trained") == 1
