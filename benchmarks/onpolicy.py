@@ -11,14 +11,12 @@ greedy return of the trained policies shows that the same thing was learned.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from common import prepare_process, run_apart
 from tqdm import tqdm
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -117,30 +115,10 @@ def evaluate(policy: Any, episodes: int = 20) -> float:
 
 def run_here(library: str, name: str, frames: int, seed: int) -> None:
     """One run in this process; prints one line of JSON."""
-    import logging
-    import warnings
-
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    import torch
-
-    torch.set_num_threads(1)
-    # The first optimizer of a process imports torch's compiler, seconds that are nobody's fault.
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    prepare_process()
     train = train_rl_lightning if library == "rl_lightning" else train_sb3
     seconds, policy = train(SETTINGS[name], frames, seed)
-    result = {"fps": frames / seconds, "return": evaluate(policy)}
-    print(json.dumps(result))
-
-
-def run_apart(library: str, name: str, frames: int, seed: int) -> dict[str, float]:
-    """One run in a process of its own."""
-    command = [sys.executable, __file__, "--run", library, name, str(frames), str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{library} failed on {name}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps({"fps": frames / seconds, "return": evaluate(policy)}))
 
 
 def main() -> None:
@@ -162,7 +140,7 @@ def main() -> None:
         for seed in range(1, args.pairs + 1):
             pair = {}
             for library in ("rl_lightning", "sb3"):
-                pair[library] = run_apart(library, name, args.frames, seed)
+                pair[library] = run_apart(__file__, library, name, args.frames, seed)
                 bar.update()
             pairs.append(pair)
         rows[name] = {"pairs": pairs, **summary(pairs)}

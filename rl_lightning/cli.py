@@ -27,6 +27,8 @@ _NOISE = (
     "could not find the monitored key",  # before the first validation
     "module.* in eval mode",  # a language model is kept in eval mode on purpose
     "litlogger",
+    "args parameter is intended",
+    "LeafSpec",
 )
 
 
@@ -83,6 +85,9 @@ class RLCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """The configuration decides what is built; a checkpoint only fills it."""
+        path = self._get(self.config, "ckpt_path")
+        if path not in (None, "best", "last", "hpc") and not Path(path).is_file():
+            raise ConfigurationError(f"ckpt_path: there is no file {path}")
 
     def after_fit(self) -> None:
         data: Any = self.datamodule

@@ -29,7 +29,9 @@ class Memory(nn.Module):
         self.cell = (nn.LSTM if kind == "lstm" else nn.GRU)(in_dim, size)
         for name, parameter in self.cell.named_parameters():
             if name.startswith("weight"):
-                nn.init.orthogonal_(parameter)
+                # Each gate for itself: orthogonal as a stack, every gate's matrix would be halved.
+                for gate in parameter.detach().split(size):
+                    nn.init.orthogonal_(gate)
             else:
                 nn.init.zeros_(parameter)
 

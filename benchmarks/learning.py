@@ -1,0 +1,239 @@
+"""Train configurations over several seeds and measure the final greedy policy.
+
+    python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1 2 3 4 5
+    python benchmarks/learning.py --table
+
+Each seed is one `rl-lightning fit` on one thread and one `rl-lightning validate` of its last
+checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json`; runs that
+failed stay in them.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "lightning", "gymnasium", "minigrid", "transformers", "peft", "numpy")
+# What counts as solved, by the results' names. Others are reported without a threshold.
+THRESHOLDS = {
+    "ppo-cartpole": ("return", 475),
+    "a2c-cartpole": ("return", 475),
+    "reinforce-cartpole": ("return", 475),
+    "reinforce-cartpole-no-baseline": ("return", 475),
+    "ppo-cartpole-recurrent": ("return", 450),
+    "ppo-acrobot": ("return", -90),
+    "ppo-pendulum": ("return", -250),
+    "ppo-mountaincar-continuous": ("return", 90),
+    "ppo-minigrid": ("success", 0.9),
+    "ppo-babyai-text": ("success", 0.9),
+    "ppo-textmaze": ("success", 0.95),
+}
+
+
+class RunError(Exception):
+    """A training or evaluation process ended with an error."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="*", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--episodes", type=int, help="final evaluation; default: val_episodes")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
+    parser.add_argument("--results", type=Path, help=f"folder to write to; default: {RESULTS.name}")
+    parser.add_argument("--table", action="store_true", help="print all results as Markdown")
+    args = parser.parse_args()
+    if missing := [str(path) for path in args.configs if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
+    if wrong := [item for item in args.overrides if "=" not in item]:
+        parser.error(f"--set {wrong[0]}: expected key=value")
+    if not args.configs and not args.table:
+        parser.error("give configurations to run, or --table")
+    # What was run with changes is not a result of the configuration: shown, but kept nowhere else
+    # than where it is asked for.
+    folder = args.results or (None if args.overrides else RESULTS)
+    failed = False
+    for path in args.configs:
+        result = run_config(path, args.seeds, args.jobs, args.episodes, args.overrides)
+        print(summary(result))
+        failed |= any("error" in run for run in result["runs"])
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{result['name']}.json"
+            file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if args.table:
+        print(table(args.results or RESULTS))
+    sys.exit(1 if failed else 0)
+
+
+def run_config(
+    path: Path, seeds: list[int], jobs: int, episodes: int | None, overrides: list[str]
+) -> dict[str, Any]:
+    """Run one configuration with every seed."""
+    config = yaml.safe_load(path.read_text())
+    name = f"{path.parent.name}-{path.stem}"
+    metric, threshold = THRESHOLDS.get(name, ("return", None))
+    runs = []
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds), desc=name, unit="seed") as bar:
+        for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides), seeds):
+            bar.update()
+            if "error" in run:
+                bar.write(f"{name}, seed {run['seed']}: {run['error']}", file=sys.stderr)
+            else:
+                bar.set_postfix_str(f"seed {run['seed']}: {metric} {run[metric]:.4g}")
+            runs.append(run)
+    return {
+        "name": name,
+        "config": path.as_posix(),
+        "overrides": overrides,
+        "agent": config["model"]["class_path"].rpartition(".")[2],
+        "env": config["data"]["init_args"]["env"],
+        "metric": metric,
+        "threshold": threshold,
+        "aggregate": aggregate([run[metric] for run in runs if metric in run], threshold),
+        "runs": runs,
+        "versions": {"python": sys.version.split()[0], **versions()},
+    }
+
+
+def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) -> dict[str, Any]:
+    """Train with one seed, then play evaluation episodes with the last checkpoint."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def command(verb: str, *more: str) -> str:
+            logs = f"--trainer.logger.init_args.save_dir={folder / verb}"
+            checkpoints = f"--checkpoint.dirpath={folder / 'checkpoints'}"
+            own = [f"--{item}" for item in overrides]
+            return cli(verb, f"--config={path}", f"--seed_everything={seed}", *own, logs, *more,
+                       checkpoints)  # fmt: skip
+
+        play = [] if episodes is None else [f"--data.init_args.val_episodes={episodes}"]
+        try:
+            began = time.perf_counter()
+            out = command("fit")
+            wall = time.perf_counter() - began
+            trained = re.search(r"trained ([\d,]+) of .* at ([\d,]+) frames/s", out)
+            if trained is None:
+                raise RunError(f"fit did not say what it trained: {out[-300:]}")
+            frames, speed = (int(number.replace(",", "")) for number in trained.groups())
+            last = folder / "checkpoints" / "last.ckpt"
+            command("validate", f"--ckpt_path={last}", *play)
+        except RunError as error:
+            return {"seed": seed, "error": str(error)}
+        history, final = scalars(folder / "fit"), scalars(folder / "validate")
+        run = {"seed": seed, "return": final["val/return"][-1][1]}
+        if "val/success" in final:
+            run["success"] = final["val/success"][-1][1]
+        run |= {"frames": frames, "seconds": frames / max(speed, 1), "wall_seconds": wall}
+        run |= {"frames_per_second": speed, "curve": history.get("val/return", [])}
+        run |= {tag: history[tag][-1][1] for tag in history if tag.startswith("llm/")}
+        return run
+
+
+def cli(*arguments: str) -> str:
+    """Run `rl-lightning` on one thread; returns what it printed."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_lightning", *arguments],
+        env={**os.environ, **one_thread},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RunError(f"{arguments[0]} ended with {done.returncode}: {' | '.join(lines[-3:])}")
+    return done.stdout
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All `(frames, value)` of the TensorBoard files below a folder, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.rglob("events.out.*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
+    return found
+
+
+def aggregate(values: list[float], threshold: float | None) -> dict[str, Any]:
+    """Statistics over seeds; IQM is the mean of the middle half (Agarwal et al. 2021)."""
+    if not values:
+        return {}
+    cut = len(values) // 4
+    out = {
+        "mean": mean(values),
+        "std": stdev(values) if len(values) > 1 else 0.0,
+        "min": min(values),
+        "iqm": mean(sorted(values)[cut : len(values) - cut]),
+    }
+    return out if threshold is None else {**out, "solved": sum(v >= threshold for v in values)}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line, as it stands in the configuration."""
+    done = [run for run in result["runs"] if "error" not in run]
+    if not done:
+        return f"{result['name']}: every run failed"
+    a, seconds = result["aggregate"], mean(run["seconds"] for run in done)
+    worst = f"worst {spell(result, a['min'])}"
+    return (
+        f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} greedy "
+        f"{result['metric']} ({worst}) after {done[0]['frames'] / 1000:.0f} k frames, "
+        f"{seconds:.0f} s on one core"
+    )
+
+
+def spell(result: dict[str, Any], value: float) -> str:
+    return f"{value:.{3 if result['metric'] == 'success' else 1}f}"
+
+
+def table(folder: Path) -> str:
+    """All results of a folder as a Markdown table."""
+    rows = [
+        "| configuration | environment | frames | threshold | mean ± std | worst seed | solved | "
+        "time per seed |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())
+        runs, a = result["runs"], result["aggregate"]
+        done = [run for run in runs if "error" not in run]
+        link = f"[{result['agent']} {Path(result['config']).stem}]({result['config']})"
+        if not done:
+            rows.append(f"| {link} | {result['env']} | | | failed | | 0/{len(runs)} | |")
+            continue
+        goal = "" if result["threshold"] is None else f"{result['threshold']:g}"
+        unit = " success" if result["metric"] == "success" else ""
+        rows.append(
+            f"| {link} | {result['env']} | {done[0]['frames'] / 1000:.0f} k | {goal}{unit} | "
+            f"{spell(result, a['mean'])} ± {spell(result, a['std'])} | {spell(result, a['min'])} | "
+            f"{a.get('solved', '–')}/{len(runs)} | {mean(r['seconds'] for r in done):.0f} s |"
+        )
+    return "\n".join(rows)
+
+
+def versions() -> dict[str, str]:
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+    return {name: metadata.version(name) for name in PACKAGES if name in installed}
+
+
+if __name__ == "__main__":
+    main()
