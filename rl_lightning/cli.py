@@ -41,6 +41,14 @@ class _Parser(LightningArgumentParser):
         _fail(one_sentence(message))
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Keeps the configuration beside the logs of a training run, and nowhere else."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 class RLCLI(LightningCLI):
     """LightningCLI for agents and their data: `data.spec` reaches the agent by itself."""
 
@@ -85,7 +93,7 @@ class RLCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """The configuration decides what is built; a checkpoint only fills it."""
-        path = self._get(self.config, "ckpt_path")
+        path = self.config[self.config.subcommand].get("ckpt_path")
         if path not in (None, "best", "last", "hpc") and not Path(path).is_file():
             raise ConfigurationError(f"ckpt_path: there is no file {path}")
 
@@ -130,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1,
             trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-Task = Literal["constant", "observation", "delayed", "action", "policy", "truncated"]
+Task = Literal["constant", "observation", "delayed", "action", "policy", "recall", "truncated"]
 PRINTABLE = "".join(map(chr, range(32, 127)))
 
 SENTENCES = ("The light is red.", "The light is green.", "It is dark.")
@@ -37,17 +37,25 @@ ACTIONS: dict[str, gym.Space] = {
     "multi_binary": gym.spaces.MultiBinary(2),
     "box": gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
 }
+# Allowed actions on even and on odd steps of an episode, as action heads understand them.
+MASKS: dict[str, tuple[list[int], list[int]]] = {
+    "discrete": ([1, 0], [0, 1]),
+    "multi_discrete": ([1, 1, 0, 1, 1], [1, 0, 1, 1, 0]),
+    "multi_binary": ([1, 0], [0, 1]),
+}
+NONSENSE = -100.0  # what a native vector env pays for the step it spends on a reset
 
 
 def show(kind: str, state: int) -> Any:
     """State 0, 1 or 2 in the disguise `kind`."""
     vector = np.array([(-1.0, 0.0), (1.0, 0.0), (0.0, 1.0)][state], np.float32)
-    small = np.zeros((8, 8, 3), np.uint8)
+    image, small = np.zeros((36, 36, 1), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    image[12 * state : 12 * state + 12] = 255
     small[..., state] = 255
     return {
         "vector": vector,
         "discrete": state + 1,
-        "image": np.full((36, 36, 1), (0, 255, 100)[state], np.uint8),
+        "image": image,
         "small_image": small,
         "text": SENTENCES[state],
         "dict": {"image": small, "vector": np.zeros(2, np.float32)},
@@ -57,11 +65,14 @@ def show(kind: str, state: int) -> Any:
 
 def batch(kind: str, *states: int) -> Any:
     """Several states as a vector env would return them."""
+    return stack(OBSERVATIONS[kind], [show(kind, s) for s in states])
+
+
+def stack(space: gym.Space, items: list[Any]) -> Any:
+    """Elements of a space as a vector env batches them."""
     from gymnasium.vector.utils import concatenate, create_empty_array
 
-    space = OBSERVATIONS[kind]
-    out = create_empty_array(space, n=len(states), fn=np.zeros)
-    return concatenate(space, [show(kind, s) for s in states], out)
+    return concatenate(space, items, create_empty_array(space, n=len(items), fn=np.zeros))
 
 
 def goodness(kind: str, action: Any, bit: int) -> float:
@@ -69,11 +80,20 @@ def goodness(kind: str, action: Any, bit: int) -> float:
     if kind == "discrete":
         return 1.0 if action == bit else -1.0
     if kind == "multi_discrete":
-        return float((action[0] == bit) + (action[1] == 2 * bit)) - 1.0
+        return float(action[0] == bit) + float(action[1] == 2 * bit) - 1.0
     if kind == "multi_binary":
-        return float((action[0] == bit) + (action[1] == 1 - bit)) - 1.0
+        return float(action[0] == bit) + float(action[1] == 1 - bit) - 1.0
     target = 0.5 if bit else -0.5
     return 1.0 - 2.0 * min(abs(float(action[0]) - target), 1.0)
+
+
+def allowed(kind: str, action: Any, mask: Any) -> bool:
+    """Whether an action keeps to its mask."""
+    if kind == "discrete":
+        return bool(mask[action])
+    if kind == "multi_discrete":
+        return bool(mask[action[0]] and mask[2 + action[1]])
+    return bool((np.asarray(action) <= mask).all())
 
 
 class Probe(gym.Env):
@@ -84,7 +104,7 @@ class Probe(gym.Env):
         observation: Disguise of the state.
         action: Kind of action space.
         horizon: Steps of a `truncated` episode.
-        mask: Report an action mask that forbids the second discrete action.
+        mask: Report one of `MASKS` in turn, and raise if it is not kept to.
         terminate: Let `truncated` episodes claim to be over for good.
     """
 
@@ -105,11 +125,13 @@ class Probe(gym.Env):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.steps = 0
-        random = self.task in ("observation", "policy")
+        random = self.task in ("observation", "policy", "recall")
         self.state = int(self.np_random.integers(2)) if random else 0
         return show(self.observation, self.state), self._info()
 
     def step(self, action: Any) -> Any:
+        if self.mask and not allowed(self.action, action, MASKS[self.action][self.steps % 2]):
+            raise ValueError(f"forbidden action {action} at step {self.steps}")
         self.steps += 1
         reward, terminated, truncated = 0.0, False, False
         match self.task:
@@ -128,6 +150,11 @@ class Probe(gym.Env):
                     self.state = 2
                 else:
                     reward, terminated = self.judgement, True
+            case "recall":  # the first observation says what will be right when it is dark
+                if self.steps == 1:
+                    self.target, self.state = self.state, 2
+                else:
+                    reward, terminated = goodness(self.action, action, self.target), True
             case "truncated":
                 reward, truncated = 1.0, self.steps == self.horizon
                 if self.terminate:
@@ -135,7 +162,65 @@ class Probe(gym.Env):
         return show(self.observation, self.state), reward, terminated, truncated, self._info()
 
     def _info(self) -> dict[str, Any]:
-        return {"action_mask": np.array([1, 0], np.int8)} if self.mask else {}
+        if not self.mask:
+            return {}
+        return {"action_mask": np.array(MASKS[self.action][self.steps % 2], np.int8)}
+
+
+class ProbeVector(gym.vector.VectorEnv):
+    """Probes as a native vector env: the step after an episode's end is a reset and pays nonsense.
+
+    Args:
+        num_envs: Probes.
+        **kwargs: Of each `Probe`.
+    """
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
+        self.probes = [Probe(**kwargs) for _ in range(num_envs)]
+        self.num_envs = num_envs
+        self.single_observation_space = self.probes[0].observation_space
+        self.single_action_space = self.probes[0].action_space
+        batched = gym.vector.utils.batch_space
+        self.observation_space = batched(self.single_observation_space, num_envs)
+        self.action_space = batched(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.over = np.zeros(self.num_envs, bool)
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        obs, infos = zip(
+            *(p.reset(seed=s) for p, s in zip(self.probes, seeds, strict=True)), strict=True
+        )
+        return stack(self.single_observation_space, list(obs)), self._info(infos)
+
+    def step(self, actions: Any) -> Any:
+        rows = []
+        for probe, over, action in zip(
+            self.probes,
+            self.over,
+            gym.vector.utils.iterate(self.action_space, actions),
+            strict=True,
+        ):
+            if over:
+                obs, info = probe.reset()
+                rows.append((obs, NONSENSE, False, False, info))
+            else:
+                rows.append(probe.step(action))
+        obs, reward, terminated, truncated, infos = zip(*rows, strict=True)
+        self.over = np.array(terminated) | np.array(truncated)
+        return (
+            stack(self.single_observation_space, list(obs)),
+            np.array(reward),
+            np.array(terminated),
+            np.array(truncated),
+            self._info(infos),
+        )
+
+    @staticmethod
+    def _info(infos: Any) -> dict[str, Any]:
+        masks = [info["action_mask"] for info in infos if info]
+        return {"action_mask": np.stack(masks)} if masks else {}
 
 
 class Counter(gym.Env):
@@ -193,9 +278,19 @@ class CounterVector(gym.vector.VectorEnv):
         return self.count[:, None].astype(np.float32)
 
 
+class TextAction(gym.Env):
+    """Wants words for actions, which no head emits."""
+
+    observation_space = gym.spaces.Discrete(2)
+    action_space = gym.spaces.Text(5)
+
+
 def register() -> None:
     if "Probe-v0" not in gym.registry:
-        gym.register("Probe-v0", entry_point="probes:Probe")
+        gym.register(
+            "Probe-v0", entry_point="probes:Probe", vector_entry_point="probes:ProbeVector"
+        )
+        gym.register("TextAction-v0", entry_point="probes:TextAction")
         gym.register(
             "Counter-v0", entry_point="probes:Counter", vector_entry_point="probes:CounterVector"
         )

@@ -26,10 +26,9 @@ SHORT = [
 
 def fit(tmp_path, *options):
     """Train briefly; returns the folder of checkpoints and the folder of logs."""
-    main(
-        ["fit", *CARTPOLE, *SHORT, f"--checkpoint.dirpath={tmp_path}/ckpt"]
-        + [f"--trainer.logger.init_args.save_dir={tmp_path}/logs", *options]
-    )
+    folders = [f"--checkpoint.dirpath={tmp_path}/ckpt"]
+    folders += [f"--trainer.logger.init_args.save_dir={tmp_path}/logs"]
+    main(["fit", *CARTPOLE, *SHORT, *folders, *options])
     return tmp_path / "ckpt", next((tmp_path / "logs" / "ppo-cartpole").iterdir())
 
 

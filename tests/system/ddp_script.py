@@ -82,14 +82,15 @@ def main() -> None:
     data.next_batch = remember  # type: ignore[method-assign]
     trainer.fit(agent, data, ckpt_path=ckpt_path)
     state = {k: v for k, v in agent.state_dict().items() if isinstance(v, torch.Tensor)}
-    torch.save({"state": state, "action": first["action"]}, folder / f"rank{trainer.global_rank}.pt")
+    own = folder / f"rank{trainer.global_rank}.pt"
+    torch.save({"state": state, "action": first["action"]}, own)
     summary = {
         "frames": data.frames,
         "updates": observer.updates,
         "batches": observer.batches,
         "val": float(trainer.callback_metrics["val/return"]),
     }
-    (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(summary))
+    own.with_suffix(".json").write_text(json.dumps(summary))
 
 
 if __name__ == "__main__":

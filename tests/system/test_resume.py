@@ -233,8 +233,6 @@ def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path):
     assert "trained 40,960 of 40,960 frames" in resumed.stdout
     whole = tmp_path / "whole"
     subprocess.run(command(whole), capture_output=True, check=True)
-    a, b = (
-        torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path, whole)
-    )
+    a, b = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path, whole))
     assert a["frames"] == b["frames"] == 40960
     same(a["state_dict"], b["state_dict"])
