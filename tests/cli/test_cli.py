@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lightning.cli import main
 
-CARTPOLE = ["--config", "configs/ppo/cartpole.yaml"]
+CARTPOLE = ["--config", "tests/cartpole.yaml"]
 SHORT = [
     "--data.total_frames=4096",
     "--data.rollouts_per_epoch=4",
@@ -88,7 +88,7 @@ def test_checkpoint_of_the_best_validation(tmp_path):
 
 
 def test_print_config_is_complete_and_resolves_interpolation(tmp_path, capsys):
-    config = yaml.safe_load(Path("configs/ppo/cartpole.yaml").read_text())
+    config = yaml.safe_load(Path("tests/cartpole.yaml").read_text())
     config["checkpoint"]["dirpath"] = "checkpoints/seed-${seed_everything}"
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

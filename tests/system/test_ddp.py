@@ -69,7 +69,7 @@ def test_frozen_language_model_on_two_ranks(tmp_path):
 
 def test_the_command_line_trains_on_two_ranks(tmp_path):
     command = [sys.executable, "-m", "rl_lightning", "fit", "--config"]
-    command += ["configs/ppo/cartpole.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    command += ["tests/cartpole.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"]
     command += ["--trainer.precision=bf16-mixed", "--trainer.logger=false"]
     command += ["--data.total_frames=8192", "--data.rollouts_per_epoch=8", "--data.val_episodes=4"]
     done = subprocess.run(

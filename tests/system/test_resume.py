@@ -191,7 +191,7 @@ def test_these_environments_can_be_copied(env):
     assert Snapshots(make_env(env)).supported
 
 
-COMMAND = [sys.executable, "-m", "rl_lightning", "fit", "--config", "configs/ppo/cartpole.yaml"]
+COMMAND = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
 SHORT = {
     "data.total_frames": "40960",
     "data.rollouts_per_epoch": "8",
