@@ -35,16 +35,19 @@ def neighbour_table(memory: bool) -> tuple[tuple[str, ...], ...]:
 
 
 @cache
-def exit_sentence(south: int, east: int) -> str:
-    """Where the exit lies: `south` rows and `east` columns from the agent, or minus as many."""
-    distance = {0: "", 1: "near"}
+def exit_sentence(south: int, east: int, exact: bool = False) -> str:
+    """Where the exit lies: `south` rows and `east` columns from the agent, or minus as many.
+
+    Args:
+        south: Rows.
+        east: Columns.
+        exact: Give the numbers, instead of near for 1 and far for more.
+    """
     parts = []
-    if south:
-        word = distance.get(abs(south), "far")
-        parts.append(f"{word} south" if south > 0 else f"{word} north")
-    if east:
-        word = distance.get(abs(east), "far")
-        parts.append(f"{word} east" if east > 0 else f"{word} west")
+    for steps, ahead, behind in ((south, "south", "north"), (east, "east", "west")):
+        if steps:
+            word = abs(steps) if exact else "near" if abs(steps) == 1 else "far"
+            parts.append(f"{word} {ahead if steps > 0 else behind}")
     return f"The exit is {', '.join(parts) or 'here'}."
 
 
@@ -61,12 +64,15 @@ class TextMazeEnv(gym.Env[str, Any]):
 
     Observations look like "Wall north, new east, once south, often west. The exit is near north,
     far east.": what each neighbour is (new, or visited once, twice or more often in this episode,
-    or a wall), then where the exit lies: near is one row or column away, far is more. So the number
-    of texts hardly grows with the maze.
+    or a wall), then where it stands relative to the exit: near is one row or column away, far is
+    more. So the number of texts hardly grows with the maze; `exact` gives the numbers, for about
+    twice as many texts.
 
     Actions are 0 north, 1 east, 2 south, 3 west; a move into a wall stays in place and costs a
-    step. Reaching the exit terminates, the time limit truncates. `info` always holds `layout_seed`,
-    `shortest` (steps from start to exit), `position` (row and column, from 1) and `success`.
+    step. Reaching the exit terminates, the time limit truncates. At the beginning and the end of an
+    episode `info` holds `layout_seed`, `shortest` (steps from start to exit), `position` (row and
+    column, from 1) and `success`; in between it is empty, because vector environments spend more
+    time on four entries than the maze on a step.
 
     `reset(options={"layout_seed": k})` plays one certain maze; otherwise the seed of the layout is
     drawn from `seed_range`, so disjoint ranges keep training and held-out mazes apart.
@@ -80,6 +86,7 @@ class TextMazeEnv(gym.Env[str, Any]):
         exit_reward: Reward of the step that reaches it.
         memory: Whether the text counts visits, or calls every cell open that is no wall. Without
             it, a policy that sees one text at a time runs in circles.
+        exact: Whether the text counts the rows and columns to the exit.
         layout: Whether the text goes on with absolute positions and the whole map.
         render_mode: "human", "rgb_array", "ansi" or None.
 
@@ -98,6 +105,7 @@ class TextMazeEnv(gym.Env[str, Any]):
         step_reward: float = -1.0,
         exit_reward: float = 1.0,
         memory: bool = True,
+        exact: bool = False,
         layout: bool = False,
         render_mode: str | None = None,
     ) -> None:
@@ -110,6 +118,7 @@ class TextMazeEnv(gym.Env[str, Any]):
         _check("step_reward", step_reward, _is_real(step_reward), "a finite number")
         _check("exit_reward", exit_reward, _is_real(exit_reward), "a finite number")
         _check("memory", memory, isinstance(memory, bool), "True or False")
+        _check("exact", exact, isinstance(exact, bool), "True or False")
         _check("layout", layout, isinstance(layout, bool), "True or False")
         _check("render_mode", render_mode, render_mode in modes, f"one of {modes}")
         self.size, self.density = int(size), float(density)
@@ -117,13 +126,15 @@ class TextMazeEnv(gym.Env[str, Any]):
         make_layout(self.size, self.density, self.seed_range[0])  # a hopeless density fails here
         self.max_steps = 2 * self.size**2 if max_steps is None else int(max_steps)
         self.step_reward, self.exit_reward = float(step_reward), float(exit_reward)
-        self.memory, self.layout, self.render_mode = memory, layout, render_mode
+        self.memory, self.exact, self.layout = memory, exact, layout
+        self.render_mode = render_mode
 
         self._width = self.size + 2
         self._moves = (-self._width, 1, self._width, -1)
         self._neighbours = neighbour_table(memory)
         self.action_space = gym.spaces.Discrete(4)
-        longest = len(exit_sentence(-1, -1)) + sum(max(map(len, t)) for t in self._neighbours)
+        where = {len(exit_sentence(-n, -n, exact)) for n in (1, self.size)}
+        longest = max(where) + sum(max(map(len, t)) for t in self._neighbours)
         if layout:
             longest += len(place_sentence(*[self.size] * 5)) + self.size * (self.size + 1) - 1
         self.observation_space = text_space(longest)
@@ -186,7 +197,8 @@ class TextMazeEnv(gym.Env[str, Any]):
         if self.render_mode == "human":
             self.render()
         reward = self.exit_reward if success else self.step_reward
-        return self._observe(), reward, success, truncated, self._info(success)
+        info = {} if self._running else self._info(success)
+        return self._observe(), reward, success, truncated, info
 
     def _observe(self) -> str:
         north, east, south, west = self._neighbours
@@ -198,7 +210,7 @@ class TextMazeEnv(gym.Env[str, Any]):
             + east[min(cells[here + 1], OFTEN)]
             + south[min(cells[here + width], OFTEN)]
             + west[min(cells[here - 1], OFTEN)]
-            + exit_sentence(exit_row - row, exit_column - column)
+            + exit_sentence(exit_row - row, exit_column - column, self.exact)
         )
         if not self.layout:
             return text
