@@ -1,6 +1,7 @@
 """The command line: `rl-lightning fit | validate | test | predict`."""
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -26,7 +27,6 @@ _NOISE = (
     "smaller than the logging interval",
     "could not find the monitored key",  # before the first validation
     "module.* in eval mode",  # a language model is kept in eval mode on purpose
-    "litlogger",
     "args parameter is intended",
     "LeafSpec",
 )
@@ -130,6 +130,10 @@ def main(args: list[str] | None = None) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in _NOISE:
         warnings.filterwarnings("ignore", f".*{message}.*")
+    # Advertisements arrive by the logger.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
     try:
         RLCLI(
             Agent,

@@ -1,6 +1,5 @@
 """Stepping environments with an agent, and writing down what happened."""
 
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.data.episodes import EpisodeStatistics
 from rl_lightning.data.storage import Buffers
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.tree import clone, concatenate, rows, to_device
@@ -177,95 +177,9 @@ class Collector:
         return rollout
 
 
-class EpisodeStatistics:
-    """Return, length and success of the last episodes, however rewards are rescaled for learning.
-
-    Args:
-        num_envs: B.
-        window: Number of episodes that averages run over.
-    """
-
-    def __init__(self, num_envs: int, window: int = 100) -> None:
-        self.returns: deque[float] = deque(maxlen=window)
-        self.lengths: deque[int] = deque(maxlen=window)
-        self.successes: deque[float] = deque(maxlen=window)
-        self.count = 0
-        self._return = np.zeros(num_envs)
-        self._length = np.zeros(num_envs, np.int64)
-
-    def step(self, reward: np.ndarray, valid: np.ndarray | None) -> None:
-        """Add one step of every environment; `valid` leaves out the steps that were resets."""
-        if valid is None:
-            self._return += reward
-            self._length += 1
-        else:
-            self._return += reward * valid
-            self._length += valid
-
-    def finish(
-        self, done: np.ndarray, info: dict[str, Any], success_threshold: float | None
-    ) -> None:
-        """Close the episodes that ended with this step."""
-        success = read_success(info, done, self._return, success_threshold)
-        for b in np.flatnonzero(done):
-            self.returns.append(float(self._return[b]))
-            self.lengths.append(int(self._length[b]))
-            if success is not None:
-                self.successes.append(float(success[b]))
-            self.count += 1
-        self._return[done] = 0.0
-        self._length[done] = 0
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """Averages over the window; empty before the first episode has ended."""
-        if not self.returns:
-            return {}
-        out = {
-            f"{prefix}/return": float(np.mean(self.returns)),
-            f"{prefix}/length": float(np.mean(self.lengths)),
-        }
-        if self.successes:
-            out[f"{prefix}/success"] = float(np.mean(self.successes))
-        return out
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-            "successes": list(self.successes),
-            "count": self.count,
-            "return": torch.from_numpy(self._return.copy()),
-            "length": torch.from_numpy(self._length.copy()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("returns", "lengths", "successes"):
-            values = getattr(self, name)
-            values.clear()
-            values.extend(state[name])
-        self.count = state["count"]
-        self._return = state["return"].numpy().copy()
-        self._length = state["length"].numpy().copy()
-
-
 def to_env(action: Tensor) -> np.ndarray:
     """Actions as the vector env takes them."""
     return action.cpu().numpy()
-
-
-def read_success(
-    info: dict[str, Any], done: np.ndarray, returns: np.ndarray, threshold: float | None
-) -> np.ndarray | None:
-    """Whether the finished episodes succeeded, `[B]`; None where nothing says so.
-
-    Taken from `info["success"]` or `info["is_success"]` of the episodes' last steps, else from the
-    return by `threshold`.
-    """
-    final = info.get("final_info", info)
-    for key in ("success", "is_success"):
-        if key in final:
-            return np.asarray(final[key], dtype=float)
-    return None if threshold is None else (returns >= threshold).astype(float)
 
 
 def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:

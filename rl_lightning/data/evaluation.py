@@ -10,7 +10,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rl_lightning.data.collector import read_success, to_env
+from rl_lightning.data.collector import to_env
+from rl_lightning.data.episodes import read_success
 from rl_lightning.tree import first_row
 
 

@@ -1,7 +1,6 @@
 """What all data modules share: environments, evaluation, the frame clock and exact resuming."""
 
 import math
-import random
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,13 @@ from typing import Any
 
 import gymnasium as gym
 import lightning as L
-import numpy as np
 import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 
 from rl_lightning.data.collector import Collector
 from rl_lightning.data.evaluation import EpisodeLoader
+from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.errors import ConfigurationError
@@ -290,7 +289,7 @@ class RLDataModule(L.LightningDataModule):
             ]
         return {
             "num_envs": self.num_envs,
-            "rng": _rng_state(self._trainer.strategy.root_device),
+            "rng": rng_state(self._trainer.strategy.root_device),
             "envs": envs,
             "collector": self.collector.state_dict(),
             "encoder": self.agent.encoder.collection_state(),
@@ -310,7 +309,7 @@ class RLDataModule(L.LightningDataModule):
         else:
             self.snapshots.put(self._train_env, [e.numpy().tobytes() for e in state["envs"]])
             self.collector.load_state_dict(state["collector"], agent.device)
-        _set_rng_state(state["rng"], self._trainer.strategy.root_device)
+        set_rng_state(state["rng"], self._trainer.strategy.root_device)
 
     # --- helpers --------------------------------------------------------------------------------
 
@@ -352,24 +351,3 @@ class RLDataModule(L.LightningDataModule):
                 self.val_transcript_steps if rank == 0 else 0,
             )
         return self._eval_loaders[stage]
-
-
-def _rng_state(device: torch.device) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": [version, list(internal), gauss],
-    }
-
-
-def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))

@@ -1,5 +1,6 @@
 """The on-policy data module: collect, prepare, and hand out minibatches."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ class RolloutDataModule(RLDataModule):
             whole rollout.
         passes: Passes over each rollout ("epochs" in PPO's paper).
         rollouts_per_epoch: Rollouts that make one epoch of the trainer, and so the grid on which
-            validation and checkpoints happen.
+            validation and checkpoints happen. Training ends with the epoch in which the budget is
+            used up.
         total_frames: Budget, in frames of all ranks together.
         normalize_reward: Divide rewards by the running standard deviation of the discounted return.
         env_kwargs: Keyword arguments of the environment.
@@ -145,6 +147,10 @@ class RolloutDataModule(RLDataModule):
                 )
 
     def train_dataloader(self) -> "RolloutLoader":
+        # A budget smaller than an epoch ends with its last rollout, not with the epoch.
+        rollout = self.frames_per_rollout * self._trainer.world_size
+        needed = math.ceil(max(self.total_frames - self.frames, 1) / rollout)
+        self.rollouts_per_epoch = min(self.rollouts_per_epoch, needed)
         self.start()
         if self.normalize_reward and self._reward_norm is None:
             self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
