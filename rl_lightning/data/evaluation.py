@@ -57,11 +57,13 @@ class EpisodeLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
-        with torch.random.fork_rng(enabled=self.explore):
-            if self.explore:
-                torch.manual_seed(self.seed)
-            yield from self._play()
-        self.seconds += time.perf_counter() - began
+        try:
+            with torch.random.fork_rng(enabled=self.explore):
+                if self.explore:
+                    torch.manual_seed(self.seed)
+                yield from self._play()
+        finally:
+            self.seconds += time.perf_counter() - began
 
     def _play(self) -> Iterator[dict[str, Any]]:
         env = self.env

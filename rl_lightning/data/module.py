@@ -13,6 +13,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.data.collector import Collector
 from rl_lightning.data.evaluation import EpisodeLoader
@@ -97,7 +98,8 @@ class RLDataModule(L.LightningDataModule):
         self._train_env: VectorEnv | None = None
         self._eval_loaders: dict[str, EpisodeLoader] = {}
         self._restored: list[Any] | None = None
-        self._max_epochs: int | None = None
+        self._max_epochs: Any = None
+        self._planned = 0
         self._began: tuple[float, int] | None = None
 
     # --- what subclasses say --------------------------------------------------------------------
@@ -207,6 +209,11 @@ class RLDataModule(L.LightningDataModule):
             self._max_epochs = loop.max_epochs
             self._go_on()
         self.plan(self.epoch)
+        if loop.max_epochs == self._max_epochs and self._max_epochs != self._planned:
+            rank_zero_warn(
+                f"max_epochs={self._max_epochs} ends training before data.total_frames="
+                f"{self.total_frames} are used up; give Trainer(max_epochs=-1) for the whole budget"
+            )
 
     def begin_clock(self) -> None:
         """Start measuring frames per second, once."""
@@ -222,9 +229,10 @@ class RLDataModule(L.LightningDataModule):
         """Let the trainer run, from `epoch` on, for as long as the frame budget lasts."""
         trainer = self._trainer
         left = max(self.total_frames - self.frames, 0)
-        last = epoch + math.ceil(left / (self.frames_per_epoch * trainer.world_size))
+        self._planned = epoch + math.ceil(left / (self.frames_per_epoch * trainer.world_size))
         limit = self._max_epochs
-        trainer.fit_loop.max_epochs = last if limit in (None, -1) else min(last, limit)
+        unlimited = limit in (None, -1)
+        trainer.fit_loop.max_epochs = self._planned if unlimited else min(self._planned, limit)
 
     def count(self, frames: int) -> None:
         """Add frames of this rank to the clock, and tell the agent the time."""

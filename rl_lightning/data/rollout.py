@@ -149,7 +149,7 @@ class RolloutDataModule(RLDataModule):
     def train_dataloader(self) -> "RolloutLoader":
         # A budget smaller than an epoch ends with its last rollout, not with the epoch.
         rollout = self.frames_per_rollout * self._trainer.world_size
-        needed = math.ceil(max(self.total_frames - self.frames, 1) / rollout)
+        needed = math.ceil(self.total_frames / rollout)
         self.rollouts_per_epoch = min(self.rollouts_per_epoch, needed)
         self.start()
         if self.normalize_reward and self._reward_norm is None:
