@@ -166,7 +166,8 @@ class Agent(L.LightningModule):
         """Whether the trainer will write what this training step logs."""
         trainer: Any = self.trainer
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped
-        return (steps + 1) % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps
+        return every > 0 and (steps + 1) % every == 0
 
     def log_training(self, metrics: Mapping[str, Any]) -> None:
         """Log losses beside the clock's metrics, on the axis of environment frames."""

@@ -195,6 +195,12 @@ class RLDataModule(L.LightningDataModule):
         trainer = self._trainer
         loop = trainer.fit_loop
         if self.collector is None:
+            if str(trainer.precision) in ("16-true", "bf16-true", "64-true"):
+                raise ConfigurationError(
+                    f"trainer.precision: {trainer.precision} would round observations, returns and "
+                    "statistics too; use 32-true or a mixed precision such as bf16-mixed (a "
+                    "language model's own dtype is LLMEncoder's dtype)"
+                )
             self.check(self.agent)
             seed = self._seed() + trainer.global_rank * self.num_envs
             if trainer.global_rank > 0:

@@ -1,5 +1,7 @@
 """Running mean and variance, kept equal on all ranks."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -39,22 +41,30 @@ class RunningMoments(nn.Module):
 
     def update(self, x: Tensor) -> None:
         """Take in a batch `[N, D]`."""
-        batch = _moments_of(x)
+        batch = _moments_of(x.to(self.moments))
         self.moments.copy_(_merge(self.moments, batch))
         if _world_size() > 1:
-            self._pending = _merge(self._pending.to(batch.device), batch)
+            self._pending = _merge(self._pending.to(batch), batch)
 
     def synchronize(self) -> None:
         """Merge what every rank saw since the last call; afterwards all ranks agree bit for bit."""
         if _world_size() > 1:
-            pending = [torch.empty_like(self._pending) for _ in range(_world_size())]
-            dist.all_gather(pending, self._pending)
-            merged = self._shared.to(self._pending.device)
+            own = self._pending.to(self.moments)
+            pending = [torch.empty_like(own) for _ in range(_world_size())]
+            dist.all_gather(pending, own)
+            merged = self._shared.to(self.moments)
             for moments in pending:
                 merged = _merge(merged, moments)
             self.moments.copy_(merged)
-            self._pending = torch.zeros_like(self._pending)
+            self._pending = torch.zeros_like(own)
         self._shared = self.moments.clone()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningMoments":
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:  # Apple's MPS has no float64
+            self.moments = self.moments.float()
+            return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -93,7 +103,6 @@ def _world_size() -> int:
 
 
 def _moments_of(x: Tensor) -> Tensor:
-    x = x.double()
     mean = x.mean(0)
     return torch.stack(
         [torch.full_like(mean, x.shape[0]), mean, (x - mean).square_().sum(0)]

@@ -149,6 +149,7 @@ MISTAKES = {
     "--model.lr_schedule=step": "model.lr_schedule: expected constant or linear or cosine",
     "--trainer.max_epochs=many": "trainer.max_epochs: expected int, not many",
     "--trainer.strategy=foo": "invalid strategy name.*'foo'",
+    "--trainer.precision=bf16-true": "trainer.precision: bf16-true would round.*bf16-mixed",
     "--trainer.foo=1": "unrecognized arguments: --trainer.foo",
     "--config=no_such.yaml": "File does not exist: .*no_such.yaml",
     "--ckpt_path=no_such.ckpt": "no_such.ckpt",
