@@ -13,7 +13,7 @@ import numpy as np
 Task = Literal["constant", "observation", "delayed", "action", "policy", "recall", "truncated"]
 PRINTABLE = "".join(map(chr, range(32, 127)))
 
-SENTENCES = ("The light is red.", "The light is green.", "It is dark.")
+SENTENCES = ("You see a red ball", "There is a green key", "It is dark")
 
 OBSERVATIONS: dict[str, gym.Space] = {
     "vector": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
@@ -24,6 +24,12 @@ OBSERVATIONS: dict[str, gym.Space] = {
     "dict": gym.spaces.Dict(
         {
             "image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "vector": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
+        }
+    ),
+    "mixed": gym.spaces.Dict(
+        {
+            "text": gym.spaces.Text(40, charset=PRINTABLE),
             "vector": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
         }
     ),
@@ -59,6 +65,7 @@ def show(kind: str, state: int) -> Any:
         "small_image": small,
         "text": SENTENCES[state],
         "dict": {"image": small, "vector": np.zeros(2, np.float32)},
+        "mixed": {"text": SENTENCES[state], "vector": np.zeros(2, np.float32)},
         "tuple": (state, np.zeros(2, np.float32)),
     }[kind]
 

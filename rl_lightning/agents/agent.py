@@ -33,7 +33,7 @@ class Agent(L.LightningModule):
         spec: The environment's spaces.
         optimizer: Builds the optimizer from parameter groups.
         lr_schedule: Schedule of all learning rates over training progress.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        encoder_lr: Learning rate of the encoders' parameters; None: the optimizer's.
         gamma: Discount γ in [0, 1].
     """
 
@@ -183,7 +183,9 @@ class Agent(L.LightningModule):
         if self.encoder_lr is None:
             groups: Any = list(trained.values())
         else:
-            inside = {id(p) for p in self.encoder.parameters()}
+            # All of them: a critic or a target may have an encoder of its own.
+            encoders = [self.encoder, *(m for m in self.modules() if isinstance(m, Encoder))]
+            inside = {id(p) for encoder in encoders for p in encoder.parameters()}
             own = [p for p in trained.values() if id(p) in inside]
             rest = [p for p in trained.values() if id(p) not in inside]
             groups = [{"params": rest}]
@@ -265,18 +267,25 @@ def _path(thing: Any) -> str:
 
 def _describe(name: str, value: Any) -> Any:
     """An argument as plain data that jsonargparse can build again and `weights_only` can load."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str | EnvSpec):
         return value
     if isinstance(value, Mapping):
         return {str(k): _describe(name, v) for k, v in value.items()}
     if isinstance(value, Sequence):
         return [_describe(name, v) for v in value]
-    if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
-        init = {k: _describe(name, v) for k, v in value.keywords.items()}
-        return {"class_path": _path(value.func), "init_args": init}
+    if isinstance(value, partial):
+        made, args = value.func, value.args
+        if made.__module__.startswith("jsonargparse"):  # what a loaded agent was built with
+            made, args = args[-1], ()
+        if isinstance(made, type) and not args:
+            init = {k: _describe(name, v) for k, v in value.keywords.items()}
+            return {"class_path": _path(made), "init_args": init}
     if isinstance(value, Callable) and "<" not in getattr(value, "__qualname__", "<"):  # type: ignore
         return _path(value)
-    return (
+    # A list, because jsonargparse reports it whole; a text it would try to import.
+    return [
         f"<{name} was a {type(value).__name__} that a checkpoint cannot describe: "
         f"give it again, load_from_checkpoint(path, {name}=...)>"
-    )
+    ]

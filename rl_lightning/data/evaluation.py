@@ -1,8 +1,9 @@
 """Playing whole episodes and reporting their results, one batch an episode."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,25 @@ class EpisodeLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         try:
-            with torch.random.fork_rng(enabled=self.explore):
-                if self.explore:
-                    torch.manual_seed(self.seed)
-                yield from self._play()
+            yield from self._play()
         finally:
             self.seconds += time.perf_counter() - began
+
+    @contextmanager
+    def _own_random_numbers(self, device: torch.device, step: int) -> Iterator[None]:
+        """The random numbers of one step; the global ones are as they were afterwards.
+
+        Around each step and not around the loop: a generator that is suspended inside would leave
+        the ones of evaluation to whoever asked for its episodes.
+        """
+        if not self.explore:
+            yield
+            return
+        devices = [] if device.type == "cpu" else [device]
+        kind = "cuda" if device.type == "cpu" else device.type
+        with torch.random.fork_rng(devices, device_type=kind):
+            torch.manual_seed(self.seed + 1_000_003 * step)
+            yield
 
     def _play(self) -> Iterator[dict[str, Any]]:
         env = self.env
@@ -79,8 +93,10 @@ class EpisodeLoader:
         state: Tensor | None = None
         with self.acting() as agent:
             state = agent.initial_state(count)
-        while left.any():
-            with self.acting() as agent:
+        for step in itertools.count():
+            if not left.any():
+                return
+            with self.acting() as agent, self._own_random_numbers(agent.device, step):
                 x, mask = agent.preprocess(obs), agent.read_mask(info)
                 out = agent.act(x, explore=self.explore, state=state, mask=mask)
                 writing = transcript is not None and len(transcript) < self.transcript_steps

@@ -38,6 +38,8 @@ class RewardNorm:
         Returns:
             `[T, B]`.
         """
+        if valid is not None:
+            reward = reward.masked_fill(~valid, 0.0)
         returns = torch.empty_like(reward)
         carry = self._carry.to(reward.device)
         for r_t, done_t, out in zip(reward, done, returns, strict=True):

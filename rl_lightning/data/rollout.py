@@ -133,8 +133,16 @@ class RolloutDataModule(RLDataModule):
                 f"out data.minibatch_size (they are {self.passes} and {self.minibatch_size}), or "
                 "use PPO"
             )
+        length = agent.sequence_length
+        if length is not None and length < 1:
+            raise ConfigurationError(f"model.sequence_length must be at least 1, not {length}")
+        if length is not None and not self._recurrent(agent):
+            raise ConfigurationError(
+                f"model.sequence_length: {length} means nothing without memory; leave it out, or "
+                "set model.network's recurrent: lstm or gru"
+            )
         if self._recurrent(agent):
-            length = agent.sequence_length or self.rollout_steps
+            length = length or self.rollout_steps
             if self.rollout_steps % length:
                 raise ConfigurationError(
                     f"model.sequence_length: {length} does not divide data.rollout_steps: "

@@ -48,15 +48,14 @@ class DictEncoder(Encoder):
                     f"{', '.join(map(repr, entries))}"
                 )
         self.is_tuple = isinstance(space, gym.spaces.Tuple)
-        self.parts = nn.ModuleDict(
-            {
-                name: encoders.get(name, default)(spec.with_observation_space(entry))
-                for name, entry in entries.items()
-                if name not in ignore
-            }
-        )
-        if not self.parts:
+        self.names = [name for name in entries if name not in ignore]
+        if not self.names:
             raise ValueError("DictEncoder: every entry of the observation space is ignored")
+        # Not by name in a ModuleDict, which takes no "type", "keys" or "a.b".
+        self.parts = nn.ModuleList(
+            encoders.get(name, default)(spec.with_observation_space(entries[name]))
+            for name in self.names
+        )
         self.out_dim = sum(part.out_dim for _, part in self._named())
 
     def preprocess(self, obs: Any) -> Stored:
@@ -84,8 +83,8 @@ class DictEncoder(Encoder):
             part.load_collection_state(state.get(name, {}))
 
     def _named(self) -> Iterable[tuple[str, Encoder]]:
-        items: Any = self.parts.items()
-        return items  # type: ignore[return-value]
+        parts: Any = self.parts
+        return zip(self.names, parts, strict=True)
 
     def _entry(self, obs: Any, name: str) -> Any:
         return obs[int(name)] if self.is_tuple else obs[name]

@@ -17,8 +17,8 @@ class ImageEncoder(Encoder):
     """What the image encoders share: layout, uint8 storage, scaling.
 
     Reads uint8 Boxes laid out as `[H, W, C]`, `[C, H, W]`, `[H, W]`, and stacks of frames of any of
-    those, `[S, H, W, C]`: the smallest of the outer axes is taken for the channels, and a stack's
-    frames become channels.
+    those, such as `[S, H, W, C]`: the smaller of an image's outer axes is taken for the channels,
+    and a stack's frames become channels.
 
     Raises:
         ValueError: If the observation space is no uint8 image.
@@ -40,24 +40,19 @@ class ImageEncoder(Encoder):
                 "for vectors, or an image wrapper (AtariPreprocessing, ResizeObservation)"
             )
         shape = list(space.shape)
+        stack = shape.pop(0) if len(shape) == 4 else 1
         self.channels_last = len(shape) == 3 and shape[2] < shape[0]
-        self.stacked = len(shape) == 4
-        if self.stacked:
-            stack, height, width, channels = shape
-            channels *= stack
-        elif self.channels_last:
+        if self.channels_last:
             height, width, channels = shape
         else:
             channels, height, width = [1, *shape][-3:]
-        self.image_shape = (channels, height, width)
+        self.image_shape = (stack * channels, height, width)
 
     def preprocess(self, obs: Any) -> Tensor:
         """uint8 array `[B, ...]` → uint8 `[B, C, H, W]`."""
         x = torch.as_tensor(obs)
-        if self.stacked:
-            x = x.permute(0, 1, 4, 2, 3)
-        elif self.channels_last:
-            x = x.permute(0, 3, 1, 2)
+        if self.channels_last:
+            x = x.movedim(-1, -3)
         return x.reshape(len(x), *self.image_shape)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class MLPEncoder(Encoder):
         """Array `[B, ...]` → float32 `[B, D]`."""
         if self.widths is not None:
             return self._one_hot(obs)
-        x = torch.as_tensor(obs, dtype=torch.float32).flatten(1)
+        x = torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
         return x if self.norm is None else self.norm(x.to(self.norm.running.moments.device))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class MLPEncoder(Encoder):
 
     def observe(self, obs: Any) -> None:
         if self.norm is not None:
-            x = torch.as_tensor(obs, dtype=torch.float32).flatten(1)
+            x = torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
             self.norm.update(x.to(self.norm.running.moments.device))
 
     def synchronize(self) -> None:

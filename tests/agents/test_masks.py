@@ -1,0 +1,134 @@
+"""Action masks: kept to while collecting and evaluating, and part of log π while learning.
+
+The probe allows other actions on even than on odd steps and raises when its mask is not kept to.
+Episodes of 5 steps end on an odd mask and begin with an even one.
+"""
+
+import numpy as np
+import pytest
+import torch
+from probes import MASKS
+from tensordict import TensorDict
+from training import AGENTS, make_trainer, train_probe
+
+from rl_lightning import PPO, ActorCritic, MLPEncoder
+from rl_lightning.agents import Agent
+from rl_lightning.data import RolloutDataModule
+from rl_lightning.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
+
+RECURRENT = {"recurrent": "gru", "recurrent_size": 8}
+
+
+def train(name="ppo", action="discrete", vectorization="sync", network=None):
+    return train_probe(
+        name,
+        "truncated",
+        action=action,
+        env={"mask": True},
+        data={"vectorization": vectorization},
+        network=network,
+        rollouts=4,
+    )
+
+
+@pytest.mark.parametrize("network", [None, RECURRENT])
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("action", MASKS)
+@pytest.mark.parametrize("name", AGENTS)
+def test_collecting_keeps_to_the_mask(name, action, vectorization, network):
+    train(name, action, vectorization, network)
+
+
+@pytest.mark.parametrize("action", MASKS)
+def test_the_probe_notices_a_mask_that_is_ignored(action, monkeypatch):
+    monkeypatch.setattr(Agent, "read_mask", lambda self, info: None)
+    with pytest.raises(ValueError, match="forbidden action"):
+        train(action=action)
+
+
+def test_the_probe_notices_a_mask_that_is_one_step_late(monkeypatch):
+    read_mask, previous = Agent.read_mask, []
+
+    def late(self, info):
+        previous.append(read_mask(self, info))
+        return previous[-2] if len(previous) > 1 else previous[0]
+
+    monkeypatch.setattr(Agent, "read_mask", late)
+    with pytest.raises(ValueError, match="forbidden action"):
+        train()
+
+
+def evaluate(action, vectorization, explore):
+    data = RolloutDataModule(
+        "Probe-v0",
+        env_kwargs={"task": "truncated", "action": action, "mask": True},
+        vectorization=vectorization,
+        val_episodes=7,
+        val_num_envs=3,
+        val_explore=explore,
+    )
+    trainer = make_trainer(limit_val_batches=1.0)
+    return trainer.validate(PPO(data.spec), data, verbose=False)[0]
+
+
+@pytest.mark.parametrize("explore", [True, False])
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("action", MASKS)
+def test_evaluation_keeps_to_the_mask(action, vectorization, explore):
+    assert evaluate(action, vectorization, explore)["val/length"] == 5
+
+
+def test_evaluation_without_a_mask_fails(monkeypatch):
+    monkeypatch.setattr(Agent, "read_mask", lambda self, info: None)
+    with pytest.raises(ValueError, match="forbidden action"):
+        evaluate("discrete", "sync", True)
+
+
+# Allowed are two actions of which one is taken; a first part of one and a second part of two
+# actions; one free bit of two. So log π = log ½ under a uniform policy, and otherwise less.
+CASES = {
+    "discrete": ([1, 1], 1, 0.5, 0.5),
+    "multi_discrete": ([1, 0, 0, 1, 1], [0, 2], 0.5, 1 / 6),
+    "multi_binary": ([0, 1], [0, 1], 0.5, 0.25),
+}
+
+
+@pytest.mark.parametrize("memory", [None, "lstm"])
+@pytest.mark.parametrize("action", CASES)
+def test_learning_counts_allowed_actions_only(action, memory):
+    mask, taken, masked, unmasked = CASES[action]
+    data = RolloutDataModule("Probe-v0", env_kwargs={"action": action})
+    policy = ActorCritic(data.spec, MLPEncoder, recurrent=memory)
+    torch.nn.init.zeros_(policy.action_head.linear.weight)
+    rows = 4
+    batch = TensorDict(
+        {
+            "obs": torch.randn(rows, 2),
+            "action": torch.tensor([taken] * rows),
+            "action_mask": torch.tensor([mask] * rows, dtype=torch.bool),
+        },
+        batch_size=rows,
+    )
+    if memory:
+        batch["state"] = torch.zeros(rows, policy.state_dim)
+        batch["start"] = torch.zeros(rows, dtype=torch.bool)
+        batch = batch.reshape(2, 2)
+    free = policy.evaluate(batch.exclude("action_mask"))
+    bound = policy.evaluate(batch)
+    assert bound.log_prob.exp().flatten().tolist() == pytest.approx([masked] * rows)
+    assert free.log_prob.exp().flatten().tolist() == pytest.approx([unmasked] * rows)
+    # Entropy counts the bits and parts that are free.
+    assert bound.entropy.flatten().tolist() == pytest.approx([np.log(2)] * rows, abs=1e-6)
+    assert torch.isfinite(torch.stack(list(bound))).all()
+
+
+@pytest.mark.parametrize("kind", [Categorical, MultiCategorical, Bernoulli])
+def test_forbidden_actions_have_no_gradient(kind):
+    logits = torch.zeros(3, 4, requires_grad=True)
+    mask = torch.tensor([True, False, True, True])
+    masked = mask_logits(logits, mask)
+    distribution = kind(masked.unsqueeze(1) if kind is MultiCategorical else masked)
+    (distribution.log_prob(distribution.sample()) + distribution.entropy()).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[:, 1] == 0).all()
