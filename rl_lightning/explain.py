@@ -5,6 +5,8 @@ import importlib
 import inspect
 import re
 
+# What to write where a type alone says too little, by argument.
+_HINTS = {"wrappers": "; write Name, or {Name: {argument: value}} for one with arguments"}
 _WRAPPING = ("Does not validate against", "Parser key", "Problem with given class_path")
 
 
@@ -58,7 +60,8 @@ def one_sentence(report: str) -> str:
         return f"{prefix}no class {name[1]!r} can be imported; give its name or its dotted path"
     if expected:
         value = given[0] if given else (nested and _value(report)) or "something else"
-        return f"{prefix}expected {' or '.join(expected)}, not {value}"
+        hint = _HINTS.get(where.rpartition(".")[2], "")
+        return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
     return " ".join(report.replace("Parser key", "").split())
 
 

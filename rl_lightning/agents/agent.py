@@ -93,6 +93,11 @@ class Agent(L.LightningModule):
         """The encoder that preprocesses observations."""
         return self.policy.encoder
 
+    @property
+    def encoders(self) -> Sequence[Encoder]:
+        """All encoders that read observations: the critic may have one of its own."""
+        return self.policy.encoders
+
     def act(
         self,
         x: Stored,
@@ -141,7 +146,8 @@ class Agent(L.LightningModule):
 
     def observe(self, obs: Any) -> None:
         """Show a raw training observation to the running statistics."""
-        self.encoder.observe(obs)
+        for encoder in self.encoders:
+            encoder.observe(obs)
 
     # --- the clock ----------------------------------------------------------------------------
 

@@ -173,8 +173,11 @@ class RolloutDataModule(RLDataModule):
         """
         assert self.collector is not None
         with self.acting() as agent:
+            for encoder in agent.encoders:
+                encoder.begin_rollout()
             rollout = self.collector.collect(agent)
-            agent.encoder.synchronize()
+            for encoder in agent.encoders:
+                encoder.synchronize()
             steps = rollout.steps
             valid = steps.get("valid", None)
             if self._reward_norm is not None:

@@ -68,6 +68,10 @@ class DictEncoder(Encoder):
         for name, part in self._named():
             part.observe(self._entry(obs, name))
 
+    def begin_rollout(self) -> None:
+        for _, part in self._named():
+            part.begin_rollout()
+
     def synchronize(self) -> None:
         for _, part in self._named():
             part.synchronize()

@@ -38,8 +38,11 @@ class Encoder(nn.Module):
     def observe(self, obs: Any) -> None:
         """Update running statistics with a raw observation; called once per training step only."""
 
+    def begin_rollout(self) -> None:
+        """Called before each rollout: until the next call only updates may change `forward`."""
+
     def synchronize(self) -> None:
-        """Make running statistics equal on all ranks; called once per rollout."""
+        """Make running statistics equal on all ranks; called at the end of each rollout."""
 
     def metrics(self) -> dict[str, float]:
         """Values to log since the last call, e.g. `llm/cache_hit_rate`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.llm import Backbone, Dtype, Pooling, TextCache, Tune, pool
-from rl_lightning.nn.norm import RunningNorm
+from rl_lightning.nn.norm import RunningMoments, RunningNorm
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -38,9 +38,11 @@ class LLMEncoder(Encoder):
         dtype: Of the weights. Features are float32 always.
         max_length: Most tokens of a text. What is longer is cut, with a warning.
         normalize: Scale every vector to length 1.
-        standardize: Subtract the running mean of the vectors seen in training and divide by their
-            running standard deviation. Pooled sentence vectors lie close together: on TextMaze this
-            decides whether a policy learns. Only for a frozen model; None: if it is frozen.
+        standardize: Subtract the mean of the vectors seen in training and divide by their standard
+            deviation. Pooled sentence vectors lie close together: on TextMaze this decides whether
+            a policy learns. For a frozen model the statistics run on; for a tuned one, whose
+            vectors move, they are those of the first rollout, in use from the second on
+            (data-dependent initialisation, Salimans & Kingma 2016).
         cache_size: Most texts remembered (vectors if frozen, token ids if not); 0 remembers none.
         batch_size: Texts the frozen model reads at a time.
         lora_rank: Rank of the adapters.
@@ -48,6 +50,8 @@ class LLMEncoder(Encoder):
         lora_targets: Names of the layers to adapt; None adapts every linear layer.
         gradient_checkpointing: Less memory, slower updates.
         pretrained: False starts from random weights: the baseline that knows no language.
+        config_overrides: Sizes of random weights that differ from the model's, by the names of its
+            config, such as `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`.
 
     Raises:
         ConfigurationError: If observations are not text, if there is no such model, or if an
@@ -64,7 +68,7 @@ class LLMEncoder(Encoder):
         dtype: Dtype = "float32",
         max_length: int = 128,
         normalize: bool = False,
-        standardize: bool | None = None,
+        standardize: bool = True,
         cache_size: int = 100_000,
         batch_size: int = 64,
         lora_rank: int = 8,
@@ -72,6 +76,7 @@ class LLMEncoder(Encoder):
         lora_targets: list[str] | None = None,
         gradient_checkpointing: bool = False,
         pretrained: bool = True,
+        config_overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         space = spec.observation_space
@@ -96,20 +101,17 @@ class LLMEncoder(Encoder):
             lora_targets=lora_targets,
             gradient_checkpointing=gradient_checkpointing,
             pretrained=pretrained,
+            config_overrides=config_overrides,
         )
         self.frozen = tune == "frozen"
-        if standardize and not self.frozen:
-            raise ConfigurationError(
-                f"standardize needs a frozen model: with tune={tune!r} the vectors move under the "
-                "statistics; leave it out"
-            )
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
         self.batch_size = batch_size
         self.out_dim = self.backbone.hidden_size
-        wanted = self.frozen if standardize is None else standardize
-        self.norm = RunningNorm(self.out_dim) if wanted else None
+        self.norm = RunningNorm(self.out_dim) if standardize else None
+        # What a tuned model's first rollout says; `norm` takes it over when the second begins.
+        self._first = RunningMoments(self.out_dim) if standardize and not self.frozen else None
         self._observed: tuple[Any, Tensor | None] = (None, None)
         self.cache = (
             TextCache(cache_size, self.out_dim)
@@ -148,19 +150,34 @@ class LLMEncoder(Encoder):
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
     def observe(self, obs: Sequence[str]) -> None:
-        if self.norm is not None:
+        if self.norm is None:
+            return
+        if self.frozen:
             features = self.cache.get(obs, self._embed).to(self.device)
             self.norm.update(features)
             self._observed = (obs, features)  # `preprocess` is asked for the same texts next
+        elif self._first is not None and not self.norm.running.count:
+            self._first.update(self._read(self.preprocess(obs)).detach())
+
+    def begin_rollout(self) -> None:
+        if self._first is not None and self.norm is not None and not self.norm.running.count:
+            self.norm.running.moments.copy_(self._first.moments)
 
     def synchronize(self) -> None:
-        if self.norm is not None:
+        if self._first is not None:
+            self._first.synchronize()
+        elif self.norm is not None:
             self.norm.synchronize()
 
     def forward(self, x: Any) -> Tensor:
         """Features `[N, out_dim]` of what `preprocess` returned, or of a TensorDict of it."""
         if self.frozen:
             return x
+        features = self._read(x)
+        return features if self.norm is None else self.norm(features)
+
+    def _read(self, x: Any) -> Tensor:
+        """What a tuned model makes of tokens, once for each different row."""
         ids, mask = x["input_ids"].to(self.device), x["attention_mask"].to(self.device).bool()
         if not len(ids):
             return torch.zeros(0, self.out_dim, dtype=torch.float32, device=self.device)

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Backbone(nn.Module):
         max_length: Most tokens of a text.
         gradient_checkpointing: Less memory, slower updates.
         pretrained: False starts from random weights, which are then part of `state_dict()`.
+        config_overrides: Their sizes, see `rl_lightning.llm.load.load_backbone`.
 
     Attributes:
         tokens: The tokenizer, see `rl_lightning.llm.tokens.Tokens`.
@@ -51,9 +52,16 @@ class Backbone(nn.Module):
         lora_targets: list[str] | None = None,
         gradient_checkpointing: bool = False,
         pretrained: bool = True,
+        config_overrides: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        loaded, tokenizer = load_backbone(model, layers=layers, dtype=dtype, pretrained=pretrained)
+        loaded, tokenizer = load_backbone(
+            model,
+            layers=layers,
+            dtype=dtype,
+            pretrained=pretrained,
+            config_overrides=config_overrides,
+        )
         self.source = {"model": model, "layers": str(layers), "dtype": dtype}
         self.tune = tune
         self.reloadable = pretrained and tune != "full"

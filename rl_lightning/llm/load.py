@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,7 +51,12 @@ def _not_found(model: str, why: str) -> ConfigurationError:
 
 
 def load_backbone(
-    model: str, *, layers: int | None = None, dtype: Dtype = "float32", pretrained: bool = True
+    model: str,
+    *,
+    layers: int | None = None,
+    dtype: Dtype = "float32",
+    pretrained: bool = True,
+    config_overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Load a transformer stack without heads, and its tokenizer.
 
@@ -69,24 +74,36 @@ def load_backbone(
         layers: Transformer layers to keep, from the input on; None keeps all.
         dtype: Of the weights, whatever the checkpoint's is.
         pretrained: False builds random weights from the model's config.
+        config_overrides: Entries of that config to change, such as `{"hidden_size": 64}`; only for
+            random weights, which alone can have another size.
 
     Returns:
         A `PreTrainedModel` in eval mode and its tokenizer.
 
     Raises:
         ConfigurationError: If there is no such model, if its folder or its weights are incomplete,
-            if `layers` is out of range, or if `dtype` is unknown.
+            if `layers` is out of range, if `dtype` is unknown, or if `config_overrides` make no
+            model.
     """
     if dtype not in get_args(Dtype):
         raise ConfigurationError(f"dtype={dtype!r} is unknown: use one of {get_args(Dtype)}")
+    if config_overrides and pretrained:
+        raise ConfigurationError(
+            f"config_overrides={dict(config_overrides)}: pretrained weights have the size they "
+            "have; leave it out, or set pretrained: false"
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or environments cannot be forked
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     path = find_model(model)
+    whole: Any = None
     missing: list[str] = []
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(path)
+            loaded: Any = AutoConfig.from_pretrained(
+                path, return_unused_kwargs=True, **(config_overrides or {})
+            )
+            config, unknown = loaded
             _no_dropout(config)
             tokenizer = AutoTokenizer.from_pretrained(path)
             if pretrained:
@@ -94,8 +111,6 @@ def load_backbone(
                     path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
                 )
                 missing = sorted(info["missing_keys"])
-            else:
-                whole = AutoModel.from_config(config, dtype=getattr(torch, dtype))
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             if Path(path).is_dir():
@@ -103,6 +118,8 @@ def load_backbone(
                     f"the folder {path} is no complete model: {reason}"
                 ) from error
             raise _not_found(model, reason) from None  # the hub's own traceback is pages long
+        if not pretrained:
+            whole = _random(config, config_overrides, unknown, dtype)
     backbone = whole.get_encoder() if config.is_encoder_decoder else whole
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
@@ -113,6 +130,24 @@ def load_backbone(
     if absent:
         raise ConfigurationError(f"the weights of model={model!r} lack {absent}")
     return backbone.eval(), tokenizer
+
+
+def _random(config: Any, overrides: Any, unknown: Any, dtype: Dtype) -> Any:
+    from transformers import AutoModel
+
+    if unknown:
+        raise ConfigurationError(
+            f"config_overrides: the model's config has no {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(sorted(config.to_diff_dict()))}"
+        )
+    try:
+        return AutoModel.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not overrides:
+            raise
+        raise ConfigurationError(
+            f"config_overrides={dict(overrides)} make no model: {error}"
+        ) from error
 
 
 def _no_dropout(config: Any) -> None:

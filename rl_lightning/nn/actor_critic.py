@@ -80,6 +80,13 @@ class ActorCritic(nn.Module):
         self.evaluates_while_acting = encoder_learns or self.memory is not None
 
     @property
+    def encoders(self) -> Sequence[Any]:
+        """The actor's encoder and, where the critic has its own, that one."""
+        return (
+            (self.encoder,) if self.critic_encoder is None else (self.encoder, self.critic_encoder)
+        )
+
+    @property
     def state_dim(self) -> int:
         """Width of the recurrent state; 0 without memory."""
         return sum(m.state_dim for m in (self.memory, self.critic_memory) if m is not None)

@@ -29,6 +29,11 @@ class RunningMoments(nn.Module):
         self._pending = self.moments.clone()
 
     @property
+    def count(self) -> int:
+        """Vectors seen."""
+        return int(self.moments[0].max())
+
+    @property
     def mean(self) -> Tensor:
         """`[D]`, float64."""
         return self.moments[1]

@@ -129,6 +129,7 @@ MISTAKES = {
     "--data.env=no_such:Foo-v0": "No module named 'no_such'",
     "--data.env_kwargs.gravity=1": "CartPole-v1.*unexpected keyword argument 'gravity'",
     "--data.wrappers=[Foo]": "unknown wrapper 'Foo'",
+    "--data.wrappers=[{class_path: gymnasium.wrappers.ClipReward}]": "{Name: {argument: value}}",
     "--data.num_envs=x": "data.num_envs: expected int, not x",
     "--data.num_envs=0": "data.num_envs must be at least 1, not 0",
     "--data.nun_envs=8": "RolloutDataModule has no argument 'nun_envs'; did you mean 'num_envs'",

@@ -373,9 +373,55 @@ def test_under_ddp(encoder, kind, tmp_path):
             outputs[-1].square().mean().backward()
             optimizer.step()
         assert not torch.allclose(outputs[0], outputs[2])
-        assert all("lora_" in k or "_extra_state" in k for k in agent.state_dict())
+        small = ("lora_", "_extra_state", "moments")
+        assert all(any(part in k for part in small) for k in agent.state_dict())
     finally:
         torch.distributed.destroy_process_group()
+
+
+# --- standardisation -----------------------------------------------------------------------------
+
+
+def test_frozen_features_are_standardised_by_all_that_was_observed(encoder):
+    one, raw = encoder(), features(encoder(standardize=False))
+    torch.testing.assert_close(features(one), raw)  # nothing seen yet
+    one.observe(TEXTS[:2])
+    one.observe(TEXTS[2:])
+    expected = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-8).sqrt()
+    torch.testing.assert_close(features(one), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_tuned_features_are_standardised_by_the_first_rollout(encoder, tune):
+    """They change between rollouts only, and once: updates alone move them afterwards."""
+    one = encoder(tune=tune)
+    raw = features(encoder(tune=tune, standardize=False))
+    one.begin_rollout()
+    one.observe(TEXTS)
+    one.synchronize()
+    torch.testing.assert_close(features(one), raw)
+    # A checkpoint between the rollouts knows what was seen; so does one after them.
+    for _ in range(2):
+        other = encoder(tune=tune)
+        other.load_state_dict(saved(one.state_dict()))
+        for each in (one, other):
+            each.begin_rollout()
+            expected = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-8).sqrt()
+            torch.testing.assert_close(features(each), expected, rtol=1e-4, atol=1e-4)
+        one = other
+    settled = features(one)
+    one.observe(("something else entirely", "go"))
+    one.begin_rollout()
+    assert torch.equal(features(one), settled)
+
+
+def test_lora_starts_as_the_frozen_policy_does(encoder):
+    lora, frozen = encoder(tune="lora"), encoder()
+    for one in (lora, frozen):
+        one.begin_rollout()
+        one.observe(TEXTS)
+        one.begin_rollout()
+    torch.testing.assert_close(features(lora), features(frozen), rtol=1e-4, atol=1e-4)
 
 
 # --- knobs ---------------------------------------------------------------------------------------
@@ -391,14 +437,20 @@ def test_under_ddp(encoder, kind, tmp_path):
         {"dtype": "bfloat16"},
         {"normalize": True},
         {"pretrained": False},
+        {"standardize": False},
         {"model": "t5"},
     ],
 )
 def test_every_knob_changes_the_features(encoder, tune, knob):
     kwargs = dict(knob)
     kind = kwargs.pop("model", "bert")
-    changed = features(encoder(kind, tune=tune, **kwargs))
-    assert not torch.allclose(changed, features(encoder(tune=tune)), atol=1e-3)
+    one, plain = encoder(kind, tune=tune, **kwargs), encoder(tune=tune)
+    for each in (one, plain):
+        if knob != {"normalize": True}:
+            each.observe(TEXTS)
+            each.begin_rollout()
+    changed = features(one)
+    assert not torch.allclose(changed, features(plain), atol=1e-3)
     if knob == {"normalize": True}:
         torch.testing.assert_close(changed.norm(dim=1), torch.ones(5))
 

