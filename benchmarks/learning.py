@@ -4,11 +4,12 @@
     python benchmarks/learning.py --table
 
 Each seed is one `rl-lightning fit` on one thread and one `rl-lightning validate` of its last
-checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json`; runs that
-failed stay in them.
+checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json` and into the
+second line of the configuration; runs that failed stay in them.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -40,6 +41,10 @@ THRESHOLDS = {
     "ppo-minigrid": ("success", 0.9),
     "ppo-babyai-text": ("success", 0.9),
     "ppo-textmaze": ("success", 0.95),
+    # Compared with each other, at equal frames.
+    "ppo-textmaze-random-frozen": ("success", None),
+    "ppo-textmaze-random-lora": ("success", None),
+    "ppo-textmaze-random-full": ("success", None),
 }
 
 
@@ -74,7 +79,9 @@ def main() -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{result['name']}.json"
-            file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            file.write_text(render(result))
+        if folder == RESULTS:
+            quote(path, summary(result))
     if args.table:
         print(table(args.results or RESULTS))
     sys.exit(1 if failed else 0)
@@ -99,6 +106,7 @@ def run_config(
     return {
         "name": name,
         "config": path.as_posix(),
+        "digest": digest(path),
         "overrides": overrides,
         "agent": config["model"]["class_path"].rpartition(".")[2],
         "env": config["data"]["init_args"]["env"],
@@ -171,6 +179,41 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for tag in events.Tags()["scalars"]:
             found.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
     return found
+
+
+def digest(path: Path) -> str:
+    """Of what a configuration says, without its comments: tells results of an older one."""
+    said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def quote(path: Path, line: str) -> None:
+    """Make `line` the second line of a configuration, below the command that runs it."""
+    command, *rest = path.read_text().splitlines()
+    if re.match(r"# \d+ seeds?:", rest[0]):
+        del rest[0]
+    path.write_text("\n".join([command, line, *rest]) + "\n")
+
+
+def render(result: dict[str, Any]) -> str:
+    """As JSON with a line for each entry and each run, so that differences can be read."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 4)
+        if isinstance(value, dict):
+            return {key: rounded(v) for key, v in value.items()}
+        return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
+
+    def line(value: Any) -> str:
+        return json.dumps(rounded(value), ensure_ascii=False)
+
+    runs = ",\n".join(f"  {line(run)}" for run in result["runs"])
+    entries = [
+        f' "{key}": ' + (f"[\n{runs}\n ]" if key == "runs" else line(value))
+        for key, value in result.items()
+    ]
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def aggregate(values: list[float], threshold: float | None) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
+import torch.distributed as dist
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from rl_lightning.agents import Agent
@@ -85,17 +87,36 @@ class RLCLI(LightningCLI):
             save_on_train_epoch_end=True,
         )
         self.stopper = GracefulStop()
-        self.trainer_defaults = {
-            **self.trainer_defaults,
-            "callbacks": [self.stopper, last, FrameProgressBar(), TextPanel()],
-        }
+        wanted = self._get(self.config_init, "trainer")
+        callbacks = [self.stopper, TextPanel()]
+        own = wanted.callbacks if isinstance(wanted.callbacks, list) else [wanted.callbacks]
+        if wanted.enable_progress_bar is not False and not _any(own, ProgressBar):
+            callbacks.append(FrameProgressBar())
+        if wanted.enable_checkpointing is not False:
+            callbacks.append(last)
+        else:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """The configuration decides what is built; a checkpoint only fills it."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path not in (None, "best", "last", "hpc") and not Path(path).is_file():
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path in (None, "hpc"):
+            return
+        if path in ("last", "best"):
+            name = "last" if path == "last" else config.checkpoint.filename
+            found = Path(config.checkpoint.dirpath) / f"{name}.ckpt"
+            if path == "last" and self.config.subcommand == "fit" and not found.is_file():
+                warnings.warn(f"there is no {found} to go on from: training starts", stacklevel=1)
+                config.ckpt_path = None
+                return
+            config.ckpt_path = path = str(found)
+        if not Path(path).is_file():
             raise ConfigurationError(f"ckpt_path: there is no file {path}")
+        if not is_zipfile(path):
+            raise ConfigurationError(f"ckpt_path: {path} is no checkpoint")
 
     def after_fit(self) -> None:
         data: Any = self.datamodule
@@ -114,11 +135,18 @@ class RLCLI(LightningCLI):
         """Play episodes and write one JSON line each to `<log dir>/episodes.jsonl`."""
         episodes: Any = self.trainer.predict(**kwargs) or []
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(shares, episodes)
+            episodes = [episode for share in shares for episode in share]
+        if not self.trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "episodes.jsonl"
         with path.open("w") as file:
             for episode in episodes:
-                file.write(json.dumps(episode) + "\n")
+                known = {k: None if v != v else v for k, v in episode.items()}  # JSON has no NaN
+                file.write(json.dumps(known) + "\n")
         mean = sum(e["return"] for e in episodes) / max(len(episodes), 1)
         print(f"{len(episodes)} episodes, mean return {mean:.4g}: {_short(path)}")
 
@@ -153,6 +181,14 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error))
     except MisconfigurationException as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        _fail(f"the checkpoint does not fit this configuration: {error}")
+
+
+def _any(things: list[Any], kind: type) -> bool:
+    return any(isinstance(thing, kind) for thing in things)
 
 
 def _fail(message: str) -> NoReturn:

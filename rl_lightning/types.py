@@ -17,6 +17,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.charset import PRINTABLE
+
 # What `Encoder.preprocess` returns and storage holds: a tensor, or a nested mapping of tensors.
 Stored = Tensor | Mapping[str, Any]
 
@@ -162,6 +164,3 @@ def space_from_data(data: Mapping[str, Any]) -> gym.Space:
             return s.Tuple([space_from_data(v) for v in data["spaces"]])
         case kind:
             raise ValueError(f"unknown kind of space: {kind!r}")
-
-
-PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
-    {"types", "errors", "tree"},
+    {"types", "charset", "errors", "tree"},
     {"returns", "losses", "schedules", "distributions", "nn"},
     {"llm"},
     {"encoders", "envs"},

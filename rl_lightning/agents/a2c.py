@@ -12,12 +12,11 @@ from rl_lightning import losses
 from rl_lightning.agents.agent import Agent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import check_range
 from rl_lightning.nn.actor_critic import ActorCritic
 from rl_lightning.returns import gae
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Rollout
-
-rmsprop = partial(torch.optim.RMSprop, lr=7e-4, alpha=0.99, eps=1e-5)
 
 
 class A2C(Agent):
@@ -27,7 +26,7 @@ class A2C(Agent):
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
         network: Builds policy and value function over the encoder.
-        optimizer: Builds the optimizer.
+        optimizer: Builds the optimizer; None: RMSprop, lr 7e-4, α 0.99, ε 1e-5.
         lr_schedule: Schedule of the learning rate: constant, linear or cosine.
         encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         gamma: Discount γ.
@@ -39,12 +38,14 @@ class A2C(Agent):
             `data.rollout_steps`; None for the whole rollout.
     """
 
+    default_optimizer = staticmethod(partial(torch.optim.RMSprop, lr=7e-4, alpha=0.99, eps=1e-5))
+
     def __init__(
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
-        optimizer: OptimizerCallable = rmsprop,
+        optimizer: OptimizerCallable | None = None,
         lr_schedule: Schedule = "constant",
         encoder_lr: float | None = None,
         gamma: float = 0.99,
@@ -55,7 +56,11 @@ class A2C(Agent):
         sequence_length: int | None = None,
     ) -> None:
         super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        check_range("gae_lambda", gae_lambda, 0.0, 1.0)
+        check_range("entropy_coef", entropy_coef, 0.0)
+        check_range("value_coef", value_coef, 0.0)
         self.policy = network(spec, encoder)
+        self.need_critic()
         self.gae_lambda = gae_lambda
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -31,18 +32,22 @@ class Agent(L.LightningModule):
 
     Args:
         spec: The environment's spaces.
-        optimizer: Builds the optimizer from parameter groups.
+        optimizer: Builds the optimizer from parameter groups; None: `default_optimizer`.
         lr_schedule: Schedule of all learning rates over training progress.
         encoder_lr: Learning rate of the encoders' parameters; None: the optimizer's.
         gamma: Discount γ in [0, 1].
     """
 
     policy: Any
-    """What acts: a module with `encoder`, `act`, `inspect` and `state_dim`, like `ActorCritic`."""
+    """What acts: a module with `encoder`, `encoders`, `act`, `inspect`, `state_dim` and `mask_dim`,
+    like `ActorCritic`."""
     gamma: float
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None
     """With a recurrent policy, steps per training sequence; None: the whole rollout."""
+    default_optimizer: OptimizerCallable = staticmethod(adam)
+    """What `optimizer: null` means. No default argument: jsonargparse would hand its values on to
+    the optimizer that a configuration names instead."""
     reuses_rollouts: bool = False
     """Whether the loss stays right in minibatches and passes after the first update."""
 
@@ -54,7 +59,7 @@ class Agent(L.LightningModule):
     def __init__(
         self,
         spec: EnvSpec,
-        optimizer: OptimizerCallable = adam,
+        optimizer: OptimizerCallable | None = None,
         lr_schedule: Schedule = "constant",
         encoder_lr: float | None = None,
         gamma: float = 0.99,
@@ -62,13 +67,11 @@ class Agent(L.LightningModule):
         super().__init__()
         self._remember_arguments()
         factor(lr_schedule, 0.0)
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma must be between 0 and 1, not {gamma}")
+        check_range("gamma", gamma, 0.0, 1.0)
+        check_range("encoder_lr", encoder_lr, 0.0)
         self.gamma = gamma
-        if encoder_lr is not None and encoder_lr < 0:
-            raise ValueError(f"encoder_lr must not be negative, not {encoder_lr}")
         self.spec = spec
-        self.optimizer = optimizer
+        self.optimizer = optimizer or self.default_optimizer
         self.lr_schedule: Schedule = lr_schedule
         self.encoder_lr = encoder_lr
         self.frames = 0
@@ -81,6 +84,14 @@ class Agent(L.LightningModule):
     def prepare(self, rollout: Rollout) -> TensorDict:
         """Turn a rollout into the batch `[T, B]` that minibatches come from, without gradient."""
         raise NotImplementedError
+
+    def need_critic(self) -> None:
+        """Refuse a policy without value head."""
+        if self.policy.critic is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs a critic: leave out model.network's critic: false, "
+                "or use REINFORCE with baseline: false"
+            )
 
     def stop_passes(self) -> bool:
         """Whether to skip the remaining passes over the current rollout; same on all ranks."""
@@ -138,11 +149,30 @@ class Agent(L.LightningModule):
         return to_device(self.encoder.preprocess(obs), self.device)
 
     def read_mask(self, info: Mapping[str, Any]) -> Tensor | None:
-        """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None."""
-        mask = info.get("action_mask")
-        if mask is None:
+        """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None.
+
+        An environment that reports none while others do may do everything.
+
+        Raises:
+            ConfigurationError: If it has another width than this policy's action head.
+        """
+        reported = info.get("action_mask")
+        if reported is None:
             return None
-        return torch.from_numpy(np.asarray(mask).astype(bool)).to(self.device)
+        mask = np.asarray(reported)
+        width = self.policy.mask_dim
+        present = np.asarray(info.get("_action_mask", np.ones(len(mask), bool)))
+        if mask.dtype == object or not present.all():  # lists, or environments without a mask
+            everything = np.ones(width, bool)
+            mask = [np.asarray(m, bool) if p else everything for m, p in zip(mask, present)]  # noqa: B905
+            mask = np.stack(mask) if len({m.shape for m in mask}) == 1 else np.empty((0, 0))
+        if mask.ndim != 2 or mask.shape[1] != width:
+            takes = f"takes masks of {width} actions" if width else "takes no masks"
+            raise ConfigurationError(
+                f"info['action_mask'] of {self.spec.id} has shape {list(mask.shape[1:])}, but a "
+                f"policy for {self.spec.action_space} {takes}"
+            )
+        return torch.from_numpy(mask.astype(bool)).to(self.device)
 
     def observe(self, obs: Any) -> None:
         """Show a raw training observation to the running statistics."""
@@ -156,16 +186,16 @@ class Agent(L.LightningModule):
 
         Args:
             frames: Environment frames so far, of all ranks.
-            progress: Share of the frame budget used up, in [0, 1].
+            progress: Share of the frame budget, in whole epochs, used up before that rollout, in
+                [0, 1].
             metrics: Statistics of data collection, to be logged with the next losses.
         """
         self.frames = frames
         self.progress = progress
         self.clock_metrics = dict(metrics)
         scale = factor(self.lr_schedule, progress)
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * scale
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
 
     @property
     def should_log(self) -> bool:
@@ -194,12 +224,15 @@ class Agent(L.LightningModule):
             inside = {id(p) for encoder in encoders for p in encoder.parameters()}
             own = [p for p in trained.values() if id(p) in inside]
             rest = [p for p in trained.values() if id(p) not in inside]
-            groups = [{"params": rest}]
-            if own:
-                groups.append({"params": own, "lr": self.encoder_lr})
+            if not own:
+                raise ConfigurationError(
+                    f"model.encoder_lr: {self.encoder_lr} means nothing, because nothing in "
+                    f"{type(self.encoder).__name__} is trained; leave it out"
+                )
+            groups = [{"params": rest}, {"params": own, "lr": self.encoder_lr}]
         optimizer = self.optimizer(groups)
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        # Not in the groups, where a checkpoint's would replace them: the configuration decides.
+        self._rates = [group["lr"] for group in optimizer.param_groups]
         # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is
         # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -243,8 +276,9 @@ class Agent(L.LightningModule):
             f"{prefix}/return_std": returns.std(correction=0),
             f"{prefix}/length": lengths.mean(),
         }
-        if not success.isnan().any():
-            metrics[f"{prefix}/success"] = success.mean()
+        if not success.isnan().all():
+            # Where some episodes' info knows of success, what says nothing was none.
+            metrics[f"{prefix}/success"] = success.nan_to_num().mean()
         metrics["step"] = torch.tensor(float(self.frames))
         self.log_dict(metrics)
 

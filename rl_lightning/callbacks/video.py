@@ -45,9 +45,10 @@ class VideoRecorder(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._validations += 1
+        log_dir = trainer.log_dir  # asked on every rank: it is broadcast
         if trainer.global_rank or (self._validations - 1) % self.every_n_validations:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "videos"
+        folder = Path(log_dir or trainer.default_root_dir) / "videos"
         folder.mkdir(parents=True, exist_ok=True)
         write_video(
             self._play(trainer.datamodule),  # type: ignore[attr-defined]

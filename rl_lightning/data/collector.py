@@ -102,6 +102,11 @@ class Collector:
             agent.observe(obs)
             x = agent.preprocess(obs)
             mask = agent.read_mask(info)
+            if (mask is None) != (self._mask is None):
+                raise ConfigurationError(
+                    "info['action_mask'] must come with every reset and every step of every "
+                    "environment, or never"
+                )
             if any_done:
                 cut = np.flatnonzero(truncated & ~terminated)
                 if len(cut):

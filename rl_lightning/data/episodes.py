@@ -40,8 +40,7 @@ class EpisodeStatistics:
         for b in np.flatnonzero(done):
             self.returns.append(float(self._return[b]))
             self.lengths.append(int(self._length[b]))
-            if success is not None:
-                self.successes.append(float(success[b]))
+            self.successes.append(float("nan") if success is None else float(success[b]))
             self.count += 1
         self._return[done] = 0.0
         self._length[done] = 0
@@ -54,8 +53,10 @@ class EpisodeStatistics:
             f"{prefix}/return": float(np.mean(self.returns)),
             f"{prefix}/length": float(np.mean(self.lengths)),
         }
-        if self.successes:
-            out[f"{prefix}/success"] = float(np.mean(self.successes))
+        success = np.array(self.successes)
+        if not np.isnan(success).all():
+            # Some environments speak of success only where there is one.
+            out[f"{prefix}/success"] = float(np.nan_to_num(success).mean())
         return out
 
     def state_dict(self) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class RLDataModule(L.LightningDataModule):
                     "language model's own dtype is LLMEncoder's dtype)"
                 )
             self.check(self.agent)
+            self._check_limits()
             seed = self._seed() + trainer.global_rank * self.num_envs
             if trainer.global_rank > 0:
                 # Lightning seeds all ranks alike; their actions must not be sampled alike.
@@ -219,6 +220,15 @@ class RLDataModule(L.LightningDataModule):
             rank_zero_warn(
                 f"max_epochs={self._max_epochs} ends training before data.total_frames="
                 f"{self.total_frames} are used up; give Trainer(max_epochs=-1) for the whole budget"
+            )
+
+    def _check_limits(self) -> None:
+        trainer: Any = self._trainer
+        limit = trainer.limit_train_batches
+        if not trainer.fast_dev_run and limit != 1.0:
+            raise ConfigurationError(
+                f"trainer.limit_train_batches: {limit} would throw away what was collected; make "
+                "data.total_frames or data.rollouts_per_epoch smaller"
             )
 
     def begin_clock(self) -> None:
@@ -247,8 +257,12 @@ class RLDataModule(L.LightningDataModule):
             total = torch.tensor(frames, device=trainer.strategy.root_device)
             dist.all_reduce(total)
             frames = int(total)
+        # Schedules stand where this rollout began, on the way to the end of the last epoch: else
+        # the last rollouts would learn at rate 0.
+        epoch = self.frames_per_epoch * trainer.world_size
+        progress = self.frames / (math.ceil(self.total_frames / epoch) * epoch)
         self.frames += frames
-        self.agent.tick(self.frames, min(self.frames / self.total_frames, 1.0), self.metrics())
+        self.agent.tick(self.frames, min(progress, 1.0), self.metrics())
 
     def metrics(self) -> dict[str, float]:
         """Statistics of data collection on this rank, for the logger."""
@@ -269,6 +283,8 @@ class RLDataModule(L.LightningDataModule):
         return (self.frames - frames) / max(time.perf_counter() - began - evaluating, 1e-9)
 
     def teardown(self, stage: str) -> None:
+        if self.collector is not None:
+            self._restored = self._all_ranks()  # for `save_checkpoint` and another `fit`
         if self._train_env is not None:
             self._train_env.close()
         for loader in self._eval_loaders.values():
@@ -280,16 +296,20 @@ class RLDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
-        own = None if self.collector is None else self.rank_state()
-        ranks = [own]
-        if own is not None and self._trainer.world_size > 1:
-            ranks = [None] * self._trainer.world_size
-            dist.all_gather_object(ranks, own)
-        return {"frames": self.frames, "ranks": ranks}
+        return {"frames": self.frames, "ranks": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.frames = state_dict["frames"]
         self._restored = state_dict["ranks"]
+
+    def _all_ranks(self) -> list[Any]:
+        if self.collector is None:  # before a run, or after it: what the next one goes on from
+            return self._restored or [None]
+        ranks: list[Any] = [self.rank_state()]
+        if self._trainer.world_size > 1:
+            own, ranks = ranks[0], [None] * self._trainer.world_size
+            dist.all_gather_object(ranks, own)
+        return ranks
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank goes on from, as plain data and tensors."""
@@ -325,6 +345,10 @@ class RLDataModule(L.LightningDataModule):
             self.collector.load_state_dict(state["collector"], agent.device)
         set_rng_state(state["rng"], self._trainer.strategy.root_device)
 
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Restore of `rank_state` what any number of environments and ranks can go on from."""
+        self.agent.encoder.load_collection_state(state["encoder"])
+
     # --- helpers --------------------------------------------------------------------------------
 
     def _seed(self) -> int:
@@ -333,15 +357,22 @@ class RLDataModule(L.LightningDataModule):
     def _go_on(self) -> None:
         restored, self._restored = self._restored, None
         if not restored or restored[0] is None:
+            if self.frames:
+                warnings.warn(
+                    "the checkpoint does not say where collecting stood: training goes on with "
+                    "fresh episodes, random numbers and statistics",
+                    stacklevel=2,
+                )
             return
         rank, world = self._trainer.global_rank, self._trainer.world_size
         if len(restored) != world or restored[rank]["num_envs"] != self.num_envs:
             warnings.warn(
                 f"the checkpoint was written by {len(restored)} ranks of "
                 f"{restored[0]['num_envs']} environments, this run has {world} of {self.num_envs}: "
-                "training goes on with fresh episodes",
+                "training goes on with fresh episodes and random numbers",
                 stacklevel=2,
             )
+            self.load_shared_state(restored[0])
             return
         self.load_rank_state(restored[rank])
 

@@ -199,6 +199,13 @@ class RolloutDataModule(RLDataModule):
             self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
             self._reward_norm.load_state_dict(state["reward_norm"])
 
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        super().load_shared_state(state)
+        if self.normalize_reward and state["reward_norm"] is not None:
+            self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
+            fresh = self._reward_norm.state_dict()
+            self._reward_norm.load_state_dict({**fresh, "moments": state["reward_norm"]["moments"]})
+
     @staticmethod
     def _recurrent(agent: Any) -> bool:
         return agent.initial_state(1) is not None

@@ -5,14 +5,16 @@ pickled; one that holds a simulator's memory cannot, or, worse, pickles only its
 arguments (`gymnasium.utils.EzPickle`). So copying is tried out on a spare environment first.
 
 A checkpoint is otherwise loaded with `weights_only=True`. These bytes are unpickled only when
-training is resumed, and only classes of the packages that the running environments come from, of
-NumPy's arrays and generators, and of the standard containers are let in.
+training is resumed. Only what the packages of the running environments define, NumPy's arrays and
+generators, and the standard containers are let in; of the former only classes are ever called, so a
+function can be part of a state but not run by loading it. That narrows what a forged checkpoint can
+do; it is no sandbox.
 """
 
 import io
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -37,20 +39,39 @@ _SAFE = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: what it calls can be looked at
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
     def __init__(self, data: bytes, packages: frozenset[str]) -> None:
         super().__init__(io.BytesIO(data))
         self.packages = packages
+        self._safe: list[Any] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _SAFE.get(module, ()):
-            # Defined there, not only imported: else `from os import system` would open the door.
-            root = name.partition(".")[0]
-            inside = module.partition(".")[0] in self.packages
-            home = getattr(super().find_class(module, root), "__module__", "") if inside else ""
-            if home.partition(".")[0] not in self.packages:
-                raise pickle.UnpicklingError(f"{module}.{name} does not belong to the environment")
+        if name in _SAFE.get(module, ()):
+            self._safe.append(super().find_class(module, name))
+            return self._safe[-1]
+        # Defined there, not only imported: else `from os import system` would open the door.
+        root = name.partition(".")[0]
+        inside = module.partition(".")[0] in self.packages
+        home = getattr(super().find_class(module, root), "__module__", "") if inside else ""
+        if home.partition(".")[0] not in self.packages:
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong to the environment")
         return super().find_class(module, name)
+
+    def load_reduce(self) -> None:
+        self._check_callable(self.stack[-2])  # type: ignore[attr-defined]
+        super().load_reduce()  # type: ignore[misc]
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self._check_callable(klass)
+        super()._instantiate(klass, args)  # type: ignore[misc]
+
+    def _check_callable(self, made: Any) -> None:
+        if not isinstance(made, type) and not any(made is safe for safe in self._safe):
+            raise pickle.UnpicklingError(f"{made!r} is no class: loading will not call it")
+
+    dispatch[pickle.REDUCE[0]] = load_reduce  # type: ignore[index]
 
 
 class Snapshots:

@@ -160,6 +160,7 @@ class LLMEncoder(Encoder):
             self._first.update(self._read(self.preprocess(obs)).detach())
 
     def begin_rollout(self) -> None:
+        self.cache.hits = self.cache.lookups = 0  # evaluation has counted too
         if self._first is not None and self.norm is not None and not self.norm.running.count:
             self.norm.running.moments.copy_(self._first.moments)
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ def make_vector_env(
         spare.close()
         try:
             return AsyncVectorEnv(
-                [make] * num_envs,
+                [_WorkerFactory(make)] * num_envs,
                 shared_memory=shared_memory,
                 copy=False,
                 autoreset_mode=AutoresetMode.SAME_STEP,
@@ -123,6 +124,22 @@ class _EnvFactory:
         import rl_lightning.envs  # noqa: F401  (registers our environments in a fresh process)
 
         return make_env(*self.args)
+
+
+class _WorkerFactory:
+    """What an environment's own process is started with.
+
+    A terminal's Ctrl-C, or a scheduler's signal, reaches every process of the group. Here it is the
+    main process that decides; this one ends when its pipe closes.
+    """
+
+    def __init__(self, make: _EnvFactory) -> None:
+        self.make = make
+
+    def __call__(self) -> gym.Env:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        return self.make()
 
 
 def _make_native(

@@ -6,7 +6,7 @@ once, when it is built, and from then on returns those blanks.
 
 import gymnasium as gym
 
-PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+from rl_lightning.charset import PRINTABLE
 
 
 def text_space(max_length: int) -> gym.spaces.Text:

@@ -291,9 +291,3 @@ def _is_real(value: Any) -> bool:
 def _is_range(value: Any) -> bool:
     pair = isinstance(value, list | tuple) and len(value) == 2
     return pair and all(_is_int(v, 0) for v in value) and value[0] < value[1]
-
-
-def register() -> None:
-    """Make `TextMaze-v0` known to Gymnasium; calling it twice does no harm."""
-    if "TextMaze-v0" not in gym.registry:
-        gym.register(id="TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")

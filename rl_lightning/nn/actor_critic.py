@@ -87,6 +87,11 @@ class ActorCritic(nn.Module):
         )
 
     @property
+    def mask_dim(self) -> int:
+        """Width of the action masks this policy takes; 0 if it takes none."""
+        return self.action_head.mask_dim
+
+    @property
     def state_dim(self) -> int:
         """Width of the recurrent state; 0 without memory."""
         return sum(m.state_dim for m in (self.memory, self.critic_memory) if m is not None)

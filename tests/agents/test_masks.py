@@ -4,6 +4,9 @@ The probe allows other actions on even than on odd steps and raises when its mas
 Episodes of 5 steps end on an odd mask and begin with an even one.
 """
 
+from functools import partial
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,11 @@ from training import AGENTS, make_trainer, train_probe
 from rl_lightning import PPO, ActorCritic, MLPEncoder
 from rl_lightning.agents import Agent
 from rl_lightning.data import RolloutDataModule
+from rl_lightning.data.collector import Collector
 from rl_lightning.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
+from rl_lightning.envs.sync import LeanSyncVectorEnv
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.types import EnvSpec
 
 RECURRENT = {"recurrent": "gru", "recurrent_size": 8}
 
@@ -132,3 +139,70 @@ def test_forbidden_actions_have_no_gradient(kind):
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert (logits.grad[:, 1] == 0).all()
+
+
+# --- masks as environments report them --------------------------------------------------------
+
+EVERYTHING = [True, True, True]
+FIRST_ONLY = [True, False, False]
+
+
+class Reporter(gym.Env):
+    """Reports masks now and then: `when` is any of `reset` and `step`."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, when=("reset", "step"), mask=FIRST_ONLY):
+        self.when, self.mask = when, mask
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), self._info("reset")
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, self._info("step")
+
+    def _info(self, now):
+        return {"action_mask": self.mask} if now in self.when else {}
+
+
+def report(*whens, mask=FIRST_ONLY):
+    """Masks after a reset and after a step of as many environments."""
+    env = LeanSyncVectorEnv([partial(Reporter, when, mask) for when in whens])
+    agent = PPO(EnvSpec(Reporter.observation_space, Reporter.action_space, "Reporter"))
+    infos = env.reset(seed=0)[1], env.step(np.zeros(len(whens), int))[4]
+    masks = [agent.read_mask(info) for info in infos]
+    return [None if m is None else m.tolist() for m in masks], env, agent
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda m: np.array(m, np.int8)])
+def test_masks_come_as_any_kind_of_sequence(kind):
+    both = [FIRST_ONLY, FIRST_ONLY]
+    when = ("reset", "step")
+    assert report(when, when, mask=kind(FIRST_ONLY))[0] == [both, both]
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_an_environment_without_a_mask_may_do_everything(kind):
+    masks, *_ = report(("reset", "step"), (), ("step",), mask=kind(FIRST_ONLY))
+    assert masks == [
+        [FIRST_ONLY, EVERYTHING, EVERYTHING],
+        [FIRST_ONLY, EVERYTHING, FIRST_ONLY],
+    ]
+
+
+@pytest.mark.parametrize("when", [("reset",), ("step",)])
+def test_masks_that_come_and_go_are_refused(when):
+    _, env, agent = report(when, when)
+    with pytest.raises(ConfigurationError, match="every reset and every step"):
+        Collector(env, 4, seed=0).collect(agent)
+
+
+def test_masks_of_another_width_are_refused():
+    when = ("reset", "step")
+    with pytest.raises(ConfigurationError, match=r"shape \[2\].*takes masks of 3 actions"):
+        report(when, when, mask=np.ones(2))
+    agent = PPO(EnvSpec(Reporter.observation_space, gym.spaces.Box(-1, 1, (3,)), "Reporter"))
+    with pytest.raises(ConfigurationError, match="takes no masks"):
+        agent.read_mask({"action_mask": np.ones((2, 3))})

@@ -11,6 +11,7 @@ from training import AGENTS, fit
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, MLPEncoder
 from rl_lightning.data import RolloutDataModule
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))
@@ -45,15 +46,16 @@ def test_default_optimizers():
 def test_encoder_lr_is_for_every_encoder_and_nothing_else(make, share):
     agent = make(SPEC, encoder, partial(ActorCritic, share_encoder=share), encoder_lr=0.5)
     rest, own = agent.configure_optimizers().param_groups
-    assert own["lr"] == own["initial_lr"] == 0.5
-    assert rest["lr"] == rest["initial_lr"] < 0.5
+    assert own["lr"] == 0.5
+    assert rest["lr"] < 0.5
     assert names(agent, own) == {n for n, _ in agent.named_parameters() if "encoder" in n}
     assert len(own["params"]) == (2 if share else 4)
     assert names(agent, rest) | names(agent, own) == {n for n, _ in agent.named_parameters()}
 
 
-def test_an_encoder_without_parameters_has_no_group():
-    assert len(PPO(SPEC, encoder_lr=0.5).configure_optimizers().param_groups) == 1
+def test_a_rate_for_an_encoder_without_parameters_is_refused():
+    with pytest.raises(ConfigurationError, match=r"encoder_lr: 0\.5 means nothing.*MLPEncoder"):
+        PPO(SPEC, encoder_lr=0.5).configure_optimizers()
 
 
 def test_frozen_parameters_are_not_optimised():
@@ -65,11 +67,33 @@ def test_frozen_parameters_are_not_optimised():
 
 @pytest.mark.parametrize("make", EVERYONE)
 @pytest.mark.parametrize(
-    ("argument", "value"), [("encoder_lr", -1.0), ("gamma", 1.5), ("lr_schedule", "sometimes")]
+    ("argument", "value"),
+    [
+        ("encoder_lr", -1.0),
+        ("gamma", 1.5),
+        ("lr_schedule", "sometimes"),
+        ("entropy_coef", -0.1),
+        ("value_coef", -0.1),
+    ],
 )
 def test_impossible_arguments_are_refused(make, argument, value):
     with pytest.raises(ValueError, match=f"{argument.removeprefix('lr_')}.*{value}"):
         make(SPEC, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("gae_lambda", 7.0), ("clip_range", -1.0), ("clip_range_value", -1.0), ("target_kl", -1.0)],
+)
+def test_impossible_arguments_of_ppo_are_refused(argument, value):
+    with pytest.raises(ConfigurationError, match=f"^{argument} must be .*, not {value}"):
+        PPO(SPEC, **{argument: value})
+
+
+@pytest.mark.parametrize("make", [PPO, A2C])
+def test_an_actor_critic_without_critic_is_refused(make):
+    with pytest.raises(ConfigurationError, match=f"{make.__name__} needs a critic"):
+        make(SPEC, network=partial(ActorCritic, critic=False))
 
 
 def test_an_impossible_clip_schedule_is_refused():

@@ -47,6 +47,21 @@ def test_the_bar_can_be_switched_off(tmp_path, capsys):
     assert "frame" not in capsys.readouterr().err
 
 
+def test_every_rank_asks_for_the_log_dir_of_a_video():
+    """Asking for it is a broadcast: a rank that left before would let the others wait for ever."""
+    asked = []
+
+    class Rank1:
+        global_rank = 1
+
+        @property
+        def log_dir(self):
+            asked.append(True)
+
+    VideoRecorder().on_validation_end(Rank1(), None)  # type: ignore[arg-type]
+    assert asked
+
+
 def test_videos_are_written(tmp_path):
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")

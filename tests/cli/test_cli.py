@@ -130,6 +130,10 @@ MISTAKES = {
     "--data.env_kwargs.gravity=1": "CartPole-v1.*unexpected keyword argument 'gravity'",
     "--data.wrappers=[Foo]": "unknown wrapper 'Foo'",
     "--data.wrappers=[{class_path: gymnasium.wrappers.ClipReward}]": "{Name: {argument: value}}",
+    "--trainer.limit_train_batches=2": "limit_train_batches: 2 would throw away",
+    "--model.network.critic=false": "PPO needs a critic",
+    "--model.gae_lambda=7": "gae_lambda must be between 0 and 1, not 7",
+    "--ckpt_path=tests/cartpole.yaml": "tests/cartpole.yaml is no checkpoint",
     "--data.num_envs=x": "data.num_envs: expected int, not x",
     "--data.num_envs=0": "data.num_envs must be at least 1, not 0",
     "--data.nun_envs=8": "RolloutDataModule has no argument 'nun_envs'; did you mean 'num_envs'",
@@ -167,6 +171,59 @@ def test_a_mistake_ends_with_one_sentence(option, tmp_path, capfd):
     assert re.search(MISTAKES[option], lines[0]), lines[0]
     for jargon in ("Traceback", "Namespace(", "Union", "Subtypes", "jsonargparse"):
         assert jargon not in lines[0]
+
+
+def test_a_checkpoint_of_another_network_is_one_sentence_too(tmp_path, capfd):
+    checkpoints, _ = fit(tmp_path)
+    capfd.readouterr()
+    where = [f"--checkpoint.dirpath={checkpoints}", "--trainer.logger=false"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["validate", *CARTPOLE, *where, "--ckpt_path=best", "--model.network.hidden=[8]"])
+    assert exit_info.value.code == 2
+    assert "does not fit this configuration" in capfd.readouterr().err
+    main(["validate", *CARTPOLE, *where, "--ckpt_path=best", "--data.val_episodes=2"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(["validate", *CARTPOLE, "--checkpoint.dirpath=nowhere", "--ckpt_path=last"])
+    assert exit_info.value.code == 2
+    assert "there is no file nowhere/last.ckpt" in capfd.readouterr().err
+
+
+def test_a_configuration_of_defaults_can_be_read_back(tmp_path, capsys):
+    given = ["--model=A2C", "--data=RolloutDataModule", "--data.env=CartPole-v1"]
+    with pytest.raises(SystemExit):
+        main(["fit", *given, "--print_config"])
+    printed = capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(printed)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(tmp_path / "config.yaml"), "--print_config"])
+    assert not exit_info.value.code
+    assert capsys.readouterr().out == printed
+    small = ["--data.total_frames=80", "--trainer.accelerator=cpu", "--data.val_episodes=1"]
+    logs = [f"--trainer.default_root_dir={tmp_path}", f"--checkpoint.dirpath={tmp_path}"]
+    main(["fit", "--config", str(tmp_path / "config.yaml"), *small, *logs])
+    saved = next(tmp_path.rglob("version_0/config.yaml"))
+    main(["fit", "--config", str(saved)])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_progress_bar_and_checkpoints_can_be_switched_off(wanted, tmp_path, capfd):
+    flags = [f"--trainer.enable_{name}={wanted}" for name in ("progress_bar", "checkpointing")]
+    checkpoints, _ = fit(tmp_path, *flags)
+    assert ("frame/s" in capfd.readouterr().err) == wanted
+    assert checkpoints.exists() == wanted
+
+
+def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(tmp_path, capfd):
+    fit(tmp_path, "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar")
+    assert "frame/s" not in capfd.readouterr().err
+
+
+def test_metrics_of_a_kl_stop_are_logged(tmp_path):
+    """Also where every step that would be logged is one that the stop skips."""
+    _, logs = fit(tmp_path, "--model.target_kl=1e-9", "--trainer.log_every_n_steps=2")
+    events = EventAccumulator(str(logs)).Reload()
+    assert len(events.Scalars("policy/kl")) == 16  # rollouts of two updates, one of them skipped
+    assert all(e.value > 0 for e in events.Scalars("policy/entropy"))
 
 
 def test_a_space_no_agent_can_act_in(capfd):

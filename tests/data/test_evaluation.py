@@ -1,7 +1,9 @@
 """Evaluation: which episodes, how they are counted, and that training does not notice."""
 
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -9,6 +11,7 @@ from training import fit, make_trainer
 
 from rl_lightning import PPO, ActorCritic, MLPEncoder
 from rl_lightning.data import RolloutDataModule
+from rl_lightning.data.episodes import EpisodeStatistics
 
 still = partial(torch.optim.SGD, lr=0.0)
 
@@ -78,6 +81,26 @@ def test_mean_spread_and_success_of_mixed_episodes():
     assert metrics["val/return"] == pytest.approx(returns.mean().item())
     assert metrics["val/return_std"] == pytest.approx(returns.std(correction=0).item())
     assert metrics["val/success"] == pytest.approx((returns == 1).float().mean().item())
+
+
+def test_what_is_said_only_of_success_counts_failures_too():
+    """Episodes whose info says nothing, beside ones that report a success, were failures."""
+    agent = PPO(RolloutDataModule("Counter-v0").spec)
+    said = [1.0, float("nan"), float("nan"), 1.0, float("nan")]
+    logged = {}
+    agent._episodes = [{"return": 0.0, "length": 1, "success": s} for s in said]
+    agent._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    agent.log_dict = logged.update  # type: ignore[assignment]
+    agent._log_episodes("val")
+    assert logged["val/success"] == pytest.approx(0.4)
+
+    collected = EpisodeStatistics(num_envs=2)
+    done = np.array([True, True])
+    collected.finish(done, {}, None)
+    assert "train/success" not in collected.metrics("train")
+    collected.finish(done, {"success": np.array([1.0, 0.0])}, None)
+    collected.finish(done, {}, None)
+    assert collected.metrics("train")["train/success"] == pytest.approx(1 / 6)
 
 
 def test_without_a_threshold_nothing_is_said_of_success():

@@ -1,5 +1,6 @@
 """Arguments of the on-policy data module: each does what it says, or says what is wrong."""
 
+import warnings
 from functools import partial
 
 import gymnasium as gym
@@ -8,9 +9,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from lightning.pytorch import Callback
-from training import AGENTS, fit
+from training import AGENTS, fit, make_trainer
 
-from rl_lightning import A2C, PPO, ActorCritic
+from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.reward import RewardNorm
 from rl_lightning.errors import ConfigurationError
@@ -44,6 +45,18 @@ def train(look=None, agent=A2C, **data):
     start = Start(look or (lambda module: None))
     made = fit(agent(module.spec), module, callbacks=[start])
     return start.seen, module, made
+
+
+def test_reinforce_says_when_it_learns_from_nothing():
+    def train_plainly(steps):
+        data = RolloutDataModule("Counter-v0", num_envs=2, rollout_steps=steps, total_frames=12)
+        make_trainer().fit(REINFORCE(data.spec, baseline=False), data)
+
+    with pytest.warns(UserWarning, match=r"no episode ended.*raise data\.rollout_steps \(2\)"):
+        train_plainly(2)  # episodes take three
+    with warnings.catch_warnings(record=True) as caught:
+        train_plainly(6)
+    assert not [w for w in caught if "no episode ended" in str(w.message)]
 
 
 # --- environments -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from rl_lightning.envs import maze, text_maze
 from rl_lightning.envs.maze import Layout, make_layout
-from rl_lightning.envs.text_maze import TextMazeEnv, exit_sentence, register
+from rl_lightning.envs.text_maze import TextMazeEnv, exit_sentence
 
 NORTH, EAST, SOUTH, WEST = range(4)
 
@@ -316,9 +316,7 @@ def test_every_text_fits_its_space():
         assert env.observation_space.max_length - max(map(len, texts)) < 25
 
 
-def test_registering_twice_does_no_harm():
-    register()
-    register()
+def test_it_is_registered():
     env = gym.make("TextMaze-v0", size=4, render_mode="ansi")
     env.reset(seed=0)
     assert len(str(env.render()).split("\n")) == 4

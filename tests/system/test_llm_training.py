@@ -75,6 +75,27 @@ def test_a_checkpoint_holds_adapters_and_heads_but_not_the_backbone(tune, tmp_pa
     torch.testing.assert_close(ours["value"], theirs["value"])
 
 
+def test_the_hit_rate_is_of_training_alone(tmp_path):
+    model = tiny_model("bert", tmp_path / "model")
+
+    def rates(validations):
+        seen = []
+
+        class Watched(PPO):
+            def tick(self, frames, progress, metrics):
+                seen.append(metrics["llm/cache_hit_rate"])
+                super().tick(frames, progress, metrics)
+
+        torch.manual_seed(0)
+        data = RolloutDataModule(**DATA, seed=1)
+        encoder = partial(LLMEncoder, model=model, max_length=48, cache_size=0)
+        fit(Watched(data.spec, encoder), data, limit_val_batches=validations)
+        return seen
+
+    assert rates(0.0) == rates(1.0)
+    assert all(0 <= rate < 1 for rate in rates(0.0))
+
+
 def test_a_frozen_model_is_never_run_in_an_update(tmp_path, monkeypatch):
     model = tiny_model("bert", tmp_path / "model")
     data = RolloutDataModule(**DATA)

@@ -145,6 +145,80 @@ def test_other_number_of_environments_goes_on_with_fresh_episodes(tmp_path):
     assert module.frames == 128 + 64
 
 
+def test_another_number_of_environments_keeps_what_does_not_depend_on_it(tmp_path):
+    data = {"env": "Pendulum-v1", **BATCHES, "normalize_reward": True}
+    saved = train(PPO, data, tmp_path, epochs=1)["RolloutDataModule"]["ranks"][0]["reward_norm"]
+    resumed = train(PPO, {**data, "num_envs": 2}, tmp_path / "rest", 2, tmp_path / "last.ckpt")
+    now = resumed["RolloutDataModule"]["ranks"][0]["reward_norm"]
+    assert saved["moments"][0] == 128
+    assert now["moments"][0] == 128 + 64
+    assert now["carry"].shape == (2,)
+
+
+def test_what_is_saved_after_training_goes_on_like_what_is_saved_in_it(tmp_path):
+    torch.manual_seed(1)
+    make = partial(RolloutDataModule, "CartPole-v1", **DATA, **BATCHES, normalize_reward=True)
+    data = make(total_frames=256)
+    trainer = make_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, "last")])
+    trainer.fit(PPO(data.spec), data)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    ends = []
+    for name in ("last", "after"):
+        data = make(total_frames=512)
+        resumed = make_trainer()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*callbacks used to create")
+            resumed.fit(PPO(data.spec), data, ckpt_path=tmp_path / f"{name}.ckpt")
+        resumed.save_checkpoint(tmp_path / "end.ckpt")
+        ends.append(torch.load(tmp_path / "end.ckpt", weights_only=True))
+    for key in ("state_dict", "optimizer_states", "frames"):
+        same(ends[0][key], ends[1][key], key)
+    same(ends[0]["RolloutDataModule"], ends[1]["RolloutDataModule"])
+
+
+def test_a_second_fit_goes_on_where_the_first_one_stopped():
+    torch.manual_seed(1)
+    make = partial(RolloutDataModule, "CartPole-v1", **DATA, **BATCHES)
+    whole = make(total_frames=512)
+    agent = PPO(whole.spec)
+    make_trainer().fit(agent, whole)
+    torch.manual_seed(1)
+    halves = make(total_frames=256)
+    twin = PPO(halves.spec)
+    make_trainer().fit(twin, halves)
+    torch.rand(3)  # what happens in between does not matter
+    seen = halves.frames
+    halves.total_frames = 512
+    make_trainer().fit(twin, halves)
+    assert (seen, halves.frames) == (256, 512)
+
+
+def test_a_checkpoint_that_does_not_say_where_collecting_stood(tmp_path):
+    path = tmp_path / "last.ckpt"
+    train(PPO, {"env": "CartPole-v1", **BATCHES}, tmp_path, epochs=1)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["RolloutDataModule"]["ranks"] = [None]
+    torch.save(checkpoint, path)
+    module = RolloutDataModule("CartPole-v1", num_envs=4, rollout_steps=32, total_frames=10**6)
+    with pytest.warns(UserWarning, match="does not say where collecting stood"):
+        make_trainer(max_epochs=2).fit(PPO(module.spec), module, ckpt_path=path)
+
+
+@pytest.mark.parametrize("encoder_lr", [None, 0.5])
+def test_a_resumed_run_has_the_learning_rate_of_its_configuration(encoder_lr, tmp_path):
+    encoder = partial(MLPEncoder, hidden=(8,))
+    data = {"env": "CartPole-v1", **BATCHES}
+
+    def make(lr, encoder_lr):
+        optimizer = partial(torch.optim.SGD, lr=lr)
+        return partial(PPO, encoder=encoder, optimizer=optimizer, encoder_lr=encoder_lr)
+
+    train(make(0.25, encoder_lr and 0.75), data, tmp_path, epochs=1)
+    end = train(make(0.125, encoder_lr), data, tmp_path / "rest", 2, tmp_path / "last.ckpt")
+    rates = [group["lr"] for group in end["optimizer_states"][0]["param_groups"]]
+    assert rates == ([0.125] if encoder_lr is None else [0.125, 0.5])
+
+
 def test_environments_that_only_pickle_their_arguments_are_found_out():
     class Fraud(gym.utils.EzPickle, gym.Env):
         observation_space = gym.spaces.Discrete(100)
@@ -184,6 +258,21 @@ def test_snapshots_let_in_nothing_foreign():
             unpickler.find_class(module, name)
 
 
+def test_loading_a_snapshot_calls_no_function_of_the_environments_packages():
+    import pickle
+
+    snapshots = Snapshots(gym.make("CartPole-v1"))
+    forged = b"cgymnasium.envs.registration\nload_env_creator\n(Vos:getcwd\ntR."
+    assert pickle.loads(forged) is os.getcwd  # a way out of the packages, for who may call it
+    with pytest.raises(pickle.UnpicklingError, match="no class"):
+        snapshots._load(forged)
+    old_style = b"(Vos:getcwd\nigymnasium.envs.registration\nload_env_creator\n."
+    with pytest.raises(pickle.UnpicklingError, match="no class"):
+        snapshots._load(old_style)
+    function = pickle.dumps({"describe": gym.make})
+    assert snapshots._load(function) == {"describe": gym.make}  # as a value it does no harm
+
+
 @pytest.mark.parametrize(
     "env", ["MiniGrid-DoorKey-5x5-v0", "TextMaze-v0", "Taxi-v4", "Acrobot-v1", "Blackjack-v1"]
 )
@@ -206,24 +295,45 @@ def command(folder, **options):
     return [*COMMAND, *(f"--{key}={value}" for key, value in arguments.items())]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path):
+def stop_by(number, folder, whole_group=False, **options):
+    """Start a run, signal it once its first epoch is over; returns what it left and printed."""
     process = subprocess.Popen(
-        command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, **options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "last.ckpt").exists():  # the first epoch is over, collecting goes on
+        while not (folder / "last.ckpt").exists():  # the first epoch is over, collecting goes on
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(number)
+        if whole_group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
     assert "--ckpt_path last goes on" in output
-    stopped = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    return torch.load(folder / "last.ckpt", weights_only=True), output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_environments_in_processes_outlive_a_signal_to_all_of_them(number, tmp_path):
+    """As Ctrl-C in a terminal, or a scheduler, sends it."""
+    options = {"data.vectorization": "async", "data.num_envs": "2", "data.rollout_steps": "128"}
+    stopped, output = stop_by(number, tmp_path, whole_group=True, **options)
+    assert stopped["frames"] % (8 * 256) == 0
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path):
+    stopped, _ = stop_by(number, tmp_path)
     assert 0 < stopped["frames"] < 40960
     assert stopped["frames"] % (8 * 256) == 0
 
