@@ -40,8 +40,8 @@ tensorboard: install
 	$(BIN)/tensorboard --logdir logs
 
 benchmark: install
-	$(BIN)/python benchmarks/onpolicy.py
-	$(BIN)/python benchmarks/llm_encoder.py
+	$(BIN)/python benchmarks/onpolicy.py --out benchmarks/results/speed/onpolicy.json
+	$(BIN)/python benchmarks/llm_encoder.py --out benchmarks/results/speed/llm_encoder.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--frames", type=int, default=16_384)
     parser.add_argument("--layers", type=int, default=2, help="transformer layers of MiniLM")
+    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -104,6 +106,10 @@ def main() -> None:
     print(f"  the usual practice       {usual['fps']:8,.0f} frames/s")
     print(f"  ratio                    {ours['fps'] / usual['fps']:8.1f}")
     print(f"  largest difference of the training returns: {apart:.2g}")
+    if args.out:
+        numbers = {"frames": args.frames, "layers": args.layers, "ours": ours, "usual": usual}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(numbers) + "\n")
     if apart > 0.5:
         raise SystemExit("the two runs did not learn the same: the ratio means nothing")
     return None

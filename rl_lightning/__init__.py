@@ -35,7 +35,21 @@ _HOMES = {
     "NatureCNN": "encoders",
     "RolloutDataModule": "data",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "A2C",
+    "PPO",
+    "REINFORCE",
+    "ActorCritic",
+    "Agent",
+    "DictEncoder",
+    "Encoder",
+    "EnvSpec",
+    "ImpalaCNN",
+    "LLMEncoder",
+    "MLPEncoder",
+    "NatureCNN",
+    "RolloutDataModule",
+]
 
 
 def __getattr__(name: str) -> Any:

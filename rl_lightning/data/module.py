@@ -214,13 +214,24 @@ class RLDataModule(L.LightningDataModule):
                 self._train_env, self.collection_steps, seed, self.success_threshold
             )
             self._max_epochs = loop.max_epochs
+            if self.agent.frames == 0:
+                self.forget()  # what another agent has done
             self._go_on()
+        if self.frames >= self.total_frames:
+            rank_zero_warn(
+                f"nothing to train: data.total_frames={self.total_frames} are used up by the "
+                f"{self.frames} so far; raise it to go on"
+            )
         self.plan(self.epoch)
         if loop.max_epochs == self._max_epochs and self._max_epochs != self._planned:
             rank_zero_warn(
                 f"max_epochs={self._max_epochs} ends training before data.total_frames="
                 f"{self.total_frames} are used up; give Trainer(max_epochs=-1) for the whole budget"
             )
+
+    def forget(self) -> None:
+        """Begin at frame 0, with fresh environments and statistics."""
+        self.frames, self._began, self._restored = 0, None, None
 
     def _check_limits(self) -> None:
         trainer: Any = self._trainer

@@ -199,6 +199,10 @@ class RolloutDataModule(RLDataModule):
             self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
             self._reward_norm.load_state_dict(state["reward_norm"])
 
+    def forget(self) -> None:
+        super().forget()
+        self._reward_norm = None
+
     def load_shared_state(self, state: dict[str, Any]) -> None:
         super().load_shared_state(state)
         if self.normalize_reward and state["reward_norm"] is not None:

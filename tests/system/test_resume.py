@@ -193,6 +193,20 @@ def test_a_second_fit_goes_on_where_the_first_one_stopped():
     assert (seen, halves.frames) == (256, 512)
 
 
+def test_another_agent_does_not_begin_where_the_last_one_stopped():
+    data = RolloutDataModule("CartPole-v1", **DATA, **BATCHES, total_frames=256)
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        agent = PPO(data.spec)
+        make_trainer().fit(agent, data)
+        assert agent.frames == data.frames == 256
+        ends.append(agent.state_dict())
+    same(dict(ends[0]), dict(ends[1]))
+    with pytest.warns(UserWarning, match="nothing to train: data.total_frames=256 are used up"):
+        make_trainer().fit(agent, data)
+
+
 def test_a_checkpoint_that_does_not_say_where_collecting_stood(tmp_path):
     path = tmp_path / "last.ckpt"
     train(PPO, {"env": "CartPole-v1", **BATCHES}, tmp_path, epochs=1)
