@@ -235,12 +235,11 @@ def summary(result: dict[str, Any]) -> str:
     done = [run for run in result["runs"] if "error" not in run]
     if not done:
         return f"{result['name']}: every run failed"
-    a, seconds = result["aggregate"], mean(run["seconds"] for run in done)
-    worst = f"worst {spell(result, a['min'])}"
+    a = result["aggregate"]
     return (
         f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} greedy "
-        f"{result['metric']} ({worst}) after {done[0]['frames'] / 1000:.0f} k frames, "
-        f"{seconds:.0f} s on one core"
+        f"{result['metric']} (worst {spell(result, a['min'])}) after "
+        f"{done[0]['frames'] / 1000:.0f} k frames"
     )
 
 
@@ -251,9 +250,8 @@ def spell(result: dict[str, Any], value: float) -> str:
 def table(folder: Path) -> str:
     """All results of a folder as a Markdown table."""
     rows = [
-        "| configuration | environment | frames | threshold | mean ± std | worst seed | solved | "
-        "time per seed |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| configuration | environment | frames | threshold | mean ± std | worst seed | solved |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
@@ -261,14 +259,15 @@ def table(folder: Path) -> str:
         done = [run for run in runs if "error" not in run]
         link = f"[{result['agent']} {Path(result['config']).stem}]({result['config']})"
         if not done:
-            rows.append(f"| {link} | {result['env']} | | | failed | | 0/{len(runs)} | |")
+            rows.append(f"| {link} | {result['env']} | | | failed | | 0/{len(runs)} |")
             continue
-        goal = "" if result["threshold"] is None else f"{result['threshold']:g}"
+        goal = "–" if result["threshold"] is None else f"{result['threshold']:g}"
         unit = " success" if result["metric"] == "success" else ""
+        solved = "–" if "solved" not in a else f"{a['solved']}/{len(runs)}"
         rows.append(
             f"| {link} | {result['env']} | {done[0]['frames'] / 1000:.0f} k | {goal}{unit} | "
             f"{spell(result, a['mean'])} ± {spell(result, a['std'])} | {spell(result, a['min'])} | "
-            f"{a.get('solved', '–')}/{len(runs)} | {mean(r['seconds'] for r in done):.0f} s |"
+            f"{solved} |"
         )
     return "\n".join(rows)
 

@@ -1,0 +1,52 @@
+"""What the README and the configurations claim is what the result files say."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import learning  # noqa: E402
+
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*/*.yaml"))
+RESULTS = {
+    r["config"]: r for r in map(json.loads, map(Path.read_text, learning.RESULTS.glob("*.json")))
+}
+
+
+def test_every_result_is_of_a_configuration():
+    assert RESULTS
+    assert set(RESULTS) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_configuration_quotes_its_own_result(config):
+    result, path = RESULTS[config], ROOT / config
+    assert result["digest"] == learning.digest(path), "measured with other values: run it again"
+    assert result["overrides"] == []
+    command, quoted = path.read_text().splitlines()[:2]
+    assert command == f"# rl-lightning fit --config {config}"
+    assert quoted == learning.summary(result)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_statistics_are_those_of_the_runs(config):
+    result = RESULTS[config]
+    values = [run[result["metric"]] for run in result["runs"] if "error" not in run]
+    expected = learning.aggregate(values, result["threshold"])
+    assert result["aggregate"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_readme_shows_all_results():
+    assert learning.table(learning.RESULTS) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_shows_the_speeds_that_were_measured():
+    readme, folder = (ROOT / "README.md").read_text(), learning.RESULTS / "speed"
+    for row in json.loads((folder / "onpolicy.json").read_text())["settings"].values():
+        spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
+        assert spread in readme
+    measured = json.loads((folder / "llm_encoder.json").read_text())
+    assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
