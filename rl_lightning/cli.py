@@ -107,6 +107,8 @@ class RLCLI(LightningCLI):
             return
         if path in ("last", "best"):
             name = "last" if path == "last" else config.checkpoint.filename
+            if config.checkpoint.dirpath is None:
+                raise ConfigurationError(f"ckpt_path: {path} needs checkpoint.dirpath, or a file")
             found = Path(config.checkpoint.dirpath) / f"{name}.ckpt"
             if path == "last" and self.config.subcommand == "fit" and not found.is_file():
                 warnings.warn(f"there is no {found} to go on from: training starts", stacklevel=1)

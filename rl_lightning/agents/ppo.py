@@ -89,7 +89,7 @@ class PPO(Agent):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sequence_length = sequence_length
-        self._kl: Tensor | None = None
+        self._stop = False
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
@@ -120,9 +120,10 @@ class PPO(Agent):
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * mean_entropy
 
         if self.target_kl is not None:
-            self._kl = losses.approx_kl(log_ratio.detach(), valid)
-        # Lightning writes what was logged last, also at a step that a KL stop skips.
-        if self.should_log or self.target_kl is not None:
+            kl = self._mean(losses.approx_kl(log_ratio.detach(), valid))
+            self._stop = kl > self.target_kl
+        # A stop may skip the step that would be logged: Lightning then writes this one.
+        if self.should_log or self._stop:
             with torch.no_grad():
                 self.log_training(
                     {
@@ -140,10 +141,12 @@ class PPO(Agent):
         return loss
 
     def stop_passes(self) -> bool:
-        if self.target_kl is None or self._kl is None:
-            return False
-        kl, self._kl = self._kl, None
+        stop, self._stop = self._stop, False
+        return stop
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the ranks of a scalar, the same on all of them."""
         if self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(kl)
-            kl = gathered.mean()
-        return bool(kl > self.target_kl)
+            gathered: Any = self.all_gather(value)
+            value = gathered.mean()
+        return float(value)

@@ -76,6 +76,7 @@ class EpisodeLoader:
         devices = [] if device.type == "cpu" else [device]
         kind = "cuda" if device.type == "cpu" else device.type
         with torch.random.fork_rng(devices, device_type=kind):
+            # A stride that no other rank's or stage's seed is apart by.
             torch.manual_seed(self.seed + 1_000_003 * step)
             yield
 

@@ -20,7 +20,7 @@ from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.types import EnvSpec
 
 
@@ -76,8 +76,7 @@ class RLDataModule(L.LightningDataModule):
             "val_num_envs": val_num_envs,
         }
         for name, value in positive.items():
-            if value < 1:
-                raise ConfigurationError(f"data.{name} must be at least 1, not {value}")
+            check_range(f"data.{name}", value, 1)
         self.env = env
         self.num_envs = num_envs
         self.total_frames = total_frames

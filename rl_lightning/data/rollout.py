@@ -11,7 +11,7 @@ from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.reward import RewardNorm
 from rl_lightning.data.storage import flatten_sequences, flatten_steps
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, check_range
 
 
 class RolloutDataModule(RLDataModule):
@@ -91,8 +91,7 @@ class RolloutDataModule(RLDataModule):
             "rollouts_per_epoch": rollouts_per_epoch,
         }
         for name, value in positive.items():
-            if value < 1:
-                raise ConfigurationError(f"data.{name} must be at least 1, not {value}")
+            check_range(f"data.{name}", value, 1)
         size = num_envs * rollout_steps
         if size % (minibatch_size or size):
             raise ConfigurationError(
@@ -118,7 +117,13 @@ class RolloutDataModule(RLDataModule):
 
     @property
     def frames_per_epoch(self) -> int:
-        return self.frames_per_rollout * self.rollouts_per_epoch
+        return self.frames_per_rollout * self.epoch_rollouts
+
+    @property
+    def epoch_rollouts(self) -> int:
+        """Rollouts of one epoch: a budget smaller than an epoch ends with its last rollout."""
+        whole = self.frames_per_rollout * self._trainer.world_size
+        return min(self.rollouts_per_epoch, math.ceil(self.total_frames / whole))
 
     @property
     def minibatches(self) -> int:
@@ -134,8 +139,7 @@ class RolloutDataModule(RLDataModule):
                 "use PPO"
             )
         length = agent.sequence_length
-        if length is not None and length < 1:
-            raise ConfigurationError(f"model.sequence_length must be at least 1, not {length}")
+        check_range("model.sequence_length", length, 1)
         if length is not None and not self._recurrent(agent):
             raise ConfigurationError(
                 f"model.sequence_length: {length} means nothing without memory; leave it out, or "
@@ -155,10 +159,6 @@ class RolloutDataModule(RLDataModule):
                 )
 
     def train_dataloader(self) -> "RolloutLoader":
-        # A budget smaller than an epoch ends with its last rollout, not with the epoch.
-        rollout = self.frames_per_rollout * self._trainer.world_size
-        needed = math.ceil(self.total_frames / rollout)
-        self.rollouts_per_epoch = min(self.rollouts_per_epoch, needed)
         self.start()
         if self.normalize_reward and self._reward_norm is None:
             self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
@@ -230,14 +230,15 @@ class RolloutLoader:
 
     def __len__(self) -> int:
         data = self.data
-        return data.rollouts_per_epoch * data.passes * data.minibatches
+        return data.epoch_rollouts * data.passes * data.minibatches
 
     def __iter__(self) -> Iterator[TensorDict | None]:
         data = self.data
         data.begin_clock()
-        for index in range(data.rollouts_per_epoch):
+        rollouts = data.epoch_rollouts
+        for index in range(rollouts):
             batch, dim = data.next_batch()
-            if index == data.rollouts_per_epoch - 1:
+            if index == rollouts - 1:
                 data.plan(data.epoch + 1)
             yield from self._minibatches(batch, dim)
 

@@ -112,6 +112,7 @@ class LLMEncoder(Encoder):
         self.norm = RunningNorm(self.out_dim) if standardize else None
         # What a tuned model's first rollout says; `norm` takes it over when the second begins.
         self._first = RunningMoments(self.out_dim) if standardize and not self.frozen else None
+        self._gathering = False  # asked of the statistics once a rollout, not at every step
         self._observed: tuple[Any, Tensor | None] = (None, None)
         self.cache = (
             TextCache(cache_size, self.out_dim)
@@ -156,13 +157,14 @@ class LLMEncoder(Encoder):
             features = self.cache.get(obs, self._embed).to(self.device)
             self.norm.update(features)
             self._observed = (obs, features)  # `preprocess` is asked for the same texts next
-        elif self._first is not None and not self.norm.running.count:
+        elif self._first is not None and self._gathering:
             self._first.update(self._read(self.preprocess(obs)).detach())
 
     def begin_rollout(self) -> None:
         self.cache.hits = self.cache.lookups = 0  # evaluation has counted too
         if self._first is not None and self.norm is not None and not self.norm.running.count:
             self.norm.running.moments.copy_(self._first.moments)
+            self._gathering = not self.norm.running.count
 
     def synchronize(self) -> None:
         if self._first is not None:

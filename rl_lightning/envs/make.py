@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, check_range
 
 Vectorization = Literal["sync", "async", "native"]
 WrapperSpec = str | dict[str, dict[str, Any] | None]
@@ -84,8 +84,7 @@ def make_vector_env(
     Raises:
         ConfigurationError: If anything about the description is wrong.
     """
-    if num_envs < 1:
-        raise ConfigurationError(f"num_envs must be at least 1, not {num_envs}")
+    check_range("num_envs", num_envs, 1)
     if vectorization == "native":
         return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
     make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)

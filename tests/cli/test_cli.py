@@ -134,6 +134,7 @@ MISTAKES = {
     "--model.network.critic=false": "PPO needs a critic",
     "--model.gae_lambda=7": "gae_lambda must be between 0 and 1, not 7",
     "--ckpt_path=tests/cartpole.yaml": "tests/cartpole.yaml is no checkpoint",
+    "--checkpoint.dirpath=null --ckpt_path=last": "ckpt_path: last needs checkpoint.dirpath",
     "--data.num_envs=x": "data.num_envs: expected int, not x",
     "--data.num_envs=0": "data.num_envs must be at least 1, not 0",
     "--data.nun_envs=8": "RolloutDataModule has no argument 'nun_envs'; did you mean 'num_envs'",
@@ -164,7 +165,7 @@ MISTAKES = {
 @pytest.mark.parametrize("option", MISTAKES)
 def test_a_mistake_ends_with_one_sentence(option, tmp_path, capfd):
     with pytest.raises(SystemExit) as exit_info:
-        main(["fit", *CARTPOLE, *SHORT, "--trainer.logger=false", option])
+        main(["fit", *CARTPOLE, *SHORT, "--trainer.logger=false", *option.split(" ")])
     assert exit_info.value.code == 2
     lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith("rl-lightning: error")]
     assert len(lines) == 1

@@ -223,6 +223,18 @@ def test_the_budget_in_frames_sets_the_epochs(data, epochs):
     assert agent.progress == 1 - 12 / module.frames  # the last rollout still learns
 
 
+def test_a_larger_budget_has_the_epochs_that_were_asked_for():
+    """A first budget smaller than an epoch does not shrink the epochs of the next one."""
+    module = RolloutDataModule(
+        "Counter-v0", num_envs=2, rollout_steps=6, rollouts_per_epoch=4, total_frames=12
+    )
+    agent = fit(A2C(module.spec), module)
+    assert (module.frames, module.frames_per_epoch) == (12, 12)
+    module.total_frames = 60
+    fit(agent, module)
+    assert (module.frames, module.frames_per_epoch) == (60, 48)
+
+
 def test_resets_of_a_native_vector_env_are_no_frames():
     """Episodes of 3 steps and a reset: 6 steps hold 5 frames, or 4 if they begin with the end."""
     watch, module, _ = train(vectorization="native", rollouts_per_epoch=1)

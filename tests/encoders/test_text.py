@@ -447,6 +447,7 @@ def test_every_knob_changes_the_features(encoder, tune, knob):
     one, plain = encoder(kind, tune=tune, **kwargs), encoder(tune=tune)
     for each in (one, plain):
         if knob != {"normalize": True}:
+            each.begin_rollout()
             each.observe(TEXTS)
             each.begin_rollout()
     changed = features(one)

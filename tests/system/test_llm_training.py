@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from llm_tiny import tiny_model
 from training import fit
 
-from rl_lightning import PPO, LLMEncoder
+from rl_lightning import PPO, ActorCritic, LLMEncoder
 from rl_lightning.data import RolloutDataModule
 
 DATA = {
@@ -73,6 +73,17 @@ def test_a_checkpoint_holds_adapters_and_heads_but_not_the_backbone(tune, tmp_pa
         ours, theirs = (a.inspect(a.preprocess(texts)) for a in (agent, loaded))
     torch.testing.assert_close(ours["probabilities"], theirs["probabilities"])
     torch.testing.assert_close(ours["value"], theirs["value"])
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_each_encoder_is_standardised_by_the_first_of_several_rollouts(tune, tmp_path):
+    model = tiny_model("bert", tmp_path / "model")
+    data = RolloutDataModule(**{**DATA, "total_frames": 3 * 64})
+    make = partial(LLMEncoder, model=model, max_length=48, tune=tune)
+    agent = fit(PPO(data.spec, make, partial(ActorCritic, share_encoder=False)), data)
+    for encoder in agent.encoders:
+        assert encoder.norm.running.count == 64 + 4  # a rollout, and what it started from
+    assert len(agent.encoders) == 2
 
 
 def test_the_hit_rate_is_of_training_alone(tmp_path):
