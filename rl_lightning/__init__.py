@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rl_lightning.agents import A2C, PPO, REINFORCE, Agent
-    from rl_lightning.data import RolloutDataModule
+    from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, SAC, Agent
+    from rl_lightning.data import ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
         MLPEncoder,
         NatureCNN,
     )
-    from rl_lightning.nn import ActorCritic
+    from rl_lightning.nn import ActorCritic, ContinuousNetwork, QNetwork
     from rl_lightning.types import EnvSpec
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
     "A2C": "agents",
+    "ContinuousNetwork": "nn",
+    "DQN": "agents",
+    "QNetwork": "nn",
+    "ReplayDataModule": "data",
+    "SAC": "agents",
     "PPO": "agents",
     "REINFORCE": "agents",
     "ActorCritic": "nn",
@@ -37,10 +42,13 @@ _HOMES = {
 }
 __all__ = [
     "A2C",
+    "DQN",
     "PPO",
     "REINFORCE",
+    "SAC",
     "ActorCritic",
     "Agent",
+    "ContinuousNetwork",
     "DictEncoder",
     "Encoder",
     "EnvSpec",
@@ -48,6 +56,8 @@ __all__ = [
     "LLMEncoder",
     "MLPEncoder",
     "NatureCNN",
+    "QNetwork",
+    "ReplayDataModule",
     "RolloutDataModule",
 ]
 

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
 from rl_lightning.data import RLDataModule
+from rl_lightning.data.dataset import read_dataset
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.explain import one_sentence, root_message
 
@@ -151,6 +152,10 @@ class RLCLI(LightningCLI):
                 file.write(json.dumps(known) + "\n")
         mean = sum(e["return"] for e in episodes) / max(len(episodes), 1)
         print(f"{len(episodes)} episodes, mean return {mean:.4g}: {_short(path)}")
+        data: Any = self.datamodule
+        if data.record is not None:
+            total = read_dataset(data.record).total_episodes
+            print(f"recorded in {_short(data.record)}, which holds {total} episodes")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -109,3 +109,71 @@ def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = Non
     variance = target.var(correction=0)
     ratio = 1.0 - residual.var(correction=0) / variance
     return torch.where(variance > 0, ratio, torch.nan)
+
+
+def huber(error: Tensor, delta: float = 1.0) -> Tensor:
+    """½ x² where |x| ≤ δ, else δ (|x| − ½ δ), of each element (Huber 1964)."""
+    size = error.abs()
+    small = size.clamp(max=delta)
+    return small * (size - 0.5 * small)
+
+
+def project_distribution(
+    support: Tensor, probabilities: Tensor, reward: Tensor, discount: Tensor
+) -> Tensor:
+    """The distribution of r + γ Z, projected onto Z's own support (Bellemare et al. 2017, eq. 7).
+
+    Args:
+        support: Atoms zᵢ in equal steps, ascending, `[K]`.
+        probabilities: Of Z in the next state, `[N, K]`.
+        reward: `[N]`.
+        discount: What the next value counts, 0 after a terminal step, `[N]`.
+
+    Returns:
+        Probabilities `[N, K]`; what falls outside the support is put on its ends.
+    """
+    low, high, atoms = support[0], support[-1], len(support)
+    moved = (reward[:, None] + discount[:, None] * support).clamp(low, high)  # (N, K)
+    position = ((moved - low) / (high - low) * (atoms - 1)).clamp(0, atoms - 1)
+    below = position.floor().clamp(max=atoms - 2)
+    share = position - below
+    below = below.long()
+    projected = torch.zeros_like(probabilities)
+    projected.scatter_add_(1, below, probabilities * (1.0 - share))
+    projected.scatter_add_(1, below + 1, probabilities * share)
+    return projected
+
+
+def quantile_huber(quantiles: Tensor, target: Tensor, kappa: float = 1.0) -> Tensor:
+    """Quantile regression loss of each row (Dabney et al. 2018, eq. 10).
+
+    Σᵢ meanⱼ |τᵢ − 1{uᵢⱼ < 0}| L_κ(uᵢⱼ) / κ with uᵢⱼ = targetⱼ − quantileᵢ, τᵢ = (i + ½) / K.
+
+    Args:
+        quantiles: θᵢ(s, a), with gradient, `[N, K]`.
+        target: Samples of the target distribution, `[N, J]`.
+        kappa: κ of the Huber loss.
+
+    Returns:
+        `[N]`.
+    """
+    count = quantiles.shape[1]
+    tau = (torch.arange(count, device=quantiles.device) + 0.5) / count  # (K,)
+    error = target[:, None, :] - quantiles[:, :, None]  # (N, K, J)
+    weight = (tau[:, None] - (error.detach() < 0).float()).abs()
+    return (weight * huber(error, kappa) / kappa).mean(2).sum(1)
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """E[|τ − 1{x < 0}| x²], which is least at the τ-expectile (Kostrikov et al. 2022, eq. 5).
+
+    Args:
+        error: x = target − prediction, `[N]`.
+        expectile: τ; ½ is the mean, → 1 the maximum.
+    """
+    return ((expectile - (error.detach() < 0).float()).abs() * error.square()).mean()
+
+
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """E[w x] over the batch, as prioritised replay corrects its sampling; w = 1 if None."""
+    return x.mean() if weight is None else (weight * x).mean()

@@ -114,3 +114,30 @@ def ends_within(done: Tensor) -> Tensor:
         bool `[T, B]`; False on the unfinished tail of each column.
     """
     return done.flip(0).cummax(0).values.flip(0)
+
+
+def n_step_return(
+    reward: Tensor, present: Tensor, terminated: Tensor, truncated: Tensor, gamma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σₖ γᵏ rₖ over up to n steps, and the discount of what follows (Sutton & Barto 2018, eq. 7.1).
+
+    Step k counts if it is present, and so are all before it, and none of those ended the episode.
+    After m steps the return goes on with γᵐ V(sₘ), unless step m − 1 terminated.
+
+    Args:
+        reward: r₀ … rₙ₋₁, `[N, n]`.
+        present: Whether the recording has the step, bool `[N, n]`; it has step 0.
+        terminated: bool `[N, n]`.
+        truncated: bool `[N, n]`.
+        gamma: γ.
+
+    Returns:
+        The return `[N]`, its discount γᵐ or 0 `[N]`, and m, int64 `[N]`.
+    """
+    goes_on = present[:, 1:] & ~(terminated | truncated)[:, :-1]
+    counts = torch.cat([torch.ones_like(present[:, :1]), goes_on], dim=1).cumprod(1)  # (N, n)
+    steps = counts.sum(1)
+    powers = gamma ** torch.arange(reward.shape[1] + 1, device=reward.device, dtype=reward.dtype)
+    ended = terminated.gather(1, (steps - 1)[:, None]).squeeze(1)
+    discount = powers[steps] * ~ended
+    return (reward * counts * powers[:-1]).sum(1), discount, steps

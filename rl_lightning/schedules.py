@@ -6,6 +6,19 @@ from typing import Literal
 Schedule = Literal["constant", "linear", "cosine"]
 
 
+def anneal(start: float, end: float, fraction: float, progress: float) -> float:
+    """From `start` to `end`, linearly over the first `fraction` of training, `end` afterwards.
+
+    Args:
+        start: Value at progress 0.
+        end: Value from progress `fraction` on.
+        fraction: In [0, 1]; 0 is `end` from the beginning.
+        progress: Share of the frame budget that is used up.
+    """
+    share = 1.0 if progress >= fraction else max(progress, 0.0) / fraction
+    return start + (end - start) * share
+
+
 def factor(schedule: Schedule, progress: float) -> float:
     """The factor a scheduled value is multiplied by.
 

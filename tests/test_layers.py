@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
     {"types", "charset", "errors", "tree"},
-    {"returns", "losses", "schedules", "distributions", "nn"},
+    {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},
     {"llm"},
     {"encoders", "envs"},
     {"data", "agents"},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.exploration import uniform_action
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -50,6 +51,9 @@ class Agent(L.LightningModule):
     the optimizer that a configuration names instead."""
     reuses_rollouts: bool = False
     """Whether the loss stays right in minibatches and passes after the first update."""
+    learns_from: tuple[str, ...] = ("rollouts",)
+    """The kinds of experience its loss is right for: `rollouts`, `replay`, or both. An agent that
+    learns from replay reads raw observations, and its networks normalise them."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Agent":
         agent = super().__new__(cls)
@@ -76,7 +80,7 @@ class Agent(L.LightningModule):
         self.encoder_lr = encoder_lr
         self.frames = 0
         self.progress = 0.0
-        self.clock_metrics: dict[str, float] = {}
+        self._measure: Callable[[], Mapping[str, float]] = dict
         self._episodes: list[Mapping[str, Any]] = []
 
     # --- what an algorithm is made of ---------------------------------------------------------
@@ -96,6 +100,13 @@ class Agent(L.LightningModule):
     def stop_passes(self) -> bool:
         """Whether to skip the remaining passes over the current rollout; same on all ranks."""
         return False
+
+    def take_priorities(self) -> Tensor | None:
+        """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
+        return None
+
+    def after_update(self) -> None:
+        """Called after every step of the optimizer: the place to update target networks."""
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -137,6 +148,10 @@ class Agent(L.LightningModule):
         """What the policy thinks of preprocessed observations: `probabilities`, `value` …"""
         return self.policy.inspect(x, state, mask)
 
+    def act_uniformly(self, num_envs: int, mask: Tensor | None = None) -> Tensor:
+        """Actions drawn uniformly from all allowed ones, `[B, ...]`."""
+        return uniform_action(self.spec.action_space, num_envs, mask, self.device)
+
     def initial_state(self, num_envs: int) -> Tensor | None:
         """Recurrent state of fresh episodes, `[B, H]`; None for a policy without memory."""
         width = self.policy.state_dim
@@ -146,7 +161,11 @@ class Agent(L.LightningModule):
 
     def preprocess(self, obs: Any) -> Stored:
         """Raw vector-env observations `[B, ...]` → what `act` takes, on this agent's device."""
-        return to_device(self.encoder.preprocess(obs), self.device)
+        encoder = self.encoder
+        raw = "replay" in self.learns_from
+        return to_device(
+            encoder.preprocess_raw(obs) if raw else encoder.preprocess(obs), self.device
+        )
 
     def read_mask(self, info: Mapping[str, Any]) -> Tensor | None:
         """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None.
@@ -181,18 +200,22 @@ class Agent(L.LightningModule):
 
     # --- the clock ----------------------------------------------------------------------------
 
-    def tick(self, frames: int, progress: float, metrics: Mapping[str, float]) -> None:
-        """Told by the data module before every rollout's updates.
+    def tick(
+        self, frames: int, progress: float, measure: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """Told by the data module before the updates that new frames pay for.
 
         Args:
             frames: Environment frames so far, of all ranks.
             progress: Share of the frame budget, in whole epochs, used up before that rollout, in
                 [0, 1].
-            metrics: Statistics of data collection, to be logged with the next losses.
+            measure: Gives the statistics of data collection, to be logged with losses.
         """
         self.frames = frames
         self.progress = progress
-        self.clock_metrics = dict(metrics)
+        self._measure = measure
+        if not self.trainer.optimizers:
+            return
         scale = factor(self.lr_schedule, progress)
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
@@ -207,29 +230,45 @@ class Agent(L.LightningModule):
 
     def log_training(self, metrics: Mapping[str, Any]) -> None:
         """Log losses beside the clock's metrics, on the axis of environment frames."""
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        everything = {**metrics, **self._measure()}
+        if self.trainer.optimizers:
+            everything["optim/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         # "step" in the same call is what makes frames the x axis of TensorBoard.
-        everything = {**metrics, **self.clock_metrics, "optim/lr": lr, "step": float(self.frames)}
-        self.log_dict(everything)
+        self.log_dict({**everything, "step": float(self.frames)})
 
     # --- Lightning ----------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, in groups of one learning rate each; without `lr`: the optimizer's."""
+        trained = [p for p in self.parameters() if p.requires_grad]
         if self.encoder_lr is None:
-            groups: Any = list(trained.values())
-        else:
-            # All of them: a critic or a target may have an encoder of its own.
-            encoders = [self.encoder, *(m for m in self.modules() if isinstance(m, Encoder))]
-            inside = {id(p) for encoder in encoders for p in encoder.parameters()}
-            own = [p for p in trained.values() if id(p) in inside]
-            rest = [p for p in trained.values() if id(p) not in inside]
-            if not own:
-                raise ConfigurationError(
-                    f"model.encoder_lr: {self.encoder_lr} means nothing, because nothing in "
-                    f"{type(self.encoder).__name__} is trained; leave it out"
-                )
-            groups = [{"params": rest}, {"params": own, "lr": self.encoder_lr}]
+            return [{"params": trained}]
+        # All of them: a critic or a target may have an encoder of its own.
+        encoders = [self.encoder, *(m for m in self.modules() if isinstance(m, Encoder))]
+        inside = {id(p) for encoder in encoders for p in encoder.parameters()}
+        own = [p for p in trained if id(p) in inside]
+        rest = [p for p in trained if id(p) not in inside]
+        if not own:
+            raise ConfigurationError(
+                f"model.encoder_lr: {self.encoder_lr} means nothing, because nothing in "
+                f"{type(self.encoder).__name__} is trained; leave it out"
+            )
+        return [{"params": rest}, {"params": own, "lr": self.encoder_lr}]
+
+    @staticmethod
+    def split_groups(
+        groups: list[dict[str, Any]], *own: tuple[Sequence[torch.nn.Parameter], float | None]
+    ) -> list[dict[str, Any]]:
+        """Take parameters that have a learning rate of their own out of the other groups."""
+        special = [(list(params), lr) for params, lr in own if lr is not None and params]
+        taken = {id(p) for params, _ in special for p in params}
+        rest = [{**g, "params": [p for p in g["params"] if id(p) not in taken]} for g in groups]
+        return [*rest, *({"params": params, "lr": lr} for params, lr in special)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups: Any = self.parameter_groups()
+        if len(groups) == 1 and "lr" not in groups[0]:
+            groups = groups[0]["params"]
         optimizer = self.optimizer(groups)
         # Not in the groups, where a checkpoint's would replace them: the configuration decides.
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -237,6 +276,10 @@ class Agent(L.LightningModule):
         # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_update()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self._episodes.append(batch)
@@ -252,6 +295,11 @@ class Agent(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_episodes("test")
+
+    @property
+    def clock_metrics(self) -> Mapping[str, float]:
+        """Statistics of data collection, as of now."""
+        return self._measure()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frames"] = self.frames

@@ -1,6 +1,7 @@
 """A progress bar in the unit that matters: frames."""
 
 import sys
+import time
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,7 @@ class FrameProgressBar(ProgressBar):
         super().__init__()
         self.refresh_seconds = refresh_seconds
         self._enabled = True
+        self._next_update = 0.0
         self._train: Any = None
         self._eval: Any = None
 
@@ -40,8 +42,10 @@ class FrameProgressBar(ProgressBar):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         new = pl_module.frames - self._train.n
-        if new > 0:  # once a rollout
-            metrics = pl_module.clock_metrics
+        if new > 0 and time.monotonic() >= self._next_update:
+            self._next_update = time.monotonic() + 0.5 * self._train.mininterval
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            metrics = data.episode_metrics()
             shown = {"return": metrics.get("train/return"), "success": metrics.get("train/success")}
             shown["val"] = trainer.callback_metrics.get("val/return")
             text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
@@ -49,6 +53,7 @@ class FrameProgressBar(ProgressBar):
             self._train.update(new)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._train.update(max(pl_module.frames - self._train.n, 0))
         self._train.close()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:

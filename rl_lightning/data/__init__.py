@@ -3,6 +3,15 @@
 from rl_lightning.data.collector import Collector
 from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay_module import ReplayDataModule
 from rl_lightning.data.rollout import RolloutDataModule
 
-__all__ = ["Collector", "EpisodeLoader", "RLDataModule", "RolloutDataModule"]
+__all__ = [
+    "Collector",
+    "EpisodeLoader",
+    "RLDataModule",
+    "ReplayBuffer",
+    "ReplayDataModule",
+    "RolloutDataModule",
+]

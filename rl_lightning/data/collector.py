@@ -1,6 +1,6 @@
 """Stepping environments with an agent, and writing down what happened."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +15,39 @@ from rl_lightning.tree import clone, concatenate, rows, to_device
 from rl_lightning.types import Rollout, Stored
 
 
-class Collector:
-    """Collects rollouts of T steps from B environments.
+class Outcome(NamedTuple):
+    """What a step led to, each `[B]`; where it leads to next, the stepper knows.
 
-    It knows vector environments and nothing of learning. Both ways in which Gymnasium restarts
-    episodes come out the same: final observations of truncated episodes are set aside for the
-    bootstrap, and the step that a NEXT_STEP environment spends on a reset is marked not `valid`.
+    `valid` is False where a NEXT_STEP env spent the step on a reset, None if there is no such.
+    Final observations of the environments `final_index` `[F]` come preprocessed, with masks and
+    recurrent states; all of them None if there is none.
+    """
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    done: np.ndarray
+    valid: np.ndarray | None
+    final_index: np.ndarray | None
+    final_x: Stored | None
+    final_mask: Tensor | None
+    final_state: Tensor | None
+
+
+class Stepper:
+    """Steps a vector env, and knows where the next step starts from.
+
+    It knows vector environments and nothing of learning or storing. Both ways in which Gymnasium
+    restarts episodes come out the same, as `Outcome`.
 
     Args:
         env: Vector env with autoreset mode SAME_STEP or NEXT_STEP.
-        steps: T.
         seed: Seed of the first reset; environment i gets `seed + i`.
         success_threshold: Return from which an episode counts as a success where the environment's
             `info` does not say; None if only `info` may say.
     """
 
-    def __init__(
-        self, env: VectorEnv, steps: int, seed: int, success_threshold: float | None = None
-    ) -> None:
+    def __init__(self, env: VectorEnv, seed: int, success_threshold: float | None = None) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ConfigurationError(
@@ -40,22 +55,128 @@ class Collector:
                 f"not {mode}"
             )
         self.env = env
-        self.steps = steps
         self.seed = seed
         self.success_threshold = success_threshold
         self.episodes = EpisodeStatistics(env.num_envs)
-        self._next_step_reset = mode == AutoresetMode.NEXT_STEP
+        self.next_step_reset = mode == AutoresetMode.NEXT_STEP
+        # Where the next step starts from.
+        self.x: Stored | None = None
+        self.mask: Tensor | None = None
+        self.state: Tensor | None = None
+        self.resetting = np.zeros(env.num_envs, bool)
+
+    def reset(self, agent: Any) -> None:
+        """Begin all episodes anew."""
+        obs, info = self.env.reset(seed=self.seed)
+        agent.observe(obs)
+        self.x = agent.preprocess(obs)
+        self.mask = agent.read_mask(info)
+        self.state = agent.initial_state(self.env.num_envs)
+        self.resetting = np.zeros(self.env.num_envs, bool)
+
+    def step(self, agent: Any, action: np.ndarray, state: Tensor | None, wanted: str) -> Outcome:
+        """Take one step in every environment.
+
+        Args:
+            agent: Anything with `observe`, `preprocess` and `read_mask`.
+            action: `[B, ...]`.
+            state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
+            wanted: Which final observations to preprocess: of `truncated` episodes, which the
+                bootstrap needs, or of `all`.
+        """
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        before = self.resetting
+        if self.next_step_reset:
+            self.episodes.step(reward, ~before)
+        else:
+            self.episodes.step(reward, None)
+        done = terminated | truncated
+        agent.observe(obs)
+        x = agent.preprocess(obs)
+        mask = agent.read_mask(info)
+        if (mask is None) != (self.mask is None):
+            raise ConfigurationError(
+                "info['action_mask'] must come with every reset and every step of every "
+                "environment, or never"
+            )
+        final_index = final_x = final_mask = final_state = None
+        if done.any():
+            which = np.flatnonzero(done if wanted == "all" else truncated & ~terminated)
+            if len(which):
+                final_index = which
+                if self.next_step_reset:
+                    final_x = clone(rows(x, which))
+                    final_mask = None if mask is None else mask[torch.from_numpy(which)]
+                else:
+                    final_x = clone(agent.preprocess(_pick(info["final_obs"], which, self.env)))
+                    if mask is not None and wanted == "all":
+                        final_mask = _final_mask(agent, info, which, mask)
+                final_state = None if state is None else state[torch.from_numpy(which)]
+            self.episodes.finish(done, info, self.success_threshold)
+        if state is not None:
+            fresh = before if self.next_step_reset else done
+            if fresh.any():
+                state = state * torch.from_numpy(~fresh).to(state)[:, None]
+        if self.next_step_reset:
+            self.resetting = done
+        self.x, self.mask, self.state = x, mask, state
+        return Outcome(
+            reward,
+            terminated,
+            truncated,
+            done,
+            ~before if self.next_step_reset else None,
+            final_index,
+            final_x,
+            final_mask,
+            final_state,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collecting stands, without the environments' own state."""
+        return {
+            "x": None if self.x is None else clone(self.x),
+            "mask": self.mask,
+            "state": self.state,
+            "resetting": torch.from_numpy(self.resetting.copy()),
+            "episodes": self.episodes.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from `state_dict`; the environments must have been put back too."""
+        here: dict[str, Any] = {
+            key: None if state[key] is None else to_device(state[key], device)
+            for key in ("x", "mask", "state")
+        }
+        self.x, self.mask, self.state = here["x"], here["mask"], here["state"]
+        self.resetting = state["resetting"].numpy().copy()
+        self.episodes.load_state_dict(state["episodes"])
+
+
+class Collector(Stepper):
+    """Collects rollouts of T steps from B environments.
+
+    Final observations of truncated episodes are set aside for the bootstrap, and the step that a
+    NEXT_STEP environment spends on a reset is marked not `valid`.
+
+    Args:
+        env: Vector env with autoreset mode SAME_STEP or NEXT_STEP.
+        steps: T.
+        seed: Seed of the first reset; environment i gets `seed + i`.
+        success_threshold: See `Stepper`.
+    """
+
+    def __init__(
+        self, env: VectorEnv, steps: int, seed: int, success_threshold: float | None = None
+    ) -> None:
+        super().__init__(env, seed, success_threshold)
+        self.steps = steps
         self._buffers = Buffers(steps)
         shape = (steps, env.num_envs)
         self._reward = np.zeros(shape, np.float32)
         self._terminated = np.zeros(shape, bool)
         self._truncated = np.zeros(shape, bool)
         self._valid = np.ones(shape, bool)
-        # Where the next rollout starts from.
-        self._x: Stored | None = None
-        self._mask: Tensor | None = None
-        self._state: Tensor | None = None
-        self._resetting = np.zeros(env.num_envs, bool)
 
     @torch.no_grad()
     def collect(self, agent: Any) -> Rollout:
@@ -68,14 +189,15 @@ class Collector:
         Returns:
             The rollout, `[T, B]`. It reuses the storage of the rollout before it.
         """
-        env, buffers = self.env, self._buffers
-        if self._x is None:
-            self._reset(agent)
-        x: Any = self._x
-        mask, state = self._mask, self._state
+        buffers = self._buffers
+        if self.x is None:
+            self.reset(agent)
+        recurrent = self.state is not None
         final: list[tuple[int, np.ndarray, Stored, Tensor | None]] = []
         self._valid[:] = True
         for t in range(self.steps):
+            x: Any = self.x
+            mask, state = self.mask, self.state
             out = agent.act(x, explore=True, state=state, mask=mask)
             buffers.write("obs", t, x)
             if mask is not None:
@@ -85,79 +207,20 @@ class Collector:
                 state = out.pop("next_state")
             for key, value in out.items():
                 buffers.write(key, t, value)
-
-            obs, reward, terminated, truncated, info = env.step(to_env(out["action"]))
-            self._reward[t], self._terminated[t], self._truncated[t] = (
-                reward,
-                terminated,
-                truncated,
-            )
-            resetting = self._resetting
-            if self._next_step_reset:
-                self._valid[t] = ~resetting
-            self.episodes.step(reward, ~resetting if self._next_step_reset else None)
-            done = terminated | truncated
-            any_done = bool(done.any())
-
-            agent.observe(obs)
-            x = agent.preprocess(obs)
-            mask = agent.read_mask(info)
-            if (mask is None) != (self._mask is None):
-                raise ConfigurationError(
-                    "info['action_mask'] must come with every reset and every step of every "
-                    "environment, or never"
-                )
-            if any_done:
-                cut = np.flatnonzero(truncated & ~terminated)
-                if len(cut):
-                    if self._next_step_reset:
-                        last = rows(x, cut)
-                    else:
-                        last = agent.preprocess(_pick(info["final_obs"], cut, env))
-                    last_state = None if state is None else state[torch.from_numpy(cut)]
-                    final.append((t, cut, clone(last), last_state))
-                self.episodes.finish(done, info, self.success_threshold)
-            if state is not None:
-                fresh = resetting if self._next_step_reset else done
-                if fresh.any():
-                    state = state * torch.from_numpy(~fresh).to(state)[:, None]
-            if self._next_step_reset:
-                self._resetting = done
+            step = self.step(agent, to_env(out["action"]), state, "truncated")
+            self._reward[t] = step.reward
+            self._terminated[t], self._truncated[t] = step.terminated, step.truncated
+            if step.valid is not None:
+                self._valid[t] = step.valid
+            if step.final_index is not None:
+                assert step.final_x is not None
+                final.append((t, step.final_index, step.final_x, step.final_state))
 
         start = None
-        if self._state is not None:
-            ended = ~self._valid if self._next_step_reset else self._terminated | self._truncated
-            start = np.concatenate([np.zeros((1, env.num_envs), bool), ended[:-1]])
-        self._x, self._mask, self._state = x, mask, state
+        if recurrent:
+            ended = ~self._valid if self.next_step_reset else self._terminated | self._truncated
+            start = np.concatenate([np.zeros((1, self.env.num_envs), bool), ended[:-1]])
         return self._rollout(final, start, agent.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where collecting stands, without the environments' own state."""
-        return {
-            "x": None if self._x is None else clone(self._x),
-            "mask": self._mask,
-            "state": self._state,
-            "resetting": torch.from_numpy(self._resetting.copy()),
-            "episodes": self.episodes.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from `state_dict`; the environments must have been put back too."""
-        here: dict[str, Any] = {
-            key: None if state[key] is None else to_device(state[key], device)
-            for key in ("x", "mask", "state")
-        }
-        self._x, self._mask, self._state = here["x"], here["mask"], here["state"]
-        self._resetting = state["resetting"].numpy().copy()
-        self.episodes.load_state_dict(state["episodes"])
-
-    def _reset(self, agent: Any) -> None:
-        obs, info = self.env.reset(seed=self.seed)
-        agent.observe(obs)
-        self._x = agent.preprocess(obs)
-        self._mask = agent.read_mask(info)
-        self._state = agent.initial_state(self.env.num_envs)
-        self._resetting = np.zeros(self.env.num_envs, bool)
 
     def _rollout(self, final: list[Any], start: np.ndarray | None, device: torch.device) -> Rollout:
         shape = (self.steps, self.env.num_envs)
@@ -165,19 +228,19 @@ class Collector:
         entries["reward"] = torch.from_numpy(self._reward).to(device)
         entries["terminated"] = torch.from_numpy(self._terminated).to(device)
         entries["truncated"] = torch.from_numpy(self._truncated).to(device)
-        if self._next_step_reset:
+        if self.next_step_reset:
             entries["valid"] = torch.from_numpy(self._valid).to(device)
         if start is not None:
             entries["start"] = torch.from_numpy(start).to(device)
-        assert self._x is not None
-        rollout = Rollout(steps=TensorDict(entries, batch_size=shape), last_obs=clone(self._x))
-        rollout.last_state = self._state
+        assert self.x is not None
+        rollout = Rollout(steps=TensorDict(entries, batch_size=shape), last_obs=clone(self.x))
+        rollout.last_state = self.state
         if final:
             t = np.concatenate([np.full(len(cut), t) for t, cut, _, _ in final])
             b = np.concatenate([cut for _, cut, _, _ in final])
             rollout.final_index = (torch.from_numpy(t).to(device), torch.from_numpy(b).to(device))
             rollout.final_obs = concatenate([obs for _, _, obs, _ in final])
-            if self._state is not None:
+            if self.state is not None:
                 rollout.final_state = torch.cat([state for _, _, _, state in final])
         return rollout
 
@@ -195,3 +258,11 @@ def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:
     space = env.single_observation_space
     picked = [final_obs[i] for i in index]
     return stack(space, picked, create_empty_array(space, n=len(picked), fn=np.zeros))
+
+
+def _final_mask(agent: Any, info: Any, index: np.ndarray, mask: Tensor) -> Tensor:
+    """Masks of final observations; where they were not reported, everything is allowed."""
+    reported = agent.read_mask(info.get("final_info", {}))
+    if reported is None:
+        return torch.ones_like(mask[: len(index)])
+    return reported[torch.from_numpy(index)]

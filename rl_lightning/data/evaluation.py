@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl_lightning.data.collector import to_env
 from rl_lightning.data.episodes import read_success
+from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.tree import first_row
 
 
@@ -32,6 +33,7 @@ class EpisodeLoader:
         explore: Act as while training; otherwise greedily.
         success_threshold: See `Collector`.
         transcript_steps: Steps of the first episode to write down in full.
+        recorder: Is shown every step of `env`, and writes the episodes that are counted.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class EpisodeLoader:
         explore: bool = False,
         success_threshold: float | None = None,
         transcript_steps: int = 0,
+        recorder: EpisodeRecorder | None = None,
     ) -> None:
         self.env = env
         self.acting = acting
@@ -51,6 +54,7 @@ class EpisodeLoader:
         self.explore = explore
         self.success_threshold = success_threshold
         self.transcript_steps = transcript_steps
+        self.recorder = recorder
         self.seconds = 0.0
 
     def __len__(self) -> int:
@@ -91,6 +95,8 @@ class EpisodeLoader:
         transcript: list[dict[str, Any]] | None = [] if self.transcript_steps else None
 
         obs, info = env.reset(seed=self.seed)
+        if self.recorder is not None:
+            self.recorder.reset(obs)
         state: Tensor | None = None
         with self.acting() as agent:
             state = agent.initial_state(count)
@@ -107,6 +113,8 @@ class EpisodeLoader:
                     record = {"observation": readable(obs), **_plain(thoughts)}
             action = to_env(out["action"])
             obs, reward, terminated, truncated, info = env.step(action)
+            if self.recorder is not None:
+                self.recorder.step(action, obs, reward, terminated, truncated, info, resetting)
             done = terminated | truncated
             returns += reward * ~resetting
             lengths += ~resetting
@@ -122,6 +130,8 @@ class EpisodeLoader:
                 success = read_success(info, done, returns, self.success_threshold)
                 for b in np.flatnonzero(done & (left > 0)):
                     left[b] -= 1
+                    if self.recorder is not None:
+                        self.recorder.write(int(b))
                     episode = {
                         "return": float(returns[b]),
                         "length": int(lengths[b]),

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rl_lightning.data.collector import Collector
+from rl_lightning.data.collector import Stepper
+from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader
+from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
@@ -46,6 +48,7 @@ class RLDataModule(L.LightningDataModule):
         val_seed: Seed of evaluation environment 0, the same at every validation.
         val_explore: Evaluate the stochastic policy; otherwise the greedy one.
         val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+        record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
 
     Raises:
         ConfigurationError: If the environment or a number is wrong.
@@ -67,6 +70,7 @@ class RLDataModule(L.LightningDataModule):
         val_seed: int = 1_000_000,
         val_explore: bool = False,
         val_transcript_steps: int = 8,
+        record: str | None = None,
     ) -> None:
         super().__init__()
         positive = {
@@ -91,15 +95,19 @@ class RLDataModule(L.LightningDataModule):
         self.val_seed = val_seed
         self.val_explore = val_explore
         self.val_transcript_steps = val_transcript_steps
+        self.record = record
 
         self.frames = 0
-        self.collector: Collector | None = None
+        self.collector: Stepper | None = None
         self._train_env: VectorEnv | None = None
         self._eval_loaders: dict[str, EpisodeLoader] = {}
+        self._writer: DatasetWriter | None = None
         self._restored: list[Any] | None = None
         self._max_epochs: Any = None
         self._planned = 0
         self._began: tuple[float, int] | None = None
+        self._judged: Any = None
+        self._differ = True
 
     # --- what subclasses say --------------------------------------------------------------------
 
@@ -108,9 +116,8 @@ class RLDataModule(L.LightningDataModule):
         """Frames of one epoch on one rank."""
         raise NotImplementedError
 
-    @property
-    def collection_steps(self) -> int:
-        """Steps T that the collector takes at a time."""
+    def make_collector(self, env: VectorEnv, seed: int) -> Stepper:
+        """What steps the training environments."""
         raise NotImplementedError
 
     def check(self, agent: Any) -> None:
@@ -166,12 +173,25 @@ class RLDataModule(L.LightningDataModule):
         """
         agent = self.agent
         training = agent.training
-        agent.eval()
+        switches = training and self._modes_differ(agent)
+        if switches:
+            agent.eval()
         try:
             with torch.no_grad(), self._trainer.precision_plugin.forward_context():
                 yield agent
         finally:
-            agent.train(training)
+            if switches:
+                agent.train(True)
+
+    def _modes_differ(self, agent: Any) -> bool:
+        """Whether something in the agent may act otherwise in eval mode.
+
+        Switching visits every module, which for a small agent takes as long as acting.
+        """
+        if self._judged is not agent:
+            self._judged = agent
+            self._differ = any(_minds_mode(module) for module in agent.modules())
+        return self._differ
 
     # --- loaders --------------------------------------------------------------------------------
 
@@ -182,7 +202,17 @@ class RLDataModule(L.LightningDataModule):
         return self._evaluation("test", self.val_seed + 1_000_000)
 
     def predict_dataloader(self) -> EpisodeLoader:
-        return self._evaluation("predict", self.val_seed + 2_000_000)
+        loader = self._evaluation("predict", self.val_seed + 2_000_000)
+        if self.record is not None and loader.recorder is None:
+            world = self._trainer.world_size
+            if world > 1:
+                raise ConfigurationError(
+                    f"data.record: {world} ranks cannot write to one file, {self.record}; set "
+                    "trainer.devices: 1"
+                )
+            self._writer = DatasetWriter(self.record, self.spec)
+            loader.recorder = EpisodeRecorder(loader.env, self._writer.add)
+        return loader
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -209,9 +239,7 @@ class RLDataModule(L.LightningDataModule):
             self._train_env = make_vector_env(
                 self.env, self.num_envs, self.vectorization, self.env_kwargs, self.wrappers
             )
-            self.collector = Collector(
-                self._train_env, self.collection_steps, seed, self.success_threshold
-            )
+            self.collector = self.make_collector(self._train_env, seed)
             self._max_epochs = loop.max_epochs
             if self.agent.frames == 0:
                 self.forget()  # what another agent has done
@@ -263,26 +291,27 @@ class RLDataModule(L.LightningDataModule):
     def count(self, frames: int) -> None:
         """Add frames of this rank to the clock, and tell the agent the time."""
         trainer = self._trainer
-        if trainer.world_size > 1:
-            total = torch.tensor(frames, device=trainer.strategy.root_device)
-            dist.all_reduce(total)
-            frames = int(total)
+        frames = self._sum_over_ranks(frames)
         # Schedules stand where this rollout began, on the way to the end of the last epoch: else
         # the last rollouts would learn at rate 0.
         epoch = self.frames_per_epoch * trainer.world_size
         progress = self.frames / (math.ceil(self.total_frames / epoch) * epoch)
         self.frames += frames
-        self.agent.tick(self.frames, min(progress, 1.0), self.metrics())
+        metrics = self.metrics()  # now: an encoder's count what was since they were last asked for
+        self.agent.tick(self.frames, min(progress, 1.0), lambda: metrics)
 
     def metrics(self) -> dict[str, float]:
         """Statistics of data collection on this rank, for the logger."""
-        assert self.collector is not None
         return {
-            **self.collector.episodes.metrics("train"),
+            **self.episode_metrics(),
             **self.agent.encoder.metrics(),
             "time/frames": float(self.frames),
             "time/fps": self.fps(),
         }
+
+    def episode_metrics(self) -> dict[str, float]:
+        """Averages over the last training episodes of this rank; empty where there are none."""
+        return {} if self.collector is None else self.collector.episodes.metrics("train")
 
     def fps(self) -> float:
         """Frames of all ranks per second of this run, evaluation left out."""
@@ -299,7 +328,9 @@ class RLDataModule(L.LightningDataModule):
             self._train_env.close()
         for loader in self._eval_loaders.values():
             loader.env.close()
-        self.collector = self._train_env = None
+        if self._writer is not None:
+            self._writer.close()
+        self.collector = self._train_env = self._writer = None
         self._eval_loaders = {}
 
     # --- exact resuming -------------------------------------------------------------------------
@@ -315,11 +346,7 @@ class RLDataModule(L.LightningDataModule):
     def _all_ranks(self) -> list[Any]:
         if self.collector is None:  # before a run, or after it: what the next one goes on from
             return self._restored or [None]
-        ranks: list[Any] = [self.rank_state()]
-        if self._trainer.world_size > 1:
-            own, ranks = ranks[0], [None] * self._trainer.world_size
-            dist.all_gather_object(ranks, own)
-        return ranks
+        return self.gather(self.rank_state())
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank goes on from, as plain data and tensors."""
@@ -360,6 +387,22 @@ class RLDataModule(L.LightningDataModule):
         self.agent.encoder.load_collection_state(state["encoder"])
 
     # --- helpers --------------------------------------------------------------------------------
+
+    def gather(self, own: Any) -> list[Any]:
+        """What every rank gives, in the order of ranks."""
+        ranks: list[Any] = [own]
+        if self._trainer.world_size > 1:
+            ranks = [None] * self._trainer.world_size
+            dist.all_gather_object(ranks, own)
+        return ranks
+
+    def _sum_over_ranks(self, frames: int) -> int:
+        trainer = self._trainer
+        if trainer.world_size > 1:
+            total = torch.tensor(frames, device=trainer.strategy.root_device)
+            dist.all_reduce(total)
+            frames = int(total)
+        return frames
 
     def _seed(self) -> int:
         return self.seed if self.seed is not None else torch.initial_seed() % 2**31
@@ -406,3 +449,14 @@ class RLDataModule(L.LightningDataModule):
                 self.val_transcript_steps if rank == 0 else 0,
             )
         return self._eval_loaders[stage]
+
+
+def _minds_mode(module: torch.nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith("rl_lightning.llm"):
+        return True
+    if home.startswith("torch.nn.modules"):
+        if home.endswith("activation"):
+            return isinstance(module, torch.nn.RReLU | torch.nn.MultiheadAttention)
+        return home.endswith(("dropout", "batchnorm", "instancenorm", "transformer"))
+    return not home.startswith("rl_lightning.")  # a stranger's may do anything

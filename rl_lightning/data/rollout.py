@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 
+from rl_lightning.data.collector import Collector
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.reward import RewardNorm
 from rl_lightning.data.storage import flatten_sequences, flatten_steps
@@ -41,6 +43,7 @@ class RolloutDataModule(RLDataModule):
         val_seed: Seed of evaluation environment 0, the same at every validation.
         val_explore: Evaluate the stochastic policy; otherwise the greedy one.
         val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+        record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
 
     Raises:
         ConfigurationError: If a number is wrong or does not fit the others.
@@ -67,6 +70,7 @@ class RolloutDataModule(RLDataModule):
         val_seed: int = 1_000_000,
         val_explore: bool = False,
         val_transcript_steps: int = 8,
+        record: str | None = None,
     ) -> None:
         super().__init__(
             env,
@@ -83,6 +87,7 @@ class RolloutDataModule(RLDataModule):
             val_seed,
             val_explore,
             val_transcript_steps,
+            record,
         )
         positive = {
             "rollout_steps": rollout_steps,
@@ -106,9 +111,8 @@ class RolloutDataModule(RLDataModule):
         self.normalize_reward = normalize_reward
         self._reward_norm: RewardNorm | None = None
 
-    @property
-    def collection_steps(self) -> int:
-        return self.rollout_steps
+    def make_collector(self, env: VectorEnv, seed: int) -> Collector:
+        return Collector(env, self.rollout_steps, seed, self.success_threshold)
 
     @property
     def frames_per_rollout(self) -> int:
@@ -132,6 +136,10 @@ class RolloutDataModule(RLDataModule):
 
     def check(self, agent: Any) -> None:
         name = type(agent).__name__
+        if "rollouts" not in agent.learns_from:
+            raise ConfigurationError(
+                f"{name} learns from replay: its data module is ReplayDataModule"
+            )
         if not agent.reuses_rollouts and self.passes * self.minibatches > 1:
             raise ConfigurationError(
                 f"{name} is right for one update per rollout only; set data.passes: 1 and leave "
@@ -171,10 +179,10 @@ class RolloutDataModule(RLDataModule):
             The batch and the dimension along which minibatches are drawn: steps `[T·B]` along 0, or
             sequences `[L, n]` along 1.
         """
-        assert self.collector is not None
         with self.acting() as agent:
             for encoder in agent.encoders:
                 encoder.begin_rollout()
+            assert isinstance(self.collector, Collector)
             rollout = self.collector.collect(agent)
             for encoder in agent.encoders:
                 encoder.synchronize()

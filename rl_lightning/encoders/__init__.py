@@ -2,8 +2,16 @@
 
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.encoders.image import ImpalaCNN, NatureCNN
+from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
 from rl_lightning.encoders.text import LLMEncoder
 from rl_lightning.encoders.vector import MLPEncoder
 
-__all__ = ["DictEncoder", "Encoder", "ImpalaCNN", "LLMEncoder", "MLPEncoder", "NatureCNN"]
+__all__ = [
+    "DictEncoder",
+    "Encoder",
+    "ImpalaCNN",
+    "LLMEncoder",
+    "MLPEncoder",
+    "MinAtarCNN",
+    "NatureCNN",
+]

@@ -61,6 +61,15 @@ class DictEncoder(Encoder):
     def preprocess(self, obs: Any) -> Stored:
         return {name: part.preprocess(self._entry(obs, name)) for name, part in self._named()}
 
+    def preprocess_raw(self, obs: Any) -> Stored:
+        return {name: part.preprocess_raw(self._entry(obs, name)) for name, part in self._named()}
+
+    def standardized(self, x: Any) -> Any:
+        return {name: part.standardized(x[name]) for name, part in self._named()}
+
+    def repeats(self) -> dict[str, Any]:
+        return {name: part.repeats() for name, part in self._named()}
+
     def forward(self, x: Any) -> Tensor:
         return torch.cat([part(x[name]) for name, part in self._named()], dim=-1)
 

@@ -1,5 +1,6 @@
 """The contract between observations and agents."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +35,26 @@ class Encoder(nn.Module):
     def forward(self, x: Any) -> Tensor:
         """Features of stored observations: `[N, ...]` → `[N, out_dim]`; gradient flows."""
         raise NotImplementedError
+
+    def preprocess_raw(self, obs: Any) -> Stored:
+        """`preprocess` without what `standardized` does: what a replay buffer stores.
+
+        Statistics that move while data are collected would make old rows lie: a rollout holds
+        observations as they were normalised when acting, a replay buffer holds them raw.
+        `preprocess(obs)` equals `standardized(preprocess_raw(obs))`.
+        """
+        return self.preprocess(obs)
+
+    def standardized(self, x: Any) -> Any:
+        """Apply today's running statistics to what `preprocess_raw` returned."""
+        return x
+
+    def repeats(self) -> bool | Mapping[str, Any]:
+        """Whether few different rows come many times (texts): replay then keeps each once.
+
+        An encoder of a dictionary says it of each of its entries.
+        """
+        return False
 
     def observe(self, obs: Any) -> None:
         """Update running statistics with a raw observation; called once per training step only."""

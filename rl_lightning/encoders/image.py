@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.nn.conv import impala_trunk, nature_trunk
+from rl_lightning.nn.conv import impala_trunk, minatar_trunk, nature_trunk
 from rl_lightning.types import EnvSpec
 
 
@@ -87,4 +87,19 @@ class ImpalaCNN(ImageEncoder):
     ) -> None:
         super().__init__(spec)
         self.trunk = impala_trunk(self.image_shape, features, channels)
+        self.out_dim = features
+
+
+class MinAtarCNN(ImageEncoder):
+    """The network of MinAtar (Young & Tian 2019) for tiny images, of at least 3×3.
+
+    Args:
+        spec: Its observation space is a uint8 image; `BinaryImage` makes MinAtar's one.
+        features: `out_dim`.
+        channels: Channels of the convolution.
+    """
+
+    def __init__(self, spec: EnvSpec, features: int = 128, channels: int = 16) -> None:
+        super().__init__(spec)
+        self.trunk = minatar_trunk(self.image_shape, features, channels)
         self.out_dim = features

@@ -136,6 +136,9 @@ class LLMEncoder(Encoder):
             Features, float32 `[B, out_dim]`, of a frozen model. Else `input_ids`, int32, and
             `attention_mask`, bool, both `[B, max_length]`.
         """
+        return self.standardized(self.preprocess_raw(obs))
+
+    def preprocess_raw(self, obs: Sequence[str]) -> Stored:
         if isinstance(obs, str):
             raise TypeError(
                 "preprocess takes a sequence of texts, one per environment, not one text"
@@ -144,11 +147,18 @@ class LLMEncoder(Encoder):
             seen, features = self._observed
             if features is None or seen is not obs:
                 features = self.cache.get(obs, self._embed).to(self.device)
-            return features if self.norm is None else self.norm(features)
+            return features
         rows = self.cache.get(obs, self._tokenize)  # [B, max_length + 1]
         mask = torch.arange(self.max_length) < rows[:, -1:]
-        ids = rows[:, :-1].contiguous()
+        ids = rows[:, :-1] * mask  # zeros behind the end, which storage leaves out
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def standardized(self, x: Any) -> Any:
+        # A tuned model's vectors exist in `forward` only, and are standardised there.
+        return self.norm(x) if self.frozen and self.norm is not None else x
+
+    def repeats(self) -> bool:
+        return True
 
     def observe(self, obs: Sequence[str]) -> None:
         if self.norm is None:

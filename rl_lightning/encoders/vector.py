@@ -68,9 +68,14 @@ class MLPEncoder(Encoder):
 
     def preprocess(self, obs: Any) -> Tensor:
         """Array `[B, ...]` → float32 `[B, D]`."""
+        return self.standardized(self.preprocess_raw(obs))
+
+    def preprocess_raw(self, obs: Any) -> Tensor:
         if self.widths is not None:
             return self._one_hot(obs)
-        x = torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
+        return torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
+
+    def standardized(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x.to(self.norm.running.moments.device))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ import gymnasium as gym
 
 from rl_lightning.envs.describe import Describe, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
-from rl_lightning.envs.wrappers import SelectObservation
+from rl_lightning.envs.wrappers import BinaryImage, SelectObservation
 
 if "TextMaze-v0" not in gym.registry:
     gym.register("TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")
+if "BitFlip-v0" not in gym.registry:
+    gym.register("BitFlip-v0", entry_point="rl_lightning.envs.bit_flip:BitFlipEnv")
 
 __all__ = [
+    "BinaryImage",
     "Describe",
     "SelectObservation",
     "make_env",

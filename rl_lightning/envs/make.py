@@ -16,8 +16,13 @@ from rl_lightning.errors import ConfigurationError, check_range
 Vectorization = Literal["sync", "async", "native"]
 WrapperSpec = str | dict[str, dict[str, Any] | None]
 
-# Packages that register environments on import, by what their ids start with.
-_PROVIDERS = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
+# Packages that bring environments, by what their ids start with.
+_PROVIDERS = {
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "ALE/": "ale_py",
+    "MinAtar/": "minatar",
+}
 
 
 def make_env(
@@ -189,6 +194,8 @@ def _check_id(env: str) -> None:
                 ) from error
             if package == "ale_py":
                 gym.register_envs(importlib.import_module(package))
+            if package == "minatar" and "MinAtar/Breakout-v1" not in gym.registry:
+                importlib.import_module("minatar.gym").register_envs()
     module, _, name = env.rpartition(":")
     try:
         if module:

@@ -1,15 +1,19 @@
 """Neural network parts: trunks, heads, memory, running normalisation."""
 
 from rl_lightning.nn.actor_critic import ActorCritic, Evaluation
+from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.heads import ActionHead, make_head
 from rl_lightning.nn.memory import Memory
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
+from rl_lightning.nn.q_network import QNetwork
 
 __all__ = [
     "ActionHead",
     "ActorCritic",
+    "ContinuousNetwork",
     "Evaluation",
     "Memory",
+    "QNetwork",
     "RunningMoments",
     "RunningNorm",
     "make_head",

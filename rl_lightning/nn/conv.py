@@ -64,6 +64,33 @@ def impala_trunk(
     )
 
 
+def minatar_trunk(shape: tuple[int, int, int], out_dim: int, channels: int = 16) -> nn.Sequential:
+    """The network of Young & Tian (2019): one 3×3 convolution and one linear layer.
+
+    Args:
+        shape: C, H, W; H and W at least 3.
+        out_dim: Features.
+        channels: Channels of the convolution.
+
+    Raises:
+        ValueError: If the image is smaller than the convolution's kernel.
+    """
+    in_channels, height, width = shape
+    if min(height, width) < 3:
+        raise ValueError(
+            f"MinAtarCNN needs images of at least 3×3 pixels, not {height}×{width}; "
+            "use ImpalaCNN or MLPEncoder for smaller ones"
+        )
+    flat = channels * (height - 2) * (width - 2)
+    return nn.Sequential(
+        orthogonal_(nn.Conv2d(in_channels, channels, 3)),
+        nn.ReLU(),
+        nn.Flatten(),
+        orthogonal_(nn.Linear(flat, out_dim)),
+        nn.ReLU(),
+    )
+
+
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lightning.cli import main
+from rl_lightning.data.dataset import read_dataset
 
 CARTPOLE = ["--config", "tests/cartpole.yaml"]
 SHORT = [
@@ -225,6 +226,22 @@ def test_metrics_of_a_kl_stop_are_logged(tmp_path):
     events = EventAccumulator(str(logs)).Reload()
     assert len(events.Scalars("policy/kl")) == 16  # rollouts of two updates, one of them skipped
     assert all(e.value > 0 for e in events.Scalars("policy/entropy"))
+
+
+def test_predict_records(tmp_path, capfd):
+    path = tmp_path / "episodes.hdf5"
+    options = ["--data.val_episodes=2", f"--data.record={path}", "--trainer.logger=false"]
+    options += [f"--trainer.default_root_dir={tmp_path}"]
+    main(["predict", *CARTPOLE, *options])
+    main(["predict", *CARTPOLE, *options])
+    assert f"recorded in {path}, which holds 4 episodes" in capfd.readouterr().out
+    lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
+    recorded = [len(episode) for episode in read_dataset(path).episodes()]
+    assert recorded == [json.loads(line)["length"] for line in lines] * 2
+    with pytest.raises(SystemExit) as exit_info:
+        main(["predict", *CARTPOLE, *options, "--data.record=tests/cartpole.yaml"])
+    assert exit_info.value.code == 2
+    assert "tests/cartpole.yaml is no HDF5 file" in capfd.readouterr().err
 
 
 def test_a_space_no_agent_can_act_in(capfd):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from rl_lightning import ImpalaCNN, NatureCNN
+from rl_lightning.encoders import MinAtarCNN
 from rl_lightning.types import EnvSpec
 
-BOTH = [NatureCNN, ImpalaCNN]
+KINDS = [NatureCNN, ImpalaCNN, MinAtarCNN]
 
 
 def build(kind, shape, **kwargs):
@@ -35,7 +36,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", LAYOUTS)
 def test_layouts(kind, shape):
     expected, pixel = LAYOUTS[shape]
@@ -49,7 +50,7 @@ def test_layouts(kind, shape):
     assert encoder(x).shape == (2, 8)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_network_sees_pixels_between_zero_and_one(kind):
     encoder = build(kind, (40, 40, 3))
     seen = []
@@ -61,7 +62,9 @@ def test_the_network_sees_pixels_between_zero_and_one(kind):
     torch.testing.assert_close(seen[1], torch.full((1, 3, 40, 40), 0.2))
 
 
-@pytest.mark.parametrize(("kind", "default"), [(NatureCNN, 512), (ImpalaCNN, 256)])
+@pytest.mark.parametrize(
+    ("kind", "default"), [(NatureCNN, 512), (ImpalaCNN, 256), (MinAtarCNN, 128)]
+)
 def test_features(kind, default):
     assert build(kind, (40, 40, 1)).out_dim == default
     encoder = build(kind, (40, 40, 1), features=7)
@@ -84,6 +87,25 @@ def test_nature_has_the_convolutions_of_the_paper():
     ]
 
 
+def test_minatar_has_the_layers_of_the_paper():
+    trunk = build(MinAtarCNN, (10, 10, 4)).trunk
+    assert [type(m) for m in trunk] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear, nn.ReLU]
+    convolution, linear = trunk[0], trunk[3]
+    assert (convolution.in_channels, convolution.out_channels) == (4, 16)
+    assert (convolution.kernel_size, convolution.stride) == ((3, 3), (1, 1))
+    assert (linear.in_features, linear.out_features) == (16 * 8 * 8, 128)
+    assert build(MinAtarCNN, (10, 10, 4), channels=5).trunk[0].out_channels == 5
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 2)])
+def test_minatar_needs_three_pixels_either_way(shape):
+    size = rf"at least 3×3 pixels, not {shape[0]}×{shape[1]}"
+    with pytest.raises(ValueError, match=f"{size}.*ImpalaCNN"):
+        build(MinAtarCNN, shape)
+    encoder = build(MinAtarCNN, (3, 3))
+    assert encoder(encoder.preprocess(image((3, 3)))).shape == (2, 128)
+
+
 @pytest.mark.parametrize("size", [1, 5, 35])
 def test_nature_needs_36_pixels_and_impala_does_not(size):
     with pytest.raises(ValueError, match=rf"at least 36×36 pixels, not {size}×{size}.*ImpalaCNN"):
@@ -93,7 +115,7 @@ def test_nature_needs_36_pixels_and_impala_does_not(size):
     assert encoder(encoder.preprocess(image((size, size)))).shape == (2, 256)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "space",
     [

@@ -1,0 +1,202 @@
+"""Deep Q-learning, with everything that made it Rainbow."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
+from rl_lightning.nn.q_network import QNetwork, pick
+from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Stored
+
+
+class DQN(Agent):
+    """Q-learning with a network, a replay buffer and a target network (Mnih et al. 2015).
+
+    The parts of Rainbow (Hessel et al. 2018) are switches: `double`, `distribution: categorical`
+    (C51) or `quantile` (QR-DQN), the network's `dueling` and `noisy`, and on the data's side
+    `n_step` and `prioritized`.
+
+    Args:
+        spec: The environment's spaces; actions are Discrete.
+        encoder: Builds the encoder of observations.
+        network: Builds Q over the encoder.
+        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
+        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        gamma: Discount γ.
+        exploration: Builds what chooses actions while training; None: the greedy one, for noisy
+            networks.
+        double: Let the online network choose the next action and the target network judge it
+            (van Hasselt et al. 2016).
+        distribution: Learn the mean return (`none`), its distribution over `atoms` fixed values
+            (`categorical`, Bellemare et al. 2017), or `atoms` quantiles of it (`quantile`, Dabney
+            et al. 2018).
+        atoms: Atoms or quantiles of a distribution.
+        value_range: Lowest and highest return of a categorical distribution.
+        loss: Of the mean's error: `huber` (as in Mnih et al.) or `mse`.
+        target_update_frames: Frames between two moves of the target network; 0: every update.
+        tau: How far it moves: 1 copies, 0.005 follows slowly.
+    """
+
+    learns_from = ("replay",)
+    support: Tensor
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], QNetwork] = QNetwork,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        gamma: float = 0.99,
+        exploration: Callable[[], ValueExploration] | None = EpsilonGreedy,
+        double: bool = False,
+        distribution: Literal["none", "categorical", "quantile"] = "none",
+        atoms: int = 51,
+        value_range: tuple[float, float] = (-10.0, 10.0),
+        loss: Literal["huber", "mse"] = "huber",
+        target_update_frames: int = 500,
+        tau: float = 1.0,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        check_range("tau", tau, 0.0, 1.0)
+        check_range("target_update_frames", target_update_frames, 0)
+        if distribution not in ("none", "categorical", "quantile"):
+            raise ConfigurationError(
+                f"distribution must be none, categorical or quantile, not {distribution!r}"
+            )
+        if loss not in ("huber", "mse"):
+            raise ConfigurationError(f"loss must be huber or mse, not {loss!r}")
+        outputs = 1
+        if distribution != "none":
+            check_range("atoms", atoms, 2)
+            outputs = atoms
+        low, high = (float(v) for v in value_range)
+        if not low < high:
+            raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
+        # Built by the command line or by `partial`, a network takes further keywords too.
+        make: Callable[..., QNetwork] = network
+        self.policy = make(spec, encoder, outputs=outputs)
+        self.target = make_target(self.policy)
+        self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
+        self.exploration = None if exploration is None else exploration()
+        self.double_q = double
+        self.distribution = distribution
+        self.loss = loss
+        self.target_update_frames = target_update_frames
+        self.tau = tau
+        self.register_buffer("support", torch.linspace(low, high, outputs), persistent=False)
+        self._moves = 0
+        self._priorities: Tensor | None = None
+        self._update: TargetUpdate | None = None
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if explore:
+            self.policy.resample()
+        else:
+            self.policy.silence()
+        values = self.values(self.policy(x))
+        if explore and self.exploration is not None:
+            action = self.exploration(values, self.progress, mask)
+        else:
+            action = greedy_action(values, mask)
+        return {"action": action + self.start if self.start else action}
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Q(s, ·), `values` `[B, A]`."""
+        self.policy.silence()
+        return {"values": self.values(self.policy(x))}
+
+    def values(self, out: Tensor) -> Tensor:
+        """What the network returned `[N, A, ...]` → Q(s, ·) `[N, A]`."""
+        if self.distribution == "categorical":
+            return out.softmax(-1) @ self.support
+        return out.mean(-1) if self.distribution == "quantile" else out
+
+    # --- learning -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def bootstrap(self, batch: TensorDict) -> Tensor:
+        """What the target network says of the best next actions, `[N]` or `[N, atoms]`."""
+        following = self.target(batch["next_obs"])
+        chooser = self.policy(batch["next_obs"]) if self.double_q else following
+        best = greedy_action(self.values(chooser), batch.get("next_action_mask", None))
+        return pick(following, best)
+
+    def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Loss and priority |δ| of each row, `[N]` both; the former with gradient."""
+        out = pick(self.policy(batch["obs"]), batch["action"] - self.start)
+        following = self.bootstrap(batch)
+        reward, discount = batch["reward"], batch["discount"]
+        if self.distribution == "categorical":
+            goal = losses.project_distribution(
+                self.support, following.softmax(-1), reward, discount
+            )
+            loss = -(goal * F.log_softmax(out, dim=-1)).sum(-1)
+            return loss, loss.detach()
+        if self.distribution == "quantile":
+            goal = reward[:, None] + discount[:, None] * following
+            return losses.quantile_huber(out, goal), (goal.mean(1) - out.mean(1)).detach().abs()
+        error = reward + discount * following - out
+        loss = losses.huber(error) if self.loss == "huber" else 0.5 * error.square()
+        return loss, error.detach().abs()
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        self.policy.resample()
+        self.target.resample()
+        rows, error = self.errors(batch)
+        self._priorities = error
+        loss = losses.weighted_mean(rows, batch.get("weight", None))
+        if self.should_log:
+            with torch.no_grad():
+                self.policy.silence()
+                values = self.values(self.policy(batch["obs"]))
+                metrics: dict[str, Any] = {
+                    "loss/q": loss.detach(),
+                    "value/td_error": error.mean(),
+                    "value/q": values.max(-1).values.mean(),
+                }
+                if self.exploration is not None:
+                    name = f"explore/{self.exploration.name}"
+                    metrics[name] = self.exploration.strength(self.progress)
+                self.log_training(metrics)
+        return loss
+
+    def take_priorities(self) -> Tensor | None:
+        priorities, self._priorities = self._priorities, None
+        return priorities
+
+    def after_update(self) -> None:
+        if self._update is None:
+            self._update = TargetUpdate(self.policy, self.target)
+        moves = self.frames // max(self.target_update_frames, 1)
+        if self.target_update_frames == 0 or moves != self._moves:
+            self._update(self.tau)
+            self._moves = moves
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._moves = self.frames // max(self.target_update_frames, 1)

@@ -1,0 +1,135 @@
+"""Arrays of many rows, in memory or memory-mapped, and their chunks in snapshots."""
+
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_lightning.errors import ConfigurationError
+
+CHUNK_BYTES = 16 * 2**20
+
+
+class Arena:
+    """Allocates arrays `[rows, ...]`, and writes only what has changed into a snapshot.
+
+    A snapshot is a folder with one file per chunk of some rows. A chunk that has not changed since
+    the snapshot before is linked to that one's file, so saving a large buffer costs what is new in
+    it. Files are never written again: a snapshot stays what it was while the arrays live on.
+
+    Args:
+        folder: Where the arrays' files lie; None keeps arrays in memory. Memory that was never
+            written is not resident in either case.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.arrays: dict[str, np.ndarray] = {}
+        self._last: Path | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def new(self, name: str, rows: int, shape: Iterable[int], dtype: Any) -> np.ndarray:
+        """A zeroed array `[rows, *shape]`.
+
+        Raises:
+            ConfigurationError: If there is no room for it.
+        """
+        full = (rows, *shape)
+        size = int(np.prod(full, dtype=np.int64)) * np.dtype(dtype).itemsize
+        try:
+            if self.folder is None or size == 0:
+                array = np.zeros(full, dtype)
+            else:
+                self._check_room(size)
+                array = np.memmap(self.folder / f"{name}.bin", dtype, "w+", shape=full)
+                array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+        except MemoryError as error:
+            raise ConfigurationError(
+                f"data.buffer_frames: {rows:,} rows of {name} {tuple(shape)} need "
+                f"{size / 2**30:.1f} GiB of memory, which there are not; make it smaller, or set "
+                "data.storage: disk"
+            ) from error
+        self.arrays[name] = array
+        return array
+
+    def release(self) -> None:
+        """Give pages of memory-mapped arrays back to the system; their contents stay."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Delete the arrays' files."""
+        self.arrays.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save(
+        self, folder: Path, used: dict[str, int], dirty: Callable[[str, int, int], bool]
+    ) -> None:
+        """Write a snapshot.
+
+        Args:
+            folder: An empty folder on the file system of the snapshots before.
+            used: Rows in use, by array.
+            dirty: Whether an array's rows from `start` to `stop` changed since the last snapshot.
+        """
+        last = self._last if self._last is not None and self._last.is_dir() else None
+        for name, array in self.arrays.items():
+            for index, start, stop in _chunks(array, used[name]):
+                file = f"{name}.{index:06d}.npy"
+                old = None if last is None else last / file
+                if old is not None and old.is_file() and not dirty(name, start, stop):
+                    link(old, folder / file)
+                else:
+                    np.save(folder / file, array[start:stop], allow_pickle=False)
+        self._last = folder
+
+    def load(self, folder: Path, used: dict[str, int]) -> None:
+        """Fill the arrays from a snapshot.
+
+        Raises:
+            ConfigurationError: If a file is missing or does not fit.
+        """
+        for name, array in self.arrays.items():
+            for index, start, stop in _chunks(array, used[name]):
+                file = folder / f"{name}.{index:06d}.npy"
+                if not file.is_file():
+                    raise ConfigurationError(f"the replay contents are incomplete: no {file}")
+                chunk = np.load(file, mmap_mode="r", allow_pickle=False)
+                if chunk.dtype != array.dtype or chunk.shape[1:] != array.shape[1:]:
+                    raise ConfigurationError(
+                        f"the replay contents hold {name} as {chunk.dtype} {chunk.shape[1:]}, this "
+                        f"run has {array.dtype} {array.shape[1:]}"
+                    )
+                array[start : min(stop, start + len(chunk))] = chunk
+        self._last = folder
+
+    def _check_room(self, size: int) -> None:
+        assert self.folder is not None
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise ConfigurationError(
+                f"data.buffer_frames: {size / 2**30:.1f} GiB on disk are needed, but {self.folder} "
+                f"has {free / 2**30:.1f} GiB; make it smaller, or set data.storage_dir"
+            )
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _chunks(array: np.ndarray, used: int) -> Iterable[tuple[int, int, int]]:
+    row = array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+    size = max(1, CHUNK_BYTES // max(row, 1))
+    for index, start in enumerate(range(0, used, size)):
+        yield index, start, min(start + size, len(array))

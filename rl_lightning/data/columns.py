@@ -1,0 +1,343 @@
+"""How a replay buffer stores one entry of its rows: densely, a stack's newest frame, or once.
+
+All columns have one interface over flat row numbers: `write(index, x, age)` takes a batch as an
+encoder preprocessed it (of a stack it keeps the frame `age` steps before the newest), `read(index)`
+gives it back.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_lightning.data.arena import Arena
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.types import Stored
+
+
+class DenseColumn:
+    """One array `[rows, ...]`.
+
+    Args:
+        arena: Where it lives.
+        name: Of the array.
+        rows: R.
+        example: A batch `[B, ...]`, for shape and dtype.
+        dtype: To store it in, such as float16; None: the example's. Reading gives the example's
+            dtype back.
+    """
+
+    def __init__(
+        self, arena: Arena, name: str, rows: int, example: Tensor, dtype: Any = None
+    ) -> None:
+        self.given = example.dtype
+        self.name = name
+        own = example.cpu().numpy().dtype
+        self.array = arena.new(name, rows, example.shape[1:], own if dtype is None else dtype)
+        self.tensor = torch.from_numpy(self.array)
+
+    def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
+        self.array[index] = x.cpu().numpy()
+
+    def read(self, index: Tensor) -> Tensor:
+        x = self.tensor.index_select(0, index)
+        return x if x.dtype == self.given else x.to(self.given)
+
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.array[:1].nbytes
+
+
+class StackColumn(DenseColumn):
+    """Of a stack of S frames only the newest: the others are rows of their own.
+
+    The stack's frames are S equal parts of the entry's first axis, oldest first. The rows before an
+    episode's first hold the rest of its first stack, so whatever the environment pads with comes
+    back exactly.
+
+    Args:
+        arena: Where it lives.
+        name: Of the array.
+        rows: R.
+        example: A batch `[B, S · k, ...]`.
+        dtype: See `DenseColumn`.
+        stack: S.
+        stride: Distance of an environment's neighbouring rows.
+    """
+
+    CHECKED = 64  # writes, until a stack is believed to be one
+
+    def __init__(
+        self,
+        arena: Arena,
+        name: str,
+        rows: int,
+        example: Tensor,
+        dtype: Any,
+        stack: int,
+        stride: int,
+    ) -> None:
+        self.depth = example.shape[1] // stack if example.ndim > 1 else 0
+        if not self.depth or example.shape[1] % stack:
+            raise ConfigurationError(
+                f"data.frame_stack: {stack} does not divide the first axis of {name}, stored as "
+                f"{list(example.shape[1:])}; it is the stack_size of FrameStackObservation, or "
+                "left out"
+            )
+        super().__init__(arena, name, rows, example[:, : self.depth], dtype)
+        self.stack = stack
+        self.rows = rows
+        self.offsets = torch.arange(-(stack - 1), 1) * stride
+        self.unchecked = self.CHECKED
+
+    def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
+        super().write(index, x.narrow(1, (self.stack - 1 - age) * self.depth, self.depth))
+
+    def check(self, index: np.ndarray, x: Tensor) -> None:
+        """Make sure that a stack can be put together again from the rows at and before `index`."""
+        if self.unchecked:
+            self.unchecked -= 1
+            if not torch.equal(self.read(torch.from_numpy(index)), self._stored(x)):
+                raise ConfigurationError(
+                    f"data.frame_stack: {self.stack}, but an observation is not the one before it, "
+                    "shifted by one frame; leave it out"
+                )
+
+    def read(self, index: Tensor) -> Tensor:
+        all_frames = (index[:, None] + self.offsets) % self.rows  # (N, S)
+        x = super().read(all_frames.view(-1))
+        return x.view(len(index), self.stack * self.depth, *x.shape[2:])
+
+    def _stored(self, x: Tensor) -> Tensor:
+        return x.cpu().to(self.tensor.dtype).to(self.given)
+
+
+class OnceColumn:
+    """Each distinct entry once, and its number in every row: for texts, which repeat.
+
+    What is equal is found by a 128-bit digest. Floats (features of a frozen language model) lie in
+    one table; integers (token ids) at their own length, without trailing zeros. An entry goes when
+    its last row is overwritten.
+
+    Args:
+        arena: Where the numbers and the table live.
+        name: Of the arrays.
+        rows: R.
+        example: A batch `[B, ...]`, or a mapping of such.
+        dtype: See `DenseColumn`.
+    """
+
+    def __init__(
+        self, arena: Arena, name: str, rows: int, example: Stored, dtype: Any = None
+    ) -> None:
+        self.name = name
+        self.slot = arena.new(f"{name}.slot", rows, (), np.int32)  # 0: none yet
+        self._slot = torch.from_numpy(self.slot)
+        self.nested = isinstance(example, Mapping)
+        leaves: Any = example if isinstance(example, Mapping) else {"": example}
+        self.tables: dict[str, _DenseTable | _RaggedTable] = {}
+        for key, leaf in leaves.items():
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{name}.{key} must be a tensor to be stored once, not {leaf}")
+            where = f"{name}.table.{key}".rstrip(".")
+            self.tables[key] = (
+                _DenseTable(arena, where, rows + 2, leaf, dtype)
+                if leaf.is_floating_point()
+                else _RaggedTable(leaf)
+            )
+        self._slots: dict[bytes, int] = {}
+        self._digests: list[bytes] = [b""]
+        self._uses: list[int] = [0]
+        self._free: list[int] = []
+        self.fresh: set[int] = set()  # table rows written since the last snapshot
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
+        leaves = x if self.nested else {"": x}
+        arrays = {k: leaf.detach().cpu().contiguous().numpy() for k, leaf in leaves.items()}
+        for number, row in enumerate(index.tolist()):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in arrays.values():
+                digest.update(array[number].data)
+            new = self._slots.get(digest.digest())
+            if new is None:
+                new = self._add(digest.digest(), {k: a[number] for k, a in arrays.items()})
+            self._uses[new] += 1
+            old = int(self.slot[row])
+            self.slot[row] = new
+            if old:
+                self._uses[old] -= 1
+                if not self._uses[old]:
+                    self._drop(old)
+
+    def read(self, index: Tensor) -> Any:
+        slots = self._slot.index_select(0, index).long()
+        out = {key: table.read(slots) for key, table in self.tables.items()}
+        return out if self.nested else out[""]
+
+    def row_bytes(self) -> int:
+        """Bytes of one row, without its entry."""
+        return 4
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all entries, with what finds them."""
+        return sum(t.nbytes(self._slots.values()) for t in self.tables.values()) + 160 * len(self)
+
+    def state(self) -> dict[str, Any]:
+        """What a snapshot needs beside the arena's arrays."""
+        return {
+            "digests": b"".join(self._digests[1:]),
+            "uses": list(self._uses),
+            "free": list(self._free),
+            "ragged": {
+                k: list(t.rows) for k, t in self.tables.items() if isinstance(t, _RaggedTable)
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        all_digests = state["digests"]
+        self._uses, self._free = list(state["uses"]), list(state["free"])
+        count = len(self._uses) - 1
+        self._digests = [b"", *(all_digests[16 * i : 16 * i + 16] for i in range(count))]
+        free = set(self._free)
+        self._slots = {d: i for i, d in enumerate(self._digests) if i and i not in free}
+        for key, rows in state["ragged"].items():
+            table = self.tables[key]
+            assert isinstance(table, _RaggedTable)
+            table.rows = list(rows)
+
+    def _add(self, digest: bytes, leaves: dict[str, np.ndarray]) -> int:
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = len(self._digests)
+            self._digests.append(b"")
+            self._uses.append(0)
+        self._digests[slot] = digest
+        self._slots[digest] = slot
+        self.fresh.add(slot)
+        for key, leaf in leaves.items():
+            self.tables[key].put(slot, leaf)
+        return slot
+
+    def _drop(self, slot: int) -> None:
+        del self._slots[self._digests[slot]]
+        self._digests[slot] = bytes(16)
+        self._free.append(slot)
+
+
+class _DenseTable(DenseColumn):
+    def put(self, slot: int, leaf: np.ndarray) -> None:
+        self.array[slot] = leaf
+
+    def nbytes(self, slots: Any) -> int:
+        return len(slots) * self.row_bytes()
+
+
+class _RaggedTable:
+    def __init__(self, example: Tensor) -> None:
+        self.given = example.dtype
+        self.shape = example.shape[1:]
+        self.dtype = example.cpu().numpy().dtype
+        self.rows: list[bytes] = [b""]
+
+    def put(self, slot: int, leaf: np.ndarray) -> None:
+        flat = leaf.reshape(-1)
+        used = np.flatnonzero(flat)
+        data = flat[: used[-1] + 1 if len(used) else 0].tobytes()
+        if slot == len(self.rows):
+            self.rows.append(data)
+        else:
+            self.rows[slot] = data
+
+    def read(self, slots: Tensor) -> Tensor:
+        out = np.zeros((len(slots), int(np.prod(self.shape))), self.dtype)
+        for row, slot in zip(out, slots.tolist(), strict=True):
+            data = np.frombuffer(self.rows[slot], self.dtype)
+            row[: len(data)] = data
+        return torch.from_numpy(out).view(len(slots), *self.shape)
+
+    def nbytes(self, slots: Any) -> int:
+        return sum(len(self.rows[slot]) + 33 for slot in slots)
+
+
+class NestedColumn:
+    """A mapping of columns.
+
+    Args:
+        parts: By key.
+    """
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self.parts = dict(parts)
+
+    def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
+        for key, part in self.parts.items():
+            part.write(index, x[key], age)
+
+    def read(self, index: Tensor) -> dict[str, Any]:
+        return {key: part.read(index) for key, part in self.parts.items()}
+
+
+Column = DenseColumn | OnceColumn | NestedColumn
+
+
+def make_column(
+    arena: Arena,
+    name: str,
+    rows: int,
+    example: Stored,
+    *,
+    dtype: Any = None,
+    repeats: bool | Mapping[str, Any] = False,
+    stack: int = 1,
+    stride: int = 1,
+) -> Column:
+    """The columns of a nested observation.
+
+    Args:
+        arena: Where they live.
+        name: Of the outermost.
+        rows: R.
+        example: A batch `[B, ...]`, or a nested mapping of such.
+        dtype: To store floats in.
+        repeats: See `Encoder.repeats`.
+        stack: Frames of a stack; 1: there is none.
+        stride: Distance of an environment's neighbouring rows.
+    """
+    if repeats is True:
+        return OnceColumn(arena, name, rows, example, dtype)
+    if isinstance(example, Tensor):
+        own = dtype if example.is_floating_point() else None
+        if stack > 1:
+            return StackColumn(arena, name, rows, example, own, stack, stride)
+        return DenseColumn(arena, name, rows, example, own)
+    below: Mapping[str, Any] = repeats if isinstance(repeats, Mapping) else {}
+    return NestedColumn(
+        {
+            key: make_column(
+                arena,
+                f"{name}.{number}",
+                rows,
+                value,
+                dtype=dtype,
+                repeats=below.get(key, False),
+                stack=stack,
+                stride=stride,
+            )
+            for number, (key, value) in enumerate(example.items())
+        }
+    )
+
+
+def leaves(column: Column) -> list[DenseColumn | OnceColumn]:
+    """All columns of a nest that are none themselves."""
+    if isinstance(column, NestedColumn):
+        return [leaf for part in column.parts.values() for leaf in leaves(part)]
+    return [column]

@@ -1,0 +1,209 @@
+"""One episode by itself: what it consists of, and how it is cut out of a vector env's steps."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from rl_lightning.data.minari import pixels
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.types import EnvSpec
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps.
+
+    Attributes:
+        observations: T+1 rows, the final observation included: an array, a list of str, or a dict
+            or tuple of these.
+        actions: T rows, likewise.
+        rewards: `[T]`, float64.
+        terminations: `[T]`, bool.
+        truncations: `[T]`, bool.
+    """
+
+    observations: Any
+    actions: Any
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+class EpisodeRecorder:
+    """Cuts episodes out of the steps of a vector env.
+
+    Everything is copied, since the next step overwrites what a vector env returns. A SAME_STEP
+    env's final observation is taken from `info["final_obs"]`; the step that a NEXT_STEP env spends
+    on a reset is part of no episode.
+
+    Args:
+        env: The vector env.
+        add: Receives the episodes that `write` is called for, e.g. `DatasetWriter.add`.
+    """
+
+    def __init__(self, env: VectorEnv, add: Callable[[Episode], None]) -> None:
+        self.add = add
+        self._space, self._action_space = env.single_observation_space, env.single_action_space
+        self._same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+        self._observations: list[list[Any]] = [[] for _ in range(env.num_envs)]
+        self._steps: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
+        self._finished: list[Any] = [None] * env.num_envs
+
+    def reset(self, obs: Any) -> None:
+        """Begin episodes everywhere with the observations `[B, …]` of a reset."""
+        for b in range(len(self._steps)):
+            self._begin(b, obs)
+
+    def step(
+        self,
+        action: np.ndarray,
+        obs: Any,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        info: Mapping[str, Any],
+        resetting: np.ndarray,
+    ) -> None:
+        """Note what the env was given, `[B, …]`, and what it returned.
+
+        Args:
+            action: As sent to the env.
+            obs: Returned, as are the next four.
+            reward: `[B]`.
+            terminated: `[B]`.
+            truncated: `[B]`.
+            info: Holds `final_obs` where an episode of a SAME_STEP env has ended.
+            resetting: Where this step was a reset, `[B]`.
+        """
+        done = terminated | truncated
+        for b in range(len(self._steps)):
+            if resetting[b]:
+                self._begin(b, obs)
+                continue
+            restarted = done[b] and self._same_step
+            last = info["final_obs"][b] if restarted else _row(self._space, obs, b)
+            self._observations[b].append(copy.deepcopy(last))
+            flags = float(reward[b]), bool(terminated[b]), bool(truncated[b])
+            self._steps[b].append((copy.deepcopy(action[b]), *flags))
+            if done[b]:
+                self._finished[b] = self._observations[b], self._steps[b]
+            if restarted:
+                self._begin(b, obs)
+
+    def write(self, b: int) -> None:
+        """Hand over the episode that has just ended in environment b."""
+        observations, steps = self._finished[b]
+        actions, *flags = zip(*steps, strict=True)
+        self.add(
+            Episode(
+                _stack(self._space, observations),
+                _stack(self._action_space, actions),
+                *(np.array(values) for values in flags),
+            )
+        )
+
+    def _begin(self, b: int, obs: Any) -> None:
+        self._observations[b], self._steps[b] = [copy.deepcopy(_row(self._space, obs, b))], []
+
+
+def _row(space: gym.Space, obs: Any, b: int) -> Any:
+    """The observation of environment b out of a vector env's batch."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _row(entry, obs[key], b) for key, entry in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_row(entry, part, b) for entry, part in zip(space, obs, strict=True))
+    return obs[b]
+
+
+def _stack(space: gym.Space, rows: Sequence[Any]) -> Any:
+    """Elements of a space as an `Episode` holds them."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _stack(entry, [row[key] for row in rows]) for key, entry in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_stack(entry, [row[i] for row in rows]) for i, entry in enumerate(space))
+    return list(rows) if isinstance(rows[0], str) else np.stack(rows)
+
+
+def checked(episode: Episode, spec: EnvSpec | None, where: str) -> Episode:
+    """The episode in the dtypes of its spaces, if its lengths, rows and rewards are right.
+
+    Args:
+        episode: What was recorded or read.
+        spec: Its spaces, or None where they are not known: then rows stay as they are.
+        where: Where it lies, for messages.
+
+    Raises:
+        ConfigurationError: If something about it is wrong.
+    """
+    flags = [np.asarray(x) for x in (episode.rewards, episode.terminations, episode.truncations)]
+    count = len(flags[0]) if flags[0].ndim else 0
+    if not count or any(x.shape != (count,) for x in flags):
+        raise ConfigurationError(
+            f"{where}: rewards, terminations and truncations must have the shape [T] with T at "
+            f"least 1, not {', '.join(str(list(x.shape)) for x in flags)}"
+        )
+    rewards = flags[0].astype(np.float64)
+    if not np.isfinite(rewards).all():
+        step = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise ConfigurationError(f"{where}: the reward of step {step} is {rewards[step]}")
+    spaces = (None, None) if spec is None else (spec.observation_space, spec.action_space)
+    return Episode(
+        _rows(episode.observations, spaces[0], count, 1, f"{where}: observations"),
+        _rows(episode.actions, spaces[1], count, 0, f"{where}: actions"),
+        rewards,
+        flags[1].astype(bool),
+        flags[2].astype(bool),
+    )
+
+
+def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str) -> Any:
+    """`steps + more` rows of a space, in its dtypes; `space` None takes them as they are."""
+    s = gym.spaces
+    if isinstance(value, Mapping):
+        if space is not None and not (isinstance(space, s.Dict) and set(space) == set(value)):
+            raise ConfigurationError(
+                f"{where} has the entries {sorted(value)}, not those of {space}"
+            )
+        return {
+            key: _rows(value[key], space and space[key], steps, more, f"{where}/{key}")
+            for key in space or value
+        }
+    if isinstance(value, tuple):
+        if space is not None and not (isinstance(space, s.Tuple) and len(space) == len(value)):
+            raise ConfigurationError(f"{where} has {len(value)} entries, not those of {space}")
+        return tuple(
+            _rows(entry, space and space[i], steps, more, f"{where}/_index_{i}")
+            for i, entry in enumerate(value)
+        )
+    text = isinstance(value, list) and all(isinstance(row, str) for row in value)
+    array = np.asarray(value)
+    rows = len(array) if array.ndim else 0
+    if rows != steps + more:
+        final = ", the final observation being the last one" if more else ""
+        raise ConfigurationError(
+            f"{where} has {rows} rows; with {steps} rewards it must have {steps + more}{final}"
+        )
+    if text and (space is None or isinstance(space, s.Text)):
+        return value
+    if text or isinstance(space, s.Dict | s.Tuple | s.Text):
+        raise ConfigurationError(
+            f"{where} is {'text' if text else 'an array'}, not those of {space}"
+        )
+    array = pixels(array, None if space is None else space.shape)
+    if space is None:
+        return array
+    dtype = np.dtype(space.dtype)
+    if array.shape[1:] != space.shape or not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise ConfigurationError(
+            f"{where} has rows of shape {array.shape[1:]} and dtype {array.dtype}, "
+            f"not those of {space}"
+        )
+    return array.astype(dtype, copy=False)

@@ -1,0 +1,458 @@
+"""The off-policy data module: collect into a replay buffer, and hand out samples of it."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning.data.hindsight import Hindsight, Strategy
+from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
+from rl_lightning.data.replay_collector import ReplayCollector
+from rl_lightning.data.sidecar import SidecarIO, Spool, find_sidecar, spool_place
+from rl_lightning.envs.make import Vectorization, WrapperSpec
+from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.schedules import anneal
+from rl_lightning.tree import to_device
+
+_DTYPES = {"float32": None, "float16": np.float16}
+
+
+class ReplayDataModule(RLDataModule):
+    """Collects a few frames, samples a few batches, and so on.
+
+    The first epoch begins with `warmup_frames` of uniform actions. Then every `collect_frames`
+    frames pay for `gradient_steps` batches; all counts are frames, whatever the number of
+    environments.
+
+    Args:
+        env: Gymnasium id; `module:Id-v0` imports the module first.
+        num_envs: Training environments of each rank, B.
+        buffer_frames: Frames of each rank that the buffer holds.
+        batch_size: Transitions of one batch.
+        warmup_frames: Frames of uniform actions before the first update, of all ranks together.
+        collect_frames: Frames of each rank between two rounds of updates, a multiple of `num_envs`.
+        gradient_steps: Batches of one round.
+        frames_per_epoch: Frames of each rank that make one epoch of the trainer, and so the grid on
+            which validation and checkpoints happen; a multiple of `collect_frames`.
+        total_frames: Budget, in frames of all ranks together, warm-up included.
+        n_step: Steps of a return before it goes on with the value of what followed.
+        prioritized: Draw transitions in proportion to |δ|^α (Schaul et al. 2016).
+        priority_alpha: α; 0 is uniform.
+        priority_beta: β of the importance weights at the beginning; it ends at 1.
+        priority_eps: Added to |δ|.
+        her_goals: k: for goal environments, relabelled transitions per one left as it was
+            (hindsight experience replay); 0 for none.
+        her_strategy: Which achieved goals to relabel with: `future` or `final`.
+        frame_stack: Frames of stacked observations (`stack_size` of the FrameStackObservation
+            wrapper): each is stored once.
+        obs_dtype: How floating-point observations and features are stored: `float32` or `float16`.
+        storage: Keep the buffer in `memory`, or on `disk` behind a memory map.
+        storage_dir: Folder for `disk`; None: the system's for temporary files.
+        save_replay: Save the buffer's contents beside each checkpoint.
+        env_kwargs: Keyword arguments of the environment.
+        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
+        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
+        seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
+        success_threshold: Return from which an episode counts as a success where the environment's
+            `info` does not say.
+        val_episodes: Evaluation episodes, of all ranks together.
+        val_num_envs: Evaluation environments of each rank.
+        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
+        val_seed: Seed of evaluation environment 0, the same at every validation.
+        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
+        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+        record: HDF5 file that `predict` writes its episodes to; None: nowhere.
+
+    Raises:
+        ConfigurationError: If a number is wrong or does not fit the others.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        num_envs: int = 1,
+        buffer_frames: int = 100_000,
+        batch_size: int = 128,
+        warmup_frames: int = 1_000,
+        collect_frames: int | None = None,
+        gradient_steps: int = 1,
+        frames_per_epoch: int = 1_000,
+        total_frames: int = 100_000,
+        n_step: int = 1,
+        prioritized: bool = False,
+        priority_alpha: float = 0.6,
+        priority_beta: float = 0.4,
+        priority_eps: float = 1e-6,
+        her_goals: int = 0,
+        her_strategy: Strategy = "future",
+        frame_stack: int = 1,
+        obs_dtype: Literal["float32", "float16"] = "float32",
+        storage: Literal["memory", "disk"] = "memory",
+        storage_dir: str | None = None,
+        save_replay: bool = True,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[WrapperSpec] | None = None,
+        vectorization: Vectorization = "sync",
+        seed: int | None = None,
+        success_threshold: float | None = None,
+        val_episodes: int = 20,
+        val_num_envs: int = 8,
+        val_env_kwargs: dict[str, Any] | None = None,
+        val_seed: int = 1_000_000,
+        val_explore: bool = False,
+        val_transcript_steps: int = 8,
+        record: str | None = None,
+    ) -> None:
+        super().__init__(
+            env,
+            num_envs,
+            total_frames,
+            env_kwargs,
+            wrappers,
+            vectorization,
+            seed,
+            success_threshold,
+            val_episodes,
+            val_num_envs,
+            val_env_kwargs,
+            val_seed,
+            val_explore,
+            val_transcript_steps,
+            record,
+        )
+        collect_frames = num_envs if collect_frames is None else collect_frames
+        positive = {
+            "buffer_frames": buffer_frames,
+            "batch_size": batch_size,
+            "collect_frames": collect_frames,
+            "gradient_steps": gradient_steps,
+            "frames_per_epoch": frames_per_epoch,
+            "n_step": n_step,
+            "frame_stack": frame_stack,
+        }
+        for name, value in positive.items():
+            check_range(f"data.{name}", value, 1)
+        check_range("data.warmup_frames", warmup_frames, 0)
+        check_range("data.priority_alpha", priority_alpha, 0.0)
+        check_range("data.priority_beta", priority_beta, 0.0, 1.0)
+        check_range("data.priority_eps", priority_eps, 0.0)
+        check_range("data.her_goals", her_goals, 0)
+        _check_multiple("collect_frames", collect_frames, "num_envs", num_envs)
+        _check_multiple("frames_per_epoch", frames_per_epoch, "collect_frames", collect_frames)
+        if obs_dtype not in _DTYPES:
+            raise ConfigurationError(
+                f"data.obs_dtype must be one of {', '.join(_DTYPES)}, not {obs_dtype!r}"
+            )
+        if storage not in ("memory", "disk"):
+            raise ConfigurationError(f"data.storage must be memory or disk, not {storage!r}")
+        if storage_dir is not None and storage == "memory":
+            raise ConfigurationError(
+                f"data.storage_dir: {storage_dir} means nothing with data.storage: memory"
+            )
+        if her_goals and n_step > 1:
+            raise ConfigurationError(
+                f"data.n_step: {n_step} cannot be relabelled: rewards of later steps belong to the "
+                "old goal; set data.n_step: 1 or data.her_goals: 0"
+            )
+        if warmup_frames >= total_frames:
+            raise ConfigurationError(
+                f"data.warmup_frames: {warmup_frames} leave nothing of data.total_frames: "
+                f"{total_frames} to learn in"
+            )
+        self.buffer_frames = buffer_frames
+        self.batch_size = batch_size
+        self.warmup_frames = warmup_frames
+        self.collect_frames = collect_frames
+        self.gradient_steps = gradient_steps
+        self._frames_per_epoch = frames_per_epoch
+        self.n_step = n_step
+        self.prioritized = prioritized
+        self.priority_alpha = priority_alpha
+        self.priority_beta = priority_beta
+        self.priority_eps = priority_eps
+        self.her_goals = her_goals
+        self.her_strategy: Strategy = her_strategy
+        self.frame_stack = frame_stack
+        self.obs_dtype = obs_dtype
+        self.storage = storage
+        self.storage_dir = storage_dir
+        self.save_replay = save_replay
+
+        self.buffer: ReplayBuffer | None = None
+        self.hindsight: Hindsight | None = None
+        self._sampled: Tensor | None = None
+        self._spool: Spool | None = None
+        self._resume_from: Path | None = None
+        self._replay_name: str | None = None
+
+    # --- the plan -------------------------------------------------------------------------------
+
+    @property
+    def frames_per_epoch(self) -> int:
+        return self._frames_per_epoch
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of collecting and updating in one epoch."""
+        return self._frames_per_epoch // self.collect_frames
+
+    def check(self, agent: Any) -> None:
+        if "replay" not in agent.learns_from:
+            raise ConfigurationError(
+                f"{type(agent).__name__} does not learn from replay: its data module is "
+                "RolloutDataModule"
+            )
+
+    def plan(self, epoch: int) -> None:
+        done = self.frames
+        # Warm-up comes on top of the first epoch.
+        self.frames = max(done, min(self.warmup_frames, self.total_frames - 1))
+        super().plan(epoch)
+        self.frames = done
+
+    @property
+    def progress(self) -> float:
+        """Share of the frame budget that is used up."""
+        return min(self.frames / self.total_frames, 1.0)
+
+    def count(self, frames: int) -> None:
+        trainer = self._trainer
+        if self.collector is not None and self.collector.next_step_reset:
+            frames = self._sum_over_ranks(frames)
+        else:
+            frames *= trainer.world_size
+        self.agent.tick(self.frames + frames, self.progress, self.metrics)
+        self.frames += frames
+
+    def metrics(self) -> dict[str, float]:
+        size = 0 if self.buffer is None else len(self.buffer)
+        return {**super().metrics(), "replay/frames": float(size)}
+
+    # --- loaders --------------------------------------------------------------------------------
+
+    def make_collector(self, env: Any, seed: int) -> ReplayCollector:
+        return ReplayCollector(env, seed, self.success_threshold)
+
+    def train_dataloader(self) -> "ReplayLoader":
+        trainer = self._trainer
+        if not isinstance(trainer.strategy.checkpoint_io, SidecarIO):
+            key = type(self).__qualname__
+            trainer.strategy.checkpoint_io = SidecarIO(trainer.strategy.checkpoint_io, key)
+        self.start()
+        return ReplayLoader(self)
+
+    def make_buffer(self) -> ReplayBuffer:
+        """An empty buffer for this rank."""
+        folder = None
+        if self.storage == "disk":
+            if self.storage_dir is not None:
+                Path(self.storage_dir).mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="replay-", dir=self.storage_dir))
+        return ReplayBuffer(
+            self.buffer_frames,
+            self.num_envs,
+            stack=self.frame_stack,
+            dtype=_DTYPES[self.obs_dtype],
+            repeats=self.agent.encoder.repeats(),
+            prioritized=self.prioritized,
+            episodes=self.her_goals > 0,
+            action_dtype=action_dtype(self.spec.action_space),
+            folder=folder,
+        )
+
+    def start(self) -> None:
+        if self.her_goals and self.hindsight is None:
+            spare: Any = self._spare
+            self.hindsight = Hindsight(spare, self.her_goals, self.her_strategy)
+        super().start()
+        if self.buffer is None:
+            self.buffer = self.make_buffer()
+            assert self.collector is not None
+            if self.collector.x is not None:  # a resumed run, whose replay contents are gone
+                self.buffer.begin(self.collector.x, mask=self.collector.mask)
+
+    def warm_up(self) -> None:
+        """Play the frames that come before the first update."""
+        assert self.buffer is not None
+        world = self._trainer.world_size
+        for encoder in self.agent.encoders:
+            encoder.begin_rollout()
+        if self.frames < self.warmup_frames:
+            self._play(
+                math.ceil((self.warmup_frames - self.frames) / (self.num_envs * world)), True
+            )
+        elif not len(self.buffer) and self.frames:
+            # Resumed without contents: the policy, not chance, fills the buffer anew.
+            rank_zero_warn(
+                f"the checkpoint has no replay contents: the policy plays {self.refill} frames "
+                "before learning goes on"
+            )
+            self._play(math.ceil(self.refill / (self.num_envs * world)), False)
+        else:
+            return
+        for encoder in self.agent.encoders:
+            encoder.synchronize()
+            encoder.begin_rollout()  # a tuned model's features are standardised from here on
+
+    @property
+    def refill(self) -> int:
+        """Frames to fill an empty buffer with when a run is resumed."""
+        return max(self.warmup_frames, self.batch_size)
+
+    def collect(self) -> None:
+        """Collect the frames that pay for one round of updates."""
+        self._play(self.collect_frames // self.num_envs, False)
+
+    def next_batch(self) -> TensorDict:
+        """Sample a batch, on the agent's device."""
+        assert self.buffer is not None
+        self.feed_back()
+        agent, buffer = self.agent, self.buffer
+        weight = None
+        if self.prioritized:
+            beta = anneal(self.priority_beta, 1.0, 1.0, self.progress)
+            index, weight = buffer.draw_by_priority(self.batch_size, beta)
+            self._sampled = index
+        else:
+            index = buffer.draw(self.batch_size)
+        batch = buffer.read(index, agent.gamma, self.n_step)
+        if self.hindsight is not None:
+            batch = self.hindsight(buffer, index, batch, agent.gamma)
+        if weight is not None:
+            batch["weight"] = weight
+        moved: Any = to_device(batch, agent.device)
+        return TensorDict(moved, batch_size=[len(index)])
+
+    def feed_back(self) -> None:
+        """Give the last batch's rows the priorities that the agent found."""
+        index, self._sampled = self._sampled, None
+        if index is None or self.buffer is None:
+            return
+        error = self.agent.take_priorities()
+        if error is None:
+            raise ConfigurationError(
+                f"data.prioritized: {type(self.agent).__name__} does not say how wrong it was on "
+                "each row; set data.prioritized: false"
+            )
+        self.buffer.set_priorities(index, (error + self.priority_eps) ** self.priority_alpha)
+
+    def _play(self, steps: int, uniformly: bool) -> None:
+        assert self.buffer is not None
+        collector: Any = self.collector
+        with self.acting() as agent:
+            frames = collector.collect(agent, self.buffer, steps, uniformly)
+        self.count(frames)
+
+    # --- exact resuming -------------------------------------------------------------------------
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def forget(self) -> None:
+        super().forget()
+        if self.buffer is not None:
+            self.buffer.arena.close()
+        self.buffer, self._sampled = None, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "replay": self._spooled()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        name = state_dict.get("replay")
+        self._replay_name = name if isinstance(name, str) else None  # a list: never moved in place
+        path = self._trainer.ckpt_path
+        self._resume_from = None if path is None else Path(path)
+        if self.buffer is not None:
+            self.buffer.arena.close()
+        self.buffer = None
+
+    def rank_state(self) -> dict[str, Any]:
+        self.feed_back()
+        return super().rank_state()
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        super().load_rank_state(state)
+        if self.buffer is not None or not self.save_replay:
+            return  # a second `fit`: it is still here
+        if self._replay_name is None or self._resume_from is None:
+            return
+        folder = find_sidecar(self._resume_from, self._replay_name, self._trainer.global_rank)
+        saved = torch.load(folder / "state.pt", weights_only=True)
+        assert self.collector is not None
+        if self.collector.x is None:  # environments that cannot be copied begin anew
+            with self.acting() as agent:
+                self.collector.reset(agent)
+        assert self.collector.x is not None
+        self.buffer = self.make_buffer()
+        self.buffer.load(
+            folder,
+            saved,
+            self.collector.x,
+            action_example(self.spec.action_space, self.num_envs),
+            self.collector.mask,
+        )
+        if state["envs"] is None:
+            self.buffer.begin(self.collector.x, mask=self.collector.mask)
+
+    def _spooled(self) -> list[str] | None:
+        if self.buffer is None or not self.save_replay or not len(self.buffer):
+            return None
+        trainer = self._trainer
+        if self._spool is None:
+            self._spool = Spool(spool_place(trainer), trainer.global_rank)
+        buffer = self.buffer
+        version = (self.frames, trainer.global_step)
+        return self.gather(str(self._spool.write(version, buffer.save)))
+
+
+class ReplayLoader:
+    """Yields the batches of an epoch, collecting before each round of them.
+
+    It has an exact length: without one, Lightning fetches a batch ahead, and it would be sampled
+    before the last update.
+
+    Args:
+        data: The data module.
+    """
+
+    def __init__(self, data: ReplayDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.rounds * self.data.gradient_steps
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        data = self.data
+        assert data.buffer is not None
+        data.begin_clock()
+        data.warm_up()
+        for index in range(data.rounds):
+            data.feed_back()
+            data.collect()
+            if index == data.rounds - 1:
+                for encoder in data.agent.encoders:
+                    encoder.synchronize()
+                data.buffer.arena.release()
+                data.plan(data.epoch + 1)
+            for _ in range(data.gradient_steps):
+                yield data.next_batch()
+
+
+def _check_multiple(name: str, value: int, other: str, unit: int) -> None:
+    if value % unit:
+        raise ConfigurationError(
+            f"data.{name}: {value} is no multiple of data.{other}: {unit}; choose e.g. "
+            f"{max(round(value / unit), 1) * unit}"
+        )

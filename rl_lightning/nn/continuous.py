@@ -1,0 +1,134 @@
+"""Actor and critics of continuous actions, for agents that learn from replay."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.distributions import SquashedGaussian
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.nn.ensemble import Ensemble
+from rl_lightning.nn.mlp import ACTIVATIONS, Activation
+from rl_lightning.types import EnvSpec, Stored
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al. 2018, the authors' code
+
+
+class ContinuousNetwork(nn.Module):
+    """Encoder, actor π(s) or π(a|s), and M critics Q(s, a), for bounded Box actions.
+
+    Inside, actions are in [−1, 1]; `to_env` and `from_env` translate. The critics' loss trains the
+    encoder; the actor reads its features and leaves it alone (as Yarats et al. 2021 found best).
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder from the spec.
+        hidden: Widths of the layers of the actor, and of the critics unless `critic_hidden`.
+        critic_hidden: Widths of the critics' layers; None: `hidden`.
+        activation: Of those layers.
+        layer_norm: Normalise the critics' layers, which steadies large replay ratios.
+        critics: M; the agent says how many.
+        stochastic: Whether the actor has a standard deviation; the agent says.
+    """
+
+    state_dim = 0
+    mask_dim = 0
+    low: Tensor
+    half: Tensor
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        hidden: Sequence[int] = (256, 256),
+        critic_hidden: Sequence[int] | None = None,
+        activation: Activation = "relu",
+        layer_norm: bool = False,
+        critics: int = 2,
+        stochastic: bool = True,
+    ) -> None:
+        super().__init__()
+        space = spec.action_space
+        if not (
+            isinstance(space, gym.spaces.Box)
+            and space.is_bounded("both")
+            and np.issubdtype(space.dtype, np.floating)
+        ):
+            raise ConfigurationError(
+                f"actions must be a floating-point Box with finite bounds, not {space}; use DQN or "
+                "DiscreteSAC for Discrete actions, PPO for others, or wrap the environment "
+                "(gymnasium.wrappers.RescaleAction)"
+            )
+        self.encoder = encoder(spec)
+        self.shape = space.shape
+        self.size = int(np.prod(space.shape))
+        features = self.encoder.out_dim
+        self.stochastic = stochastic
+        self.actor = _plain_mlp(features, hidden, self.size * (1 + stochastic), activation)
+        self.critics = Ensemble(
+            critics,
+            features + self.size,
+            hidden if critic_hidden is None else critic_hidden,
+            1,
+            activation,
+            layer_norm,
+        )
+        low, high = (torch.from_numpy(b.astype(np.float32)) for b in (space.low, space.high))
+        self.register_buffer("low", low.reshape(-1), persistent=False)
+        self.register_buffer("half", (high - low).reshape(-1) / 2, persistent=False)
+
+    @property
+    def encoders(self) -> Sequence[Any]:
+        """The one encoder."""
+        return (self.encoder,)
+
+    def features(self, x: Stored) -> Tensor:
+        """Raw stored observations `[N, ...]` → features `[N, D]`."""
+        return self.encoder(self.encoder.standardized(x))
+
+    def policy(self, features: Tensor) -> SquashedGaussian:
+        """π(·|s) over actions in [−1, 1], of a stochastic actor, `[N, A]`."""
+        mean, log_std = self.actor(features).float().chunk(2, dim=-1)
+        log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return SquashedGaussian(mean, log_std, torch.zeros_like(self.low))
+
+    def action(self, features: Tensor) -> Tensor:
+        """The action of a deterministic actor, or the middle of a stochastic one's, `[N, A]`."""
+        out = self.actor(features).float()
+        return (out.chunk(2, dim=-1)[0] if self.stochastic else out).tanh()
+
+    def q(self, features: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+        """Q of all critics, `[M, N]`.
+
+        Args:
+            features: `[N, D]`.
+            action: In [−1, 1], `[N, A]`.
+            frozen: Let gradient flow to the arguments only, not to the critics.
+        """
+        x = torch.cat([features, action.to(features.dtype)], dim=-1)
+        return self.critics(x, frozen).squeeze(-1).float()
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """[−1, 1] `[N, A]` → the environment's units, `[N, ...]`."""
+        return (self.low + self.half * (action + 1.0)).view(-1, *self.shape)
+
+    def from_env(self, action: Tensor) -> Tensor:
+        """The environment's units `[N, ...]` → [−1, 1] `[N, A]`."""
+        return (action.reshape(-1, self.size).to(self.low.dtype) - self.low) / self.half - 1.0
+
+
+def _plain_mlp(
+    in_dim: int, hidden: Sequence[int], out_dim: int, activation: Activation
+) -> nn.Sequential:
+    if activation not in ACTIVATIONS:
+        raise ConfigurationError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
+        )
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(in_dim, width), ACTIVATIONS[activation]()]
+        in_dim = width
+    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))

@@ -1,0 +1,103 @@
+"""Q(s, ·) over an encoder, as values, as distributions over atoms, or as quantiles."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from torch import Tensor, nn
+
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.nn.mlp import ACTIVATIONS, Activation
+from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
+from rl_lightning.types import EnvSpec, Stored
+
+
+class QNetwork(nn.Module):
+    """Features → `outputs` numbers for each action of a `Discrete` space.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder from the spec.
+        hidden: Widths of the layers between features and values.
+        activation: Of those layers.
+        dueling: Split into V(s) and A(s, a): Q = V + A − mean A (Wang et al. 2016, eq. 9).
+        noisy: Use layers with learned noise, which explore by themselves.
+        outputs: Numbers for each action; the agent says how many.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        hidden: Sequence[int] = (120, 84),
+        activation: Activation = "relu",
+        dueling: bool = False,
+        noisy: bool = False,
+        outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        space = spec.action_space
+        if not isinstance(space, gym.spaces.Discrete):
+            raise ConfigurationError(
+                f"a Q-network has one value for each action of a Discrete space, not {space}; use "
+                "SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete and MultiBinary ones"
+            )
+        if activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
+            )
+        self.encoder = encoder(spec)
+        self.actions, self.outputs = int(space.n), outputs
+        self.dueling, self.noisy = dueling, noisy
+        layer = NoisyLinear if noisy else nn.Linear
+
+        def stream(width: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            size = self.encoder.out_dim
+            for h in hidden:
+                layers += [layer(size, h), ACTIVATIONS[activation]()]
+                size = h
+            return nn.Sequential(*layers, layer(size, width))
+
+        self.advantage = stream(self.actions * outputs)
+        self.value = stream(outputs) if dueling else None
+
+    state_dim = 0  # no memory
+
+    @property
+    def mask_dim(self) -> int:
+        """Width of the action masks this network takes."""
+        return self.actions
+
+    @property
+    def encoders(self) -> Sequence[Any]:
+        """The one encoder."""
+        return (self.encoder,)
+
+    def forward(self, x: Stored) -> Tensor:
+        """Raw stored observations `[N, ...]` → `[N, A, outputs]`, or `[N, A]` for one output."""
+        features = self.encoder(self.encoder.standardized(x))
+        out: Tensor = self.advantage(features).float()
+        if self.outputs > 1:
+            out = out.view(-1, self.actions, self.outputs)
+        if self.value is not None:
+            value = self.value(features).float()
+            value = value.unsqueeze(1) if self.outputs > 1 else value
+            out = value + out - out.mean(1, keepdim=True)
+        return out
+
+    def resample(self) -> None:
+        """Draw new noise, of a noisy network."""
+        if self.noisy:
+            resample_noise(self)
+
+    def silence(self) -> None:
+        """Remove the noise, of a noisy network."""
+        if self.noisy:
+            silence_noise(self)
+
+
+def pick(out: Tensor, action: Tensor) -> Tensor:
+    """The entries of one action each: `[N, A]` → `[N]`, or `[N, A, K]` → `[N, K]`."""
+    index = action.view(-1, *[1] * (out.ndim - 1)).expand(-1, 1, *out.shape[2:])
+    return out.gather(1, index).squeeze(1)

@@ -1,0 +1,179 @@
+"""Recording: what `predict` writes down is what happened, step by step."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces as s
+from probes import OBSERVATIONS, show
+from training import make_trainer
+
+from rl_lightning import PPO
+from rl_lightning.data import EpisodeLoader, RolloutDataModule
+from rl_lightning.data.dataset import DatasetWriter, read_dataset
+from rl_lightning.data.recording import EpisodeRecorder
+from rl_lightning.envs.make import make_vector_env
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.types import EnvSpec
+
+
+class Puppet:
+    """Acts by a list of actions, the same in all environments."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, actions):
+        self.actions = iter(actions)
+
+    def initial_state(self, count):
+        return None
+
+    def preprocess(self, obs):
+        return obs
+
+    def read_mask(self, info):
+        return None
+
+    def act(self, x, explore, state, mask):
+        return {"action": torch.as_tensor(next(self.actions))}
+
+
+def play(path, env, vectorization, episodes, num_envs, actions, **env_kwargs):
+    """Record with a puppet; returns the episodes and what the loader said of them."""
+    envs = make_vector_env(env, num_envs, vectorization, env_kwargs)
+    spec = EnvSpec(envs.single_observation_space, envs.single_action_space, env)
+    puppet = Puppet([np.stack([action] * num_envs) for action in actions])
+    with DatasetWriter(path, spec) as writer:
+        loader = EpisodeLoader(
+            envs,
+            lambda: nullcontext(puppet),
+            episodes,
+            seed=3,
+            recorder=EpisodeRecorder(envs, writer.add),
+        )
+        said = list(loader)
+    envs.close()
+    return list(read_dataset(path).episodes()), said
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_recorded_by_hand(vectorization, truncate, tmp_path):
+    """Three of the four episodes that two counters play, by the actions 0, 1, 1 and 0, 0, 1.
+
+    A native one spends the fourth step on a reset: its action 0 and its reward are in no episode.
+    """
+    actions = [0, 1, 1, 0, 0, 1] if vectorization == "sync" else [0, 1, 1, 0, 0, 0, 1]
+    path = tmp_path / "data.hdf5"
+    episodes, said = play(
+        path, "Counter-v0", vectorization, 3, 2, actions, length=3, truncate=truncate
+    )
+    assert [e["env"] for e in said] == [0, 1, 0]
+    for episode, taken in zip(episodes, [[0, 1, 1], [0, 1, 1], [0, 0, 1]], strict=True):
+        assert episode.observations.tolist() == [[0], [1], [2], [3]]
+        assert episode.actions.tolist() == taken
+        assert episode.rewards.tolist() == [1, 2, 3]
+        ends, never = [False, False, True], [False] * 3
+        assert episode.truncations.tolist() == (ends if truncate else never)
+        assert episode.terminations.tolist() == (never if truncate else ends)
+    assert read_dataset(path).mean_return == 6
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("action", ["discrete", "box"])
+def test_recorded_observations_of_every_kind(observation, action, vectorization, tmp_path):
+    """The delayed probe is in state 0, then 1, then ends in 1, and pays 0, then 1."""
+    space = OBSERVATIONS[observation]
+    pair = {"discrete": [1, 0], "box": [np.array([x], np.float32) for x in (0.25, -4)]}[action]
+    actions = pair * 2 if vectorization == "sync" else [*pair, pair[0], *pair]
+    episodes, _ = play(
+        tmp_path / "data.hdf5",
+        "Probe-v0",
+        vectorization,
+        4,
+        2,
+        actions,
+        task="delayed",
+        observation=observation,
+        action=action,
+    )
+    states = [show(observation, state) for state in (0, 1, 1)]
+    for episode in episodes:
+        np.testing.assert_equal(episode.observations, gathered(space, states))
+        np.testing.assert_equal(episode.actions, np.array(pair))
+        assert episode.rewards.tolist() == [0, 1]
+        assert episode.terminations.tolist() == [False, True]
+    assert len(episodes) == 4
+
+
+def gathered(space, rows):
+    if isinstance(space, s.Dict):
+        return {key: gathered(space[key], [row[key] for row in rows]) for key in space}
+    if isinstance(space, s.Tuple):
+        return tuple(gathered(entry, [row[i] for row in rows]) for i, entry in enumerate(space))
+    return rows if isinstance(rows[0], str) else np.array(rows)
+
+
+def predict(path, limit=1.0, explore=True, **data):
+    """Episodes that the trainer's `predict` returned."""
+    module = RolloutDataModule(
+        "CartPole-v1", record=str(path), val_num_envs=2, val_explore=explore, **data
+    )
+    agent, trainer = PPO(module.spec), make_trainer(limit_predict_batches=limit)
+    return trainer.predict(agent, module)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_what_was_recorded_happens_again(vectorization, tmp_path):
+    """The recorded actions lead a fresh environment through the recorded observations."""
+    path = tmp_path / "data.hdf5"
+    said = predict(path, val_episodes=5, val_seed=40, vectorization=vectorization)
+    episodes = list(read_dataset(path).episodes())
+    assert [e.rewards.sum() for e in episodes] == [e["return"] for e in said]
+    assert [len(e) for e in episodes] == [e["length"] for e in said]
+    env = gym.make("CartPole-v1")
+    first, _ = env.reset(seed=40 + 2_000_000)
+    (mine,) = [e for e in episodes if np.array_equal(e.observations[0], first)]
+    for t, action in enumerate(mine.actions):
+        obs, reward, terminated, truncated, _ = env.step(action)
+        assert np.array_equal(obs, mine.observations[t + 1])
+        found = (mine.rewards[t], mine.terminations[t], mine.truncations[t])
+        assert found == (reward, terminated, truncated)
+    assert terminated
+    assert len(set(mine.actions.tolist())) == 2
+
+
+def test_only_what_the_trainer_was_given_is_recorded(tmp_path):
+    path = tmp_path / "data.hdf5"
+    said = predict(path, limit=2, val_episodes=6)
+    assert len(said) == read_dataset(path).total_episodes == 2
+    predict(path, val_episodes=3)
+    assert read_dataset(path).total_episodes == 5  # behind those that were there
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_predict_records(tmp_path):
+    module = RolloutDataModule("Counter-v0", record=str(tmp_path / "data.hdf5"))
+    trainer = make_trainer(limit_val_batches=1.0)
+    trainer.validate(PPO(module.spec), module, verbose=False)
+    trainer.test(PPO(module.spec), module, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_asking_for_the_loader_again_changes_nothing(tmp_path):
+    module = RolloutDataModule("Counter-v0", record=str(tmp_path / "data.hdf5"))
+    module.trainer = make_trainer()
+    assert module.predict_dataloader() is module.predict_dataloader()
+    module.teardown("predict")
+    assert [p.name for p in tmp_path.iterdir()] == ["data.hdf5"]
+
+
+def test_several_ranks_cannot_record(tmp_path):
+    module = RolloutDataModule("Counter-v0", record=str(tmp_path / "data.hdf5"))
+    module.trainer = SimpleNamespace(world_size=2, global_rank=1)  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match=r"data.record: 2 ranks.*trainer.devices: 1"):
+        module.predict_dataloader()
