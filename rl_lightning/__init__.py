@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, SAC, Agent
+    from rl_lightning.agents import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, Agent, DiscreteSAC
     from rl_lightning.data import ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
         ImpalaCNN,
         LLMEncoder,
+        MinAtarCNN,
         MLPEncoder,
         NatureCNN,
     )
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "A2C": "agents",
     "ContinuousNetwork": "nn",
+    "DDPG": "agents",
     "DQN": "agents",
+    "DiscreteSAC": "agents",
     "QNetwork": "nn",
     "ReplayDataModule": "data",
     "SAC": "agents",
+    "TD3": "agents",
     "PPO": "agents",
     "REINFORCE": "agents",
     "ActorCritic": "nn",
@@ -37,24 +41,29 @@ _HOMES = {
     "ImpalaCNN": "encoders",
     "LLMEncoder": "encoders",
     "MLPEncoder": "encoders",
+    "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "RolloutDataModule": "data",
 }
 __all__ = [
     "A2C",
+    "DDPG",
     "DQN",
     "PPO",
     "REINFORCE",
     "SAC",
+    "TD3",
     "ActorCritic",
     "Agent",
     "ContinuousNetwork",
     "DictEncoder",
+    "DiscreteSAC",
     "Encoder",
     "EnvSpec",
     "ImpalaCNN",
     "LLMEncoder",
     "MLPEncoder",
+    "MinAtarCNN",
     "NatureCNN",
     "QNetwork",
     "ReplayDataModule",

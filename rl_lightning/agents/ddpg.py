@@ -1,0 +1,140 @@
+"""Deep deterministic policy gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import check_range
+from rl_lightning.exploration import ActionNoise, OrnsteinUhlenbeck
+from rl_lightning.nn.continuous import ContinuousNetwork
+from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Stored
+
+
+class DDPG(Agent):
+    """Deterministic actor and one critic (Lillicrap et al. 2016).
+
+    Critic's and actor's losses are summed for one optimizer, whose groups may have learning rates
+    of their own; neither reaches the other's parameters.
+
+    Args:
+        spec: The environment's spaces; actions are a bounded Box.
+        encoder: Builds the encoder of observations.
+        network: Builds actor and critic over the encoder.
+        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
+        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        actor_lr: Learning rate of the actor; None: the optimizer's.
+        gamma: Discount γ.
+        tau: How far the target networks move with each update.
+        noise: Builds what is added to actions while training, in units of half an action's range.
+    """
+
+    learns_from = ("replay",)
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[
+            [EnvSpec, Callable[[EnvSpec], Encoder]], ContinuousNetwork
+        ] = ContinuousNetwork,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        actor_lr: float | None = None,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        noise: Callable[[], ActionNoise] = OrnsteinUhlenbeck,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        check_range("tau", tau, 0.0, 1.0)
+        check_range("actor_lr", actor_lr, 0.0)
+        make: Callable[..., ContinuousNetwork] = network
+        self.policy = make(spec, encoder, critics=1, stochastic=False)
+        self.target = make_target(self.policy)
+        self.actor_lr = actor_lr
+        self.tau = tau
+        self.noise = noise()
+        self._priorities: Tensor | None = None
+        self._update: TargetUpdate | None = None
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        action = self.policy.action(self.policy.features(x))
+        if not explore:
+            return {"action": self.policy.to_env(action)}
+        noise = self.noise.sample(action.shape, self.progress, state).to(action)
+        out = {"action": self.policy.to_env((action + noise).clamp(-1.0, 1.0))}
+        return out if state is None else {**out, "next_state": noise}
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The action in [−1, 1], `mean` `[B, A]`, and its Q, `value` `[B]`."""
+        features = self.policy.features(x)
+        action = self.policy.action(features)
+        return {"mean": action, "value": self.policy.q(features, action)[0]}
+
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        if not self.noise.remembers:
+            return None
+        return torch.zeros(num_envs, self.policy.size, device=self.device)
+
+    # --- learning -----------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        actor = list(self.policy.actor.parameters())
+        return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        policy, target = self.policy, self.target
+        with torch.no_grad():
+            following = target.features(batch["next_obs"])
+            next_q = target.q(following, target.action(following))[0]
+            goal = batch["reward"] + batch["discount"] * next_q
+
+        features = policy.features(batch["obs"])
+        error = policy.q(features, policy.from_env(batch["action"]))[0] - goal
+        q_loss = losses.weighted_mean(0.5 * error.square(), batch.get("weight", None))
+        seen = features.detach()
+        policy_loss = -policy.q(seen, policy.action(seen), frozen=True).mean()
+
+        td_error = error.detach().abs()
+        self._priorities = td_error
+        if self.should_log:
+            self.log_training(
+                {
+                    "loss/q": q_loss.detach(),
+                    "loss/policy": policy_loss.detach(),
+                    "value/q": -policy_loss.detach(),
+                    "value/td_error": td_error.mean(),
+                    "explore/noise": self.noise.strength(self.progress),
+                }
+            )
+        return q_loss + policy_loss
+
+    def take_priorities(self) -> Tensor | None:
+        priorities, self._priorities = self._priorities, None
+        return priorities
+
+    def after_update(self) -> None:
+        if self._update is None:
+            self._update = TargetUpdate(self.policy, self.target)
+        self._update(self.tau)

@@ -1,0 +1,223 @@
+"""Soft actor-critic for discrete actions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent
+from rl_lightning.distributions import Categorical, mask_logits
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.nn.ensemble import Ensemble
+from rl_lightning.nn.mlp import Activation
+from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Stored
+
+
+class DiscreteNetwork(nn.Module):
+    """Encoder, actor π(·|s), and two critics Q(s, ·), for a `Discrete` space.
+
+    The critics' loss trains the encoder; the actor reads its features and leaves it alone.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder from the spec.
+        hidden: Widths of the layers of actor and critics.
+        activation: Of those layers.
+    """
+
+    state_dim = 0
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        hidden: Sequence[int] = (256, 256),
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        space = spec.action_space
+        if not isinstance(space, gym.spaces.Discrete):
+            raise ConfigurationError(
+                f"DiscreteSAC acts in a Discrete space, not {space}; use SAC for Box actions"
+            )
+        self.encoder = encoder(spec)
+        self.mask_dim = int(space.n)
+        width = self.encoder.out_dim
+        self.actor = Ensemble(1, width, hidden, self.mask_dim, activation)
+        self.critics = Ensemble(2, width, hidden, self.mask_dim, activation)
+
+    @property
+    def encoders(self) -> Sequence[Any]:
+        """The one encoder."""
+        return (self.encoder,)
+
+    def features(self, x: Stored) -> Tensor:
+        """Raw stored observations `[N, ...]` → features `[N, D]`."""
+        return self.encoder(self.encoder.standardized(x))
+
+    def policy(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
+        """π(·|s), `[N, A]`."""
+        return Categorical(mask_logits(self.actor(features)[0].float(), mask))
+
+    def q(self, features: Tensor) -> Tensor:
+        """Q of both critics and all actions, `[2, N, A]`."""
+        return self.critics(features).float()
+
+
+class DiscreteSAC(Agent):
+    """Maximum-entropy actor-critic for discrete actions (Christodoulou 2019).
+
+    Expectations over actions are sums, so nothing is sampled while learning. As in SAC, the three
+    losses are summed for one optimizer, and none reaches the others' parameters.
+
+    Args:
+        spec: The environment's spaces; actions are Discrete.
+        encoder: Builds the encoder of observations.
+        network: Builds actor and critics over the encoder.
+        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
+        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        actor_lr: Learning rate of the actor; None: the optimizer's.
+        temperature_lr: Learning rate of log α; None: the optimizer's.
+        gamma: Discount γ.
+        tau: How far the target critics move at each update.
+        temperature: Initial α.
+        learn_temperature: Adjust α to the target entropy; otherwise it stays.
+        target_entropy_ratio: Target entropy as a share of the uniform policy's log A. The paper's
+            0.98 is nearly uniform, and too much for most tasks.
+    """
+
+    learns_from = ("replay",)
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[
+            [EnvSpec, Callable[[EnvSpec], Encoder]], DiscreteNetwork
+        ] = DiscreteNetwork,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        actor_lr: float | None = None,
+        temperature_lr: float | None = None,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        temperature: float = 1.0,
+        learn_temperature: bool = True,
+        target_entropy_ratio: float = 0.3,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        check_range("tau", tau, 0.0, 1.0)
+        check_range("temperature", temperature, 1e-8)
+        check_range("target_entropy_ratio", target_entropy_ratio, 0.0, 1.0)
+        check_range("actor_lr", actor_lr, 0.0)
+        check_range("temperature_lr", temperature_lr, 0.0)
+        self.policy = network(spec, encoder)
+        self.target = make_target(self.policy)
+        del self.target.actor  # the online policy judges next actions
+        self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
+        self.log_alpha = torch.nn.Parameter(
+            torch.tensor(math.log(temperature)), requires_grad=learn_temperature
+        )
+        self.target_entropy = target_entropy_ratio * math.log(self.policy.mask_dim)
+        self.tau = tau
+        self.actor_lr, self.temperature_lr = actor_lr, temperature_lr
+        self._priorities: Tensor | None = None
+        self._update: TargetUpdate | None = None
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        distribution = self.policy.policy(self.policy.features(x), mask)
+        action = distribution.sample() if explore else distribution.mode()
+        return {"action": action + self.start}
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`probabilities` and `values` `[B, A]`, and the soft `value` of the state `[B]`."""
+        features = self.policy.features(x)
+        distribution = self.policy.policy(features, mask)
+        q = self.policy.q(features).amin(0)
+        return {
+            "probabilities": distribution.probabilities(),
+            "values": q,
+            "value": self._soft_value(q, distribution),
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        temperature = [self.log_alpha] if self.log_alpha.requires_grad else []
+        return self.split_groups(
+            super().parameter_groups(),
+            (list(self.policy.actor.parameters()), self.actor_lr),
+            (temperature, self.temperature_lr),
+        )
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        policy, target = self.policy, self.target
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            following = policy.features(batch["next_obs"])
+            next_policy = policy.policy(following, batch.get("next_action_mask", None))
+            if target.encoder is not policy.encoder:
+                following = target.features(batch["next_obs"])
+            next_q = target.q(following).amin(0)
+            goal = batch["reward"] + batch["discount"] * self._soft_value(next_q, next_policy)
+
+        features = policy.features(batch["obs"])
+        q = policy.q(features)  # (2, N, A)
+        index = (batch["action"] - self.start)[None, :, None].expand(2, -1, 1)
+        error = q.gather(2, index).squeeze(2) - goal  # (2, N)
+        weight = batch.get("weight", None)
+        q_loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
+
+        distribution = policy.policy(features.detach(), batch.get("action_mask", None))
+        policy_loss = -self._soft_value(q.detach().amin(0), distribution).mean()
+        entropy = distribution.entropy().detach().mean()
+        loss = q_loss + policy_loss
+        if self.log_alpha.requires_grad:
+            loss = loss + self.log_alpha * (entropy - self.target_entropy)
+
+        td_error = error.detach().abs().mean(0)
+        self._priorities = td_error
+        if self.should_log:
+            self.log_training(
+                {
+                    "loss/q": q_loss.detach(),
+                    "loss/policy": policy_loss.detach(),
+                    "policy/entropy": entropy,
+                    "policy/temperature": alpha,
+                    "value/q": q.detach().mean(),
+                    "value/td_error": td_error.mean(),
+                }
+            )
+        return loss
+
+    def _soft_value(self, q: Tensor, policy: Categorical) -> Tensor:
+        """Σₐ π(a|s) (Q(s, a) − α log π(a|s)), `[N]`."""
+        alpha = self.log_alpha.detach().exp()
+        return (policy.probabilities() * (q - alpha * policy.log_probs)).sum(-1)
+
+    def take_priorities(self) -> Tensor | None:
+        priorities, self._priorities = self._priorities, None
+        return priorities
+
+    def after_update(self) -> None:
+        if self._update is None:
+            self._update = TargetUpdate(self.policy, self.target)
+        self._update(self.tau)

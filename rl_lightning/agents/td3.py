@@ -1,0 +1,160 @@
+"""Twin delayed deep deterministic policy gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning import losses
+from rl_lightning.agents.agent import Agent
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import check_range
+from rl_lightning.exploration import ActionNoise, GaussianNoise
+from rl_lightning.nn.continuous import ContinuousNetwork
+from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Stored
+
+
+class TD3(Agent):
+    """Deterministic actor, twin critics, smoothed targets, delayed policy (Fujimoto et al. 2018).
+
+    Critics' and actor's losses are summed for one optimizer, whose groups may have learning rates
+    of their own; neither reaches the other's parameters. With several ranks the actor is in every
+    `policy_delay`-th loss only: use `trainer.strategy: ddp_find_unused_parameters_true`.
+
+    Args:
+        spec: The environment's spaces; actions are a bounded Box.
+        encoder: Builds the encoder of observations.
+        network: Builds actor and critics over the encoder.
+        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
+        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        actor_lr: Learning rate of the actor; None: the optimizer's.
+        gamma: Discount γ.
+        tau: How far the target networks move with each update of the policy.
+        noise: Builds what is added to actions while training, in units of half an action's range.
+        policy_delay: Updates of the critics per update of policy and targets.
+        target_noise: Standard deviation of the noise on target actions, in the same units.
+        target_noise_clip: Its largest magnitude.
+    """
+
+    learns_from = ("replay",)
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[
+            [EnvSpec, Callable[[EnvSpec], Encoder]], ContinuousNetwork
+        ] = ContinuousNetwork,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        actor_lr: float | None = None,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        noise: Callable[[], ActionNoise] = GaussianNoise,
+        policy_delay: int = 2,
+        target_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        check_range("tau", tau, 0.0, 1.0)
+        check_range("actor_lr", actor_lr, 0.0)
+        check_range("policy_delay", policy_delay, 1)
+        check_range("target_noise", target_noise, 0.0)
+        check_range("target_noise_clip", target_noise_clip, 0.0)
+        make: Callable[..., ContinuousNetwork] = network
+        self.policy = make(spec, encoder, critics=2, stochastic=False)
+        self.target = make_target(self.policy)
+        self.actor_lr = actor_lr
+        self.tau = tau
+        self.noise = noise()
+        self.policy_delay = policy_delay
+        self.target_noise = target_noise
+        self.target_noise_clip = target_noise_clip
+        self._moves_policy = False
+        self._priorities: Tensor | None = None
+        self._update: TargetUpdate | None = None
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        action = self.policy.action(self.policy.features(x))
+        if not explore:
+            return {"action": self.policy.to_env(action)}
+        noise = self.noise.sample(action.shape, self.progress, state).to(action)
+        out = {"action": self.policy.to_env((action + noise).clamp(-1.0, 1.0))}
+        return out if state is None else {**out, "next_state": noise}
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The action in [−1, 1], `mean` `[B, A]`, and its Q, `value` `[B]`."""
+        features = self.policy.features(x)
+        action = self.policy.action(features)
+        return {"mean": action, "value": self.policy.q(features, action).amin(0)}
+
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        if not self.noise.remembers:
+            return None
+        return torch.zeros(num_envs, self.policy.size, device=self.device)
+
+    # --- learning -----------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        actor = list(self.policy.actor.parameters())
+        return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        policy, target = self.policy, self.target
+        with torch.no_grad():
+            following = target.features(batch["next_obs"])
+            action = target.action(following)
+            noise = (torch.randn_like(action) * self.target_noise).clamp(
+                -self.target_noise_clip, self.target_noise_clip
+            )
+            next_q = target.q(following, (action + noise).clamp(-1.0, 1.0)).amin(0)
+            goal = batch["reward"] + batch["discount"] * next_q
+
+        features = policy.features(batch["obs"])
+        q = policy.q(features, policy.from_env(batch["action"]))  # (2, N)
+        error = q - goal
+        weight = batch.get("weight", None)
+        q_loss = loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
+        metrics = {"loss/q": q_loss.detach()}
+
+        self._moves_policy = self.trainer.global_step % self.policy_delay == 0
+        if self._moves_policy:
+            seen = features.detach()
+            policy_loss = -policy.q(seen, policy.action(seen), frozen=True)[0].mean()
+            loss = q_loss + policy_loss
+            metrics["loss/policy"] = policy_loss.detach()
+
+        td_error = error.detach().abs().mean(0)
+        self._priorities = td_error
+        if self.should_log:
+            metrics |= {"value/q": q.detach().mean(), "value/td_error": td_error.mean()}
+            self.log_training({**metrics, "explore/noise": self.noise.strength(self.progress)})
+        return loss
+
+    def take_priorities(self) -> Tensor | None:
+        priorities, self._priorities = self._priorities, None
+        return priorities
+
+    def after_update(self) -> None:
+        if self._update is None:
+            self._update = TargetUpdate(self.policy, self.target)
+        if self._moves_policy:
+            self._update(self.tau)
