@@ -3,10 +3,14 @@
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
+
+from tqdm import tqdm
 
 
 def run_apart(script: str, *arguments: object) -> dict[str, Any]:
@@ -32,3 +36,43 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     # The first optimizer of a process imports the compiler: seconds that are nobody's fault.
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+def compare(
+    script: str, settings: Mapping[str, tuple[object, ...]], pairs: int
+) -> dict[str, dict[str, Any]]:
+    """Run both libraries in turn, pair by pair, and take medians over the pairs.
+
+    Args:
+        script: Runs one of them: `script --run LIBRARY ARGUMENTS SEED`, see `run_apart`.
+        settings: Name → arguments.
+        pairs: Pairs of runs, with seeds from 1.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    with tqdm(total=2 * pairs * len(settings), unit="run") as bar:
+        for name, arguments in settings.items():
+            runs = []
+            for seed in range(1, pairs + 1):
+                pair = {}
+                order = ("rl_lightning", "sb3")  # in turn: whatever slows the machine hits both
+                for library in order if seed % 2 else reversed(order):
+                    pair[library] = run_apart(script, library, *arguments, seed)
+                    bar.update()
+                runs.append(pair)
+            rows[name] = {"pairs": runs, **summary(runs)}
+    return rows
+
+
+def summary(pairs: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Medians over the pairs."""
+    ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in pairs]
+    median = statistics.median
+    return {
+        "ratio": median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ours": median(p["rl_lightning"]["fps"] for p in pairs),
+        "theirs": median(p["sb3"]["fps"] for p in pairs),
+        "return": statistics.mean(p["rl_lightning"]["return"] for p in pairs),
+        "their_return": statistics.mean(p["sb3"]["return"] for p in pairs),
+    }

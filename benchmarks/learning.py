@@ -41,10 +41,60 @@ THRESHOLDS = {
     "ppo-minigrid": ("success", 0.9),
     "ppo-babyai-text": ("success", 0.9),
     "ppo-textmaze": ("success", 0.95),
+    "dqn-cartpole": ("return", 475),
+    "dqn-cartpole-rainbow": ("return", 475),
+    "dqn-acrobot": ("return", -90),
+    "dqn-lunarlander": ("return", 200),
+    "dqn-bitflip-her": ("success", 0.95),
+    "dqn-bitflip-plain": ("success", 0.95),
+    "dqn-minatar-breakout": ("return", None),
+    "dqn-minatar-breakout-rainbow": ("return", None),
+    "dqn-textmaze": ("success", 0.95),
+    "ddpg-pendulum": ("return", -170),
+    "td3-pendulum": ("return", -170),
+    "sac-pendulum": ("return", -170),
+    "sac-mountaincar-continuous": ("return", 90),
+    "sac-lunarlander": ("return", 200),
+    "bc-cartpole": ("return", 475),
+    "iql-pendulum": ("return", -250),
+    "bc-pendulum": ("return", None),  # compared with IQL's, of the same data
+    # Of the optimal policies 1, 1, 0.74, 0.86, −13, 7.93 and −8; slippery: Gymnasium's thresholds.
+    "tabular-frozenlake-4x4": ("return", 1),
+    "tabular-frozenlake-8x8": ("return", 1),
+    "tabular-frozenlake-4x4-slippery": ("return", 0.7),
+    "tabular-frozenlake-8x8-slippery": ("return", 0.85),
+    "tabular-cliffwalking": ("return", -13),
+    "tabular-taxi": ("return", 7.5),
+    "tabular-textmaze": ("return", -8),
     # Compared with each other, at equal frames.
     "ppo-textmaze-random-frozen": ("success", None),
     "ppo-textmaze-random-lora": ("success", None),
     "ppo-textmaze-random-full": ("success", None),
+}
+
+# What must be run before the seeds, by the results' names: the file that it makes, and the
+# commands, as they stand in the configuration's comments. They are left out where the file is.
+_PENDULUM = (
+    "datasets/pendulum.hdf5",
+    (
+        "fit --config configs/ppo/pendulum.yaml --data.total_frames 32768 "
+        "--checkpoint.dirpath checkpoints/ppo-pendulum-early",
+        "predict --config configs/ppo/pendulum.yaml "
+        "--ckpt_path checkpoints/ppo-pendulum-early/last.ckpt --data.val_explore true "
+        "--data.val_episodes 200 --data.record datasets/pendulum.hdf5",
+    ),
+)
+PREPARE = {
+    "bc-cartpole": (
+        "datasets/cartpole.hdf5",
+        (
+            "fit --config configs/ppo/cartpole.yaml",
+            "predict --config configs/ppo/cartpole.yaml --ckpt_path last "
+            "--data.val_episodes 20 --data.record datasets/cartpole.hdf5",
+        ),
+    ),
+    "bc-pendulum": _PENDULUM,
+    "iql-pendulum": _PENDULUM,
 }
 
 
@@ -94,6 +144,7 @@ def run_config(
     config = yaml.safe_load(path.read_text())
     name = f"{path.parent.name}-{path.stem}"
     metric, threshold = THRESHOLDS.get(name, ("return", None))
+    prepare(name)
     runs = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds), desc=name, unit="seed") as bar:
         for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides), seeds):
@@ -118,6 +169,14 @@ def run_config(
     }
 
 
+def prepare(name: str) -> None:
+    """Make the data that a configuration learns from, unless they are there."""
+    file, commands = PREPARE.get(name, ("", ()))
+    if file and not Path(file).is_file():
+        for command in tqdm(commands, desc=f"{name}: making {file}", unit="command"):
+            cli(*command.split())
+
+
 def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) -> dict[str, Any]:
     """Train with one seed, then play evaluation episodes with the last checkpoint."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,10 +194,11 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
             began = time.perf_counter()
             out = command("fit")
             wall = time.perf_counter() - began
-            trained = re.search(r"trained ([\d,]+) of .* at ([\d,]+) frames/s", out)
+            trained = re.search(r"trained ([\d,]+) of .* at ([\d,]+) (frames|updates)/s", out)
             if trained is None:
                 raise RunError(f"fit did not say what it trained: {out[-300:]}")
-            frames, speed = (int(number.replace(",", "")) for number in trained.groups())
+            done, speed = (int(number.replace(",", "")) for number in trained.groups()[:2])
+            unit = trained.group(3)
             last = folder / "checkpoints" / "last.ckpt"
             command("validate", f"--ckpt_path={last}", *play)
         except RunError as error:
@@ -147,8 +207,8 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
         run = {"seed": seed, "return": final["val/return"][-1][1]}
         if "val/success" in final:
             run["success"] = final["val/success"][-1][1]
-        run |= {"frames": frames, "seconds": frames / max(speed, 1), "wall_seconds": wall}
-        run |= {"frames_per_second": speed, "curve": history.get("val/return", [])}
+        run |= {unit: done, "seconds": done / max(speed, 1), "wall_seconds": wall}
+        run |= {f"{unit}_per_second": speed, "curve": history.get("val/return", [])}
         run |= {tag: history[tag][-1][1] for tag in history if tag.startswith("llm/")}
         return run
 
@@ -238,9 +298,14 @@ def summary(result: dict[str, Any]) -> str:
     a = result["aggregate"]
     return (
         f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} greedy "
-        f"{result['metric']} (worst {spell(result, a['min'])}) after "
-        f"{done[0]['frames'] / 1000:.0f} k frames"
+        f"{result['metric']} (worst {spell(result, a['min'])}) after {amount(done[0])}"
     )
+
+
+def amount(run: dict[str, Any]) -> str:
+    """How much a run was trained, in its own unit."""
+    unit = "updates" if "updates" in run else "frames"
+    return f"{run[unit] / 1000:.0f} k {unit}"
 
 
 def spell(result: dict[str, Any], value: float) -> str:
@@ -265,7 +330,8 @@ def table(folder: Path) -> str:
         unit = " success" if result["metric"] == "success" else ""
         solved = "–" if "solved" not in a else f"{a['solved']}/{len(runs)}"
         rows.append(
-            f"| {link} | {result['env']} | {done[0]['frames'] / 1000:.0f} k | {goal}{unit} | "
+            f"| {link} | {result['env']} | {amount(done[0]).removesuffix(' frames')} | "
+            f"{goal}{unit} | "
             f"{spell(result, a['mean'])} ± {spell(result, a['std'])} | {spell(result, a['min'])} | "
             f"{solved} |"
         )

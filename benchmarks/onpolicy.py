@@ -11,13 +11,11 @@ greedy return of the trained policies shows that the same thing was learned.
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from common import prepare_process, run_apart
-from tqdm import tqdm
+from common import compare, prepare_process
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "8 x 128": {"num_envs": 8, "steps": 128, "minibatch": 256},
@@ -133,20 +131,7 @@ def main() -> None:
         library, name, frames, seed = args.run
         return run_here(library, name, int(frames), int(seed))
 
-    rows: dict[str, Any] = {}
-    bar = tqdm(total=2 * args.pairs * len(args.settings), unit="run")
-    for name in args.settings:
-        pairs = []
-        for seed in range(1, args.pairs + 1):
-            pair = {}
-            order = ("rl_lightning", "sb3")  # in turn: whatever slows the machine hits both
-            for library in order if seed % 2 else reversed(order):
-                pair[library] = run_apart(__file__, library, name, args.frames, seed)
-                bar.update()
-            pairs.append(pair)
-        rows[name] = {"pairs": pairs, **summary(pairs)}
-    bar.close()
-
+    rows = compare(__file__, {name: (name, args.frames) for name in args.settings}, args.pairs)
     print(f"PPO {ENV}, {args.frames:,} frames, {args.pairs} pairs of runs, one thread")
     print("| envs x steps | rl_lightning | SB3 | ratio (min .. max) | returns |")
     print("| --- | --- | --- | --- | --- |")
@@ -160,21 +145,6 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({"frames": args.frames, "settings": rows}, indent=1))
     return None
-
-
-def summary(pairs: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Medians over the pairs."""
-    ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in pairs]
-    median = statistics.median
-    return {
-        "ratio": median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "ours": median(p["rl_lightning"]["fps"] for p in pairs),
-        "theirs": median(p["sb3"]["fps"] for p in pairs),
-        "return": statistics.mean(p["rl_lightning"]["return"] for p in pairs),
-        "their_return": statistics.mean(p["sb3"]["return"] for p in pairs),
-    }
 
 
 if __name__ == "__main__":

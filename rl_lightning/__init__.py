@@ -6,8 +6,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rl_lightning.agents import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, Agent, DiscreteSAC
-    from rl_lightning.data import ReplayDataModule, RolloutDataModule
+    from rl_lightning.agents import (
+        A2C,
+        BC,
+        DDPG,
+        DQN,
+        IQL,
+        PPO,
+        REINFORCE,
+        SAC,
+        TD3,
+        Agent,
+        DiscreteSAC,
+        QTable,
+    )
+    from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
@@ -16,18 +29,24 @@ if TYPE_CHECKING:
         MinAtarCNN,
         MLPEncoder,
         NatureCNN,
+        TableEncoder,
     )
-    from rl_lightning.nn import ActorCritic, ContinuousNetwork, QNetwork
+    from rl_lightning.nn import ActorCritic, ContinuousNetwork, OfflineNetwork, QNetwork
     from rl_lightning.types import EnvSpec
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
     "A2C": "agents",
+    "BC": "agents",
+    "IQL": "agents",
+    "OfflineDataModule": "data",
+    "OfflineNetwork": "nn",
     "ContinuousNetwork": "nn",
     "DDPG": "agents",
     "DQN": "agents",
     "DiscreteSAC": "agents",
     "QNetwork": "nn",
+    "QTable": "agents",
     "ReplayDataModule": "data",
     "SAC": "agents",
     "TD3": "agents",
@@ -44,11 +63,14 @@ _HOMES = {
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "RolloutDataModule": "data",
+    "TableEncoder": "encoders",
 }
 __all__ = [
     "A2C",
+    "BC",
     "DDPG",
     "DQN",
+    "IQL",
     "PPO",
     "REINFORCE",
     "SAC",
@@ -65,9 +87,13 @@ __all__ = [
     "MLPEncoder",
     "MinAtarCNN",
     "NatureCNN",
+    "OfflineDataModule",
+    "OfflineNetwork",
     "QNetwork",
+    "QTable",
     "ReplayDataModule",
     "RolloutDataModule",
+    "TableEncoder",
 ]
 
 

@@ -124,8 +124,9 @@ class RLCLI(LightningCLI):
     def after_fit(self) -> None:
         data: Any = self.datamodule
         if self.trainer.is_global_zero:
-            done = f"{data.frames:,} of {data.total_frames:,} frames"
-            print(f"trained {done} at {data.fps():,.0f} frames/s")
+            unit = f"{data.unit}s"
+            done = f"{data.frames:,} of {data.total_frames:,} {unit}"
+            print(f"trained {done} at {data.fps():,.0f} {unit}/s")
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
                     print(_checkpoint_line(callback))

@@ -5,9 +5,12 @@ progress. What Ornstein-Uhlenbeck noise remembers travels as the policy's recurr
 starts anew with each episode and is part of a checkpoint.
 """
 
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.distributions import Categorical, mask_logits
@@ -47,6 +50,27 @@ class ValueExploration:
         """
         raise NotImplementedError
 
+    def choose(
+        self,
+        values: Callable[[], Tensor],
+        logits: Tensor,
+        progress: float,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The same, with values that are computed only if the choice depends on them.
+
+        Args:
+            values: Gives Q(s, ·), `[B, A]`.
+            logits: Zeros, `[B, A]`.
+            progress: Share of the frame budget that is used up.
+            mask: Allowed actions, bool `[B, A]`.
+        """
+        return self(values(), progress, mask)
+
+    def probabilities(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
+        """With which probability each action would be chosen, `[B, A]`; arguments as above."""
+        raise NotImplementedError
+
 
 class EpsilonGreedy(ValueExploration):
     """With probability ε an action drawn uniformly from all allowed ones, else the best.
@@ -65,13 +89,29 @@ class EpsilonGreedy(ValueExploration):
         super().__init__(start, end, fraction)
 
     def __call__(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
-        greedy = greedy_action(values, mask)
+        return self.choose(lambda: values, torch.zeros_like(values), progress, mask)
+
+    def choose(
+        self,
+        values: Callable[[], Tensor],
+        logits: Tensor,
+        progress: float,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         epsilon = self.strength(progress)
         if epsilon <= 0.0:
-            return greedy
-        explores = torch.rand(len(values), device=values.device) < epsilon
-        logits = mask_logits(torch.zeros_like(values), mask)
-        return torch.where(explores, Categorical(logits).sample(), greedy)
+            return greedy_action(values(), mask)
+        explores = torch.rand(len(logits), device=logits.device) < epsilon
+        uniform = Categorical(mask_logits(logits, mask)).sample()
+        if explores.all():
+            return uniform
+        return torch.where(explores, uniform, greedy_action(values(), mask))
+
+    def probabilities(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
+        epsilon = self.strength(progress)
+        uniform = Categorical(mask_logits(torch.zeros_like(values), mask)).probabilities()
+        greedy = F.one_hot(greedy_action(values, mask), values.shape[-1]).to(values.dtype)
+        return epsilon * uniform + (1.0 - epsilon) * greedy
 
 
 class Boltzmann(ValueExploration):
@@ -95,6 +135,12 @@ class Boltzmann(ValueExploration):
         if temperature <= 0.0:
             return greedy_action(values, mask)
         return Categorical(mask_logits(values / temperature, mask)).sample()
+
+    def probabilities(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
+        temperature = self.strength(progress)
+        if temperature <= 0.0:
+            return _one_hot(greedy_action(values, mask), values)
+        return Categorical(mask_logits(values / temperature, mask)).probabilities()
 
 
 class ActionNoise:
@@ -174,6 +220,10 @@ class OrnsteinUhlenbeck(ActionNoise):
 def greedy_action(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """The best allowed action, int64 `[B]`."""
     return mask_logits(values, mask).argmax(-1)
+
+
+def _one_hot(action: Tensor, values: Tensor) -> Tensor:
+    return torch.zeros_like(values).scatter_(-1, action.unsqueeze(-1), 1.0)
 
 
 def uniform_action(

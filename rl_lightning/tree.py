@@ -46,3 +46,10 @@ def first_row(x: Stored) -> Stored:
     if isinstance(x, Tensor):
         return x[:1]
     return {key: first_row(value) for key, value in x.items()}
+
+
+def row_count(x: Stored) -> int:
+    """B of a stored batch `[B, ...]`."""
+    while not isinstance(x, Tensor):
+        x = next(iter(x.values()))
+    return len(x)

@@ -84,9 +84,11 @@ class Rollout:
             environment has them. `valid` is False on steps that a NEXT_STEP vector env spent on
             a reset.
         last_obs: Preprocessed observation after the last step, `[B, ...]`.
+        last_mask: Action mask that belongs to `last_obs`, bool `[B, A]`, or None.
         last_state: Recurrent state that belongs to `last_obs`, `[B, H]`, or None.
         final_obs: Preprocessed final observations of the truncated episodes, `[F, ...]`, or None.
         final_index: Their `(t, b)` positions, two int64 tensors `[F]`.
+        final_mask: Action masks that belong to `final_obs`, bool `[F, A]`, or None.
         final_state: Recurrent state that belongs to `final_obs`, `[F, H]`, or None.
     """
 
@@ -96,6 +98,8 @@ class Rollout:
     final_obs: Stored | None = None
     final_index: tuple[Tensor, Tensor] | None = None
     final_state: Tensor | None = None
+    last_mask: Tensor | None = None
+    final_mask: Tensor | None = None
 
 
 def space_to_data(space: gym.Space) -> dict[str, Any]:

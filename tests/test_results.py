@@ -1,6 +1,7 @@
 """What the README and the configurations claim is what the result files say."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -50,3 +51,16 @@ def test_the_readme_shows_the_speeds_that_were_measured():
         assert spread in readme
     measured = json.loads((folder / "llm_encoder.json").read_text())
     assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
+
+
+@pytest.mark.parametrize("name", learning.PREPARE)
+def test_a_configuration_says_how_its_data_are_made(name):
+    file, commands = learning.PREPARE[name]
+    path = ROOT / "configs" / "{}/{}.yaml".format(*name.split("-", 1))
+    assert f"dataset: {file}" in path.read_text()
+    if other := re.search(r"# The data are those of (\S+\.yaml)\.", path.read_text()):
+        path = ROOT / other[1]
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    said = " ".join(line.lstrip("# ") for line in comments)
+    for command in commands:
+        assert f"rl-lightning {command}" in said

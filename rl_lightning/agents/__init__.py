@@ -2,12 +2,28 @@
 
 from rl_lightning.agents.a2c import A2C
 from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.bc import BC
 from rl_lightning.agents.ddpg import DDPG
 from rl_lightning.agents.discrete_sac import DiscreteSAC
 from rl_lightning.agents.dqn import DQN
+from rl_lightning.agents.iql import IQL
 from rl_lightning.agents.ppo import PPO
+from rl_lightning.agents.q_table import QTable
 from rl_lightning.agents.reinforce import REINFORCE
 from rl_lightning.agents.sac import SAC
 from rl_lightning.agents.td3 import TD3
 
-__all__ = ["A2C", "DDPG", "DQN", "PPO", "REINFORCE", "SAC", "TD3", "Agent", "DiscreteSAC"]
+__all__ = [
+    "A2C",
+    "BC",
+    "DDPG",
+    "DQN",
+    "IQL",
+    "PPO",
+    "REINFORCE",
+    "SAC",
+    "TD3",
+    "Agent",
+    "DiscreteSAC",
+    "QTable",
+]

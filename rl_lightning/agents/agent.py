@@ -37,6 +37,8 @@ class Agent(L.LightningModule):
         lr_schedule: Schedule of all learning rates over training progress.
         encoder_lr: Learning rate of the encoders' parameters; None: the optimizer's.
         gamma: Discount γ in [0, 1].
+        max_grad_norm: Largest norm of all gradients together, for agents with a `loss`; others are
+            clipped by `trainer.gradient_clip_val`.
     """
 
     policy: Any
@@ -67,12 +69,18 @@ class Agent(L.LightningModule):
         lr_schedule: Schedule = "constant",
         encoder_lr: float | None = None,
         gamma: float = 0.99,
+        max_grad_norm: float | None = None,
     ) -> None:
         super().__init__()
         self._remember_arguments()
         factor(lr_schedule, 0.0)
         check_range("gamma", gamma, 0.0, 1.0)
         check_range("encoder_lr", encoder_lr, 0.0)
+        check_range("max_grad_norm", max_grad_norm, 0.0)
+        self.automatic_optimization = type(self).loss is Agent.loss
+        self.max_grad_norm = max_grad_norm
+        self._mute = False
+        self._rates_set = False
         self.gamma = gamma
         self.spec = spec
         self.optimizer = optimizer or self.default_optimizer
@@ -88,6 +96,35 @@ class Agent(L.LightningModule):
     def prepare(self, rollout: Rollout) -> TensorDict:
         """Turn a rollout into the batch `[T, B]` that minibatches come from, without gradient."""
         raise NotImplementedError
+
+    def loss(self, batch: TensorDict) -> Tensor:
+        """The loss of a batch from replay. An agent that defines it needs no `training_step`."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Learn from a run of replay batches, each sampled when its turn comes.
+
+        One step of the trainer holds many updates, because small networks learn faster than the
+        trainer's own bookkeeping runs. Manual optimisation therefore: clipping is `max_grad_norm`.
+        """
+        last = len(batch) - 1
+        for index, part in enumerate(batch):
+            self._mute = index < last
+            self.update(self.loss(part))
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer, and of what follows it."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.after_update()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # Here gradients are unscaled in every precision, and no longer generators.
+        if self.max_grad_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
@@ -214,6 +251,9 @@ class Agent(L.LightningModule):
         self.frames = frames
         self.progress = progress
         self._measure = measure
+        if self.lr_schedule == "constant" and self._rates_set:
+            return
+        self._rates_set = True
         if not self.trainer.optimizers:
             return
         scale = factor(self.lr_schedule, progress)
@@ -223,6 +263,8 @@ class Agent(L.LightningModule):
     @property
     def should_log(self) -> bool:
         """Whether the trainer will write what this training step logs."""
+        if self._mute:
+            return False
         trainer: Any = self.trainer
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped
         every = trainer.log_every_n_steps

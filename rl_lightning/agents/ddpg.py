@@ -35,6 +35,7 @@ class DDPG(Agent):
         encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
         gamma: Discount γ.
+        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target networks move with each update.
         noise: Builds what is added to actions while training, in units of half an action's range.
     """
@@ -53,10 +54,11 @@ class DDPG(Agent):
         encoder_lr: float | None = None,
         actor_lr: float | None = None,
         gamma: float = 0.99,
+        max_grad_norm: float | None = None,
         tau: float = 0.005,
         noise: Callable[[], ActionNoise] = OrnsteinUhlenbeck,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         make: Callable[..., ContinuousNetwork] = network
@@ -103,7 +105,7 @@ class DDPG(Agent):
         actor = list(self.policy.actor.parameters())
         return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Tensor:
         policy, target = self.policy, self.target
         with torch.no_grad():
             following = target.features(batch["next_obs"])

@@ -90,6 +90,7 @@ class DiscreteSAC(Agent):
         actor_lr: Learning rate of the actor; None: the optimizer's.
         temperature_lr: Learning rate of log α; None: the optimizer's.
         gamma: Discount γ.
+        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target critics move at each update.
         temperature: Initial α.
         learn_temperature: Adjust α to the target entropy; otherwise it stays.
@@ -112,12 +113,13 @@ class DiscreteSAC(Agent):
         actor_lr: float | None = None,
         temperature_lr: float | None = None,
         gamma: float = 0.99,
+        max_grad_norm: float | None = None,
         tau: float = 0.005,
         temperature: float = 1.0,
         learn_temperature: bool = True,
         target_entropy_ratio: float = 0.3,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("temperature", temperature, 1e-8)
         check_range("target_entropy_ratio", target_entropy_ratio, 0.0, 1.0)
@@ -168,7 +170,7 @@ class DiscreteSAC(Agent):
             (temperature, self.temperature_lr),
         )
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Tensor:
         policy, target = self.policy, self.target
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():

@@ -18,6 +18,7 @@ from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_act
 from rl_lightning.nn.q_network import QNetwork, pick
 from rl_lightning.nn.target import TargetUpdate, make_target
 from rl_lightning.schedules import Schedule
+from rl_lightning.tree import row_count
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -36,6 +37,7 @@ class DQN(Agent):
         lr_schedule: Schedule of the learning rate: constant, linear or cosine.
         encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         gamma: Discount γ.
+        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         exploration: Builds what chooses actions while training; None: the greedy one, for noisy
             networks.
         double: Let the online network choose the next action and the target network judge it
@@ -45,7 +47,7 @@ class DQN(Agent):
             et al. 2018).
         atoms: Atoms or quantiles of a distribution.
         value_range: Lowest and highest return of a categorical distribution.
-        loss: Of the mean's error: `huber` (as in Mnih et al.) or `mse`.
+        error: What is made of the mean's error: `huber` (as in Mnih et al.) or `mse`.
         target_update_frames: Frames between two moves of the target network; 0: every update.
         tau: How far it moves: 1 copies, 0.005 follows slowly.
     """
@@ -62,24 +64,25 @@ class DQN(Agent):
         lr_schedule: Schedule = "constant",
         encoder_lr: float | None = None,
         gamma: float = 0.99,
+        max_grad_norm: float | None = None,
         exploration: Callable[[], ValueExploration] | None = EpsilonGreedy,
         double: bool = False,
         distribution: Literal["none", "categorical", "quantile"] = "none",
         atoms: int = 51,
         value_range: tuple[float, float] = (-10.0, 10.0),
-        loss: Literal["huber", "mse"] = "huber",
+        error: Literal["huber", "mse"] = "huber",
         target_update_frames: int = 500,
         tau: float = 1.0,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("target_update_frames", target_update_frames, 0)
         if distribution not in ("none", "categorical", "quantile"):
             raise ConfigurationError(
                 f"distribution must be none, categorical or quantile, not {distribution!r}"
             )
-        if loss not in ("huber", "mse"):
-            raise ConfigurationError(f"loss must be huber or mse, not {loss!r}")
+        if error not in ("huber", "mse"):
+            raise ConfigurationError(f"error must be huber or mse, not {error!r}")
         outputs = 1
         if distribution != "none":
             check_range("atoms", atoms, 2)
@@ -95,7 +98,7 @@ class DQN(Agent):
         self.exploration = None if exploration is None else exploration()
         self.double_q = double
         self.distribution = distribution
-        self.loss = loss
+        self.error = error
         self.target_update_frames = target_update_frames
         self.tau = tau
         self.register_buffer("support", torch.linspace(low, high, outputs), persistent=False)
@@ -116,11 +119,15 @@ class DQN(Agent):
             self.policy.resample()
         else:
             self.policy.silence()
-        values = self.values(self.policy(x))
+
+        def values() -> Tensor:
+            return self.values(self.policy(x))
+
         if explore and self.exploration is not None:
-            action = self.exploration(values, self.progress, mask)
+            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.device)
+            action = self.exploration.choose(values, zeros, self.progress, mask)
         else:
-            action = greedy_action(values, mask)
+            action = greedy_action(values(), mask)
         return {"action": action + self.start if self.start else action}
 
     def inspect(
@@ -160,11 +167,14 @@ class DQN(Agent):
         if self.distribution == "quantile":
             goal = reward[:, None] + discount[:, None] * following
             return losses.quantile_huber(out, goal), (goal.mean(1) - out.mean(1)).detach().abs()
-        error = reward + discount * following - out
-        loss = losses.huber(error) if self.loss == "huber" else 0.5 * error.square()
-        return loss, error.detach().abs()
+        goal = reward + discount * following
+        if self.error == "huber":
+            rows = F.smooth_l1_loss(out, goal, reduction="none")
+        else:
+            rows = 0.5 * F.mse_loss(out, goal, reduction="none")
+        return rows, (out.detach() - goal).abs()
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Tensor:
         self.policy.resample()
         self.target.resample()
         rows, error = self.errors(batch)

@@ -36,6 +36,7 @@ class TD3(Agent):
         encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
         gamma: Discount γ.
+        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target networks move with each update of the policy.
         noise: Builds what is added to actions while training, in units of half an action's range.
         policy_delay: Updates of the critics per update of policy and targets.
@@ -57,13 +58,14 @@ class TD3(Agent):
         encoder_lr: float | None = None,
         actor_lr: float | None = None,
         gamma: float = 0.99,
+        max_grad_norm: float | None = None,
         tau: float = 0.005,
         noise: Callable[[], ActionNoise] = GaussianNoise,
         policy_delay: int = 2,
         target_noise: float = 0.2,
         target_noise_clip: float = 0.5,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         check_range("policy_delay", policy_delay, 1)
@@ -117,7 +119,7 @@ class TD3(Agent):
         actor = list(self.policy.actor.parameters())
         return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Tensor:
         policy, target = self.policy, self.target
         with torch.no_grad():
             following = target.features(batch["next_obs"])

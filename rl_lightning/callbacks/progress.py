@@ -1,4 +1,4 @@
-"""A progress bar in the unit that matters: frames."""
+"""A progress bar in the unit that matters: frames, or updates where nothing is collected."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class FrameProgressBar(ProgressBar):
-    """Shows frames, return of the last episodes, frames per second and the time left.
+    """Shows frames (or updates), return of the last episodes, speed and the time left.
 
     Args:
         refresh_seconds: Time between two updates of the line on a terminal; elsewhere (a log file)
@@ -36,24 +36,19 @@ class FrameProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._train = self._bar(data.total_frames, "training", data.frames, unit_scale=True)
+        self._train = self._bar(
+            data.total_frames, "training", data.frames, data.unit, unit_scale=True
+        )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        new = pl_module.frames - self._train.n
-        if new > 0 and time.monotonic() >= self._next_update:
-            self._next_update = time.monotonic() + 0.5 * self._train.mininterval
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            metrics = data.episode_metrics()
-            shown = {"return": metrics.get("train/return"), "success": metrics.get("train/success")}
-            shown["val"] = trainer.callback_metrics.get("val/return")
-            text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
-            self._train.set_postfix(text, refresh=False)
-            self._train.update(new)
+        if pl_module.frames > self._train.n and time.monotonic() >= self._next_update:
+            self._next_update = time.monotonic() + 0.5 * self._interval
+            self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._train.update(max(pl_module.frames - self._train.n, 0))
+        self._show(trainer, pl_module)
         self._train.close()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -83,6 +78,19 @@ class FrameProgressBar(ProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         return dict(trainer.progress_bar_metrics)
 
+    @property
+    def _interval(self) -> float:
+        return self.refresh_seconds if sys.stderr.isatty() else 30.0
+
+    def _show(self, trainer: L.Trainer, pl_module: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        metrics = data.episode_metrics()
+        shown = {"return": metrics.get("train/return"), "success": metrics.get("train/success")}
+        shown["val"] = trainer.callback_metrics.get("val/return")
+        text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
+        self._train.set_postfix(text, refresh=False)
+        self._train.update(max(pl_module.frames - self._train.n, 0))
+
     def _start_evaluation(self, episodes: list[int | float], description: str) -> None:
         self._eval = self._bar(int(sum(episodes)), description, unit="episode", leave=False)
 
@@ -95,7 +103,6 @@ class FrameProgressBar(ProgressBar):
         unit_scale: bool = False,
         leave: bool = True,
     ) -> Any:
-        terminal = sys.stderr.isatty()
         return tqdm(
             total=total,
             initial=initial,
@@ -105,6 +112,6 @@ class FrameProgressBar(ProgressBar):
             leave=leave,
             dynamic_ncols=True,
             disable=not self._enabled,
-            mininterval=self.refresh_seconds if terminal else 30.0,
+            mininterval=self._interval,
             file=sys.stderr,
         )

@@ -3,6 +3,7 @@
 from rl_lightning.data.collector import Collector
 from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.offline import OfflineDataModule
 from rl_lightning.data.replay import ReplayBuffer
 from rl_lightning.data.replay_module import ReplayDataModule
 from rl_lightning.data.rollout import RolloutDataModule
@@ -10,6 +11,7 @@ from rl_lightning.data.rollout import RolloutDataModule
 __all__ = [
     "Collector",
     "EpisodeLoader",
+    "OfflineDataModule",
     "RLDataModule",
     "ReplayBuffer",
     "ReplayDataModule",

@@ -3,6 +3,7 @@
 import mmap
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from rl_lightning.errors import ConfigurationError
 
 CHUNK_BYTES = 16 * 2**20
+RESIDENT_BYTES = 128 * 2**20  # of memory-mapped arrays, about
+FAULT_BYTES = 64 * 2**10  # what Linux maps around a page that is asked for
 
 
 class Arena:
@@ -22,14 +25,16 @@ class Arena:
     it. Files are never written again: a snapshot stays what it was while the arrays live on.
 
     Args:
-        folder: Where the arrays' files lie; None keeps arrays in memory. Memory that was never
-            written is not resident in either case.
+        folder: Where the arrays' files lie, without a name, so that they vanish with the process
+            however it ends; None keeps arrays in memory. What was never written takes no room in
+            either case.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.arrays: dict[str, np.ndarray] = {}
         self._last: Path | None = None
+        self._touched = 0  # bytes, at most, that became resident since the last release
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -46,7 +51,8 @@ class Arena:
                 array = np.zeros(full, dtype)
             else:
                 self._check_room(size)
-                array = np.memmap(self.folder / f"{name}.bin", dtype, "w+", shape=full)
+                with tempfile.TemporaryFile(dir=self.folder) as file:
+                    array = np.memmap(file, dtype, "w+", shape=full)
                 array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
         except MemoryError as error:
             raise ConfigurationError(
@@ -57,17 +63,27 @@ class Arena:
         self.arrays[name] = array
         return array
 
+    def touch(self, rows: int, scattered: bool = False) -> None:
+        """Say that rows of all arrays were written or read, so that memory stays bounded.
+
+        Args:
+            rows: Their number.
+            scattered: Whether they lie apart; the system then maps the pages around each.
+        """
+        if self.folder is None:
+            return
+        for array in self.arrays.values():
+            row = array.nbytes // max(len(array), 1)
+            self._touched += rows * (max(row, FAULT_BYTES) if scattered else row)
+        if self._touched > RESIDENT_BYTES:
+            self.release()
+
     def release(self) -> None:
         """Give pages of memory-mapped arrays back to the system; their contents stay."""
+        self._touched = 0
         for array in self.arrays.values():
             if isinstance(array, np.memmap):
                 array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        """Delete the arrays' files."""
-        self.arrays.clear()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(
         self, folder: Path, used: dict[str, int], dirty: Callable[[str, int, int], bool]
@@ -112,6 +128,7 @@ class Arena:
 
     def _check_room(self, size: int) -> None:
         assert self.folder is not None
+        size += sum(array.nbytes for array in self.arrays.values())  # none of it is written yet
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise ConfigurationError(

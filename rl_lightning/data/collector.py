@@ -109,7 +109,7 @@ class Stepper:
                     final_mask = None if mask is None else mask[torch.from_numpy(which)]
                 else:
                     final_x = clone(agent.preprocess(_pick(info["final_obs"], which, self.env)))
-                    if mask is not None and wanted == "all":
+                    if mask is not None:
                         final_mask = _final_mask(agent, info, which, mask)
                 final_state = None if state is None else state[torch.from_numpy(which)]
             self.episodes.finish(done, info, self.success_threshold)
@@ -193,7 +193,7 @@ class Collector(Stepper):
         if self.x is None:
             self.reset(agent)
         recurrent = self.state is not None
-        final: list[tuple[int, np.ndarray, Stored, Tensor | None]] = []
+        final: list[tuple[int, np.ndarray, Stored, Tensor | None, Tensor | None]] = []
         self._valid[:] = True
         for t in range(self.steps):
             x: Any = self.x
@@ -214,7 +214,7 @@ class Collector(Stepper):
                 self._valid[t] = step.valid
             if step.final_index is not None:
                 assert step.final_x is not None
-                final.append((t, step.final_index, step.final_x, step.final_state))
+                final.append((t, step.final_index, step.final_x, step.final_state, step.final_mask))
 
         start = None
         if recurrent:
@@ -234,14 +234,16 @@ class Collector(Stepper):
             entries["start"] = torch.from_numpy(start).to(device)
         assert self.x is not None
         rollout = Rollout(steps=TensorDict(entries, batch_size=shape), last_obs=clone(self.x))
-        rollout.last_state = self.state
+        rollout.last_state, rollout.last_mask = self.state, self.mask
         if final:
-            t = np.concatenate([np.full(len(cut), t) for t, cut, _, _ in final])
-            b = np.concatenate([cut for _, cut, _, _ in final])
+            t = np.concatenate([np.full(len(cut), t) for t, cut, *_ in final])
+            b = np.concatenate([cut for _, cut, *_ in final])
             rollout.final_index = (torch.from_numpy(t).to(device), torch.from_numpy(b).to(device))
-            rollout.final_obs = concatenate([obs for _, _, obs, _ in final])
+            rollout.final_obs = concatenate([obs for _, _, obs, _, _ in final])
             if self.state is not None:
-                rollout.final_state = torch.cat([state for _, _, _, state in final])
+                rollout.final_state = torch.cat([state for _, _, _, state, _ in final])
+            if self.mask is not None:
+                rollout.final_mask = torch.cat([mask for *_, mask in final])
         return rollout
 
 

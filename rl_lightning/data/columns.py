@@ -191,18 +191,17 @@ class OnceColumn:
 
     def state(self) -> dict[str, Any]:
         """What a snapshot needs beside the arena's arrays."""
+        ragged = {k: t.state() for k, t in self.tables.items() if isinstance(t, _RaggedTable)}
         return {
-            "digests": b"".join(self._digests[1:]),
-            "uses": list(self._uses),
-            "free": list(self._free),
-            "ragged": {
-                k: list(t.rows) for k, t in self.tables.items() if isinstance(t, _RaggedTable)
-            },
+            "digests": _to_tensor(b"".join(self._digests[1:])),
+            "uses": torch.tensor(self._uses),
+            "free": torch.tensor(self._free, dtype=torch.int64),
+            "ragged": ragged,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        all_digests = state["digests"]
-        self._uses, self._free = list(state["uses"]), list(state["free"])
+        all_digests = state["digests"].numpy().tobytes()
+        self._uses, self._free = state["uses"].tolist(), state["free"].tolist()
         count = len(self._uses) - 1
         self._digests = [b"", *(all_digests[16 * i : 16 * i + 16] for i in range(count))]
         free = set(self._free)
@@ -210,7 +209,7 @@ class OnceColumn:
         for key, rows in state["ragged"].items():
             table = self.tables[key]
             assert isinstance(table, _RaggedTable)
-            table.rows = list(rows)
+            table.load_state(rows)
 
     def _add(self, digest: bytes, leaves: dict[str, np.ndarray]) -> int:
         if self._free:
@@ -265,6 +264,18 @@ class _RaggedTable:
 
     def nbytes(self, slots: Any) -> int:
         return sum(len(self.rows[slot]) + 33 for slot in slots)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "lengths": torch.tensor([len(row) for row in self.rows]),
+            "data": _to_tensor(b"".join(self.rows)),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        data, self.rows, start = state["data"].numpy().tobytes(), [], 0
+        for length in state["lengths"].tolist():
+            self.rows.append(data[start : start + length])
+            start += length
 
 
 class NestedColumn:
@@ -334,6 +345,11 @@ def make_column(
             for number, (key, value) in enumerate(example.items())
         }
     )
+
+
+def _to_tensor(data: bytes) -> Tensor:
+    """Bytes as `torch.load` takes them from strangers."""
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
 def leaves(column: Column) -> list[DenseColumn | OnceColumn]:

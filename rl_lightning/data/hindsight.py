@@ -69,6 +69,12 @@ class Hindsight:
         chosen = torch.nonzero(torch.rand(len(index)) < self.share).squeeze(1)
         if not len(chosen):
             return batch
+        for key in KEYS:
+            if key not in batch["obs"]:
+                raise ConfigurationError(
+                    f"data.her_goals: the encoder leaves out {key}, which relabelling needs; take "
+                    "it out of DictEncoder's ignore"
+                )
         rows = index[chosen]
         if self.strategy == "future":
             later = buffer.later(rows, torch.rand(len(rows)))

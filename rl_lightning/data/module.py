@@ -54,6 +54,9 @@ class RLDataModule(L.LightningDataModule):
         ConfigurationError: If the environment or a number is wrong.
     """
 
+    unit: str = "frame"
+    """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
+
     def __init__(
         self,
         env: str,
@@ -75,7 +78,7 @@ class RLDataModule(L.LightningDataModule):
         super().__init__()
         positive = {
             "num_envs": num_envs,
-            "total_frames": total_frames,
+            f"total_{self.unit}s": total_frames,
             "val_episodes": val_episodes,
             "val_num_envs": val_num_envs,
         }
@@ -102,6 +105,7 @@ class RLDataModule(L.LightningDataModule):
         self._train_env: VectorEnv | None = None
         self._eval_loaders: dict[str, EpisodeLoader] = {}
         self._writer: DatasetWriter | None = None
+        self._running = False
         self._restored: list[Any] | None = None
         self._max_epochs: Any = None
         self._planned = 0
@@ -115,6 +119,18 @@ class RLDataModule(L.LightningDataModule):
     def frames_per_epoch(self) -> int:
         """Frames of one epoch on one rank."""
         raise NotImplementedError
+
+    @property
+    def epoch_length(self) -> int:
+        """What one epoch adds to the clock."""
+        return self.frames_per_epoch * self._trainer.world_size
+
+    def open_source(self, seed: int) -> None:
+        """Make what experience comes from: training environments, the first seeded `seed`."""
+        self._train_env = make_vector_env(
+            self.env, self.num_envs, self.vectorization, self.env_kwargs, self.wrappers
+        )
+        self.collector = self.make_collector(self._train_env, seed)
 
     def make_collector(self, env: VectorEnv, seed: int) -> Stepper:
         """What steps the training environments."""
@@ -220,10 +236,10 @@ class RLDataModule(L.LightningDataModule):
         return batch  # made on the agent's device in the first place
 
     def start(self) -> None:
-        """Make the training environments, go on from a checkpoint if there is one, plan the run."""
+        """Open the source, go on from a checkpoint if there is one, plan the run."""
         trainer = self._trainer
         loop = trainer.fit_loop
-        if self.collector is None:
+        if not self._running:
             if str(trainer.precision) in ("16-true", "bf16-true", "64-true"):
                 raise ConfigurationError(
                     f"trainer.precision: {trainer.precision} would round observations, returns and "
@@ -236,41 +252,43 @@ class RLDataModule(L.LightningDataModule):
             if trainer.global_rank > 0:
                 # Lightning seeds all ranks alike; their actions must not be sampled alike.
                 torch.manual_seed(seed)
-            self._train_env = make_vector_env(
-                self.env, self.num_envs, self.vectorization, self.env_kwargs, self.wrappers
-            )
-            self.collector = self.make_collector(self._train_env, seed)
+            self.open_source(seed)
+            self._running = True
             self._max_epochs = loop.max_epochs
             if self.agent.frames == 0:
                 self.forget()  # what another agent has done
             self._go_on()
         if self.frames >= self.total_frames:
             rank_zero_warn(
-                f"nothing to train: data.total_frames={self.total_frames} are used up by the "
+                f"nothing to train: {self._budget} are used up by the "
                 f"{self.frames} so far; raise it to go on"
             )
         self.plan(self.epoch)
         if loop.max_epochs == self._max_epochs and self._max_epochs != self._planned:
             rank_zero_warn(
-                f"max_epochs={self._max_epochs} ends training before data.total_frames="
-                f"{self.total_frames} are used up; give Trainer(max_epochs=-1) for the whole budget"
+                f"max_epochs={self._max_epochs} ends training before {self._budget} are used up; "
+                "give Trainer(max_epochs=-1) for the whole budget"
             )
 
     def forget(self) -> None:
-        """Begin at frame 0, with fresh environments and statistics."""
+        """Begin at 0, with fresh environments and statistics."""
         self.frames, self._began, self._restored = 0, None, None
+
+    @property
+    def _budget(self) -> str:
+        return f"data.total_{self.unit}s={self.total_frames}"
 
     def _check_limits(self) -> None:
         trainer: Any = self._trainer
         limit = trainer.limit_train_batches
         if not trainer.fast_dev_run and limit != 1.0:
             raise ConfigurationError(
-                f"trainer.limit_train_batches: {limit} would throw away what was collected; make "
-                "data.total_frames or data.rollouts_per_epoch smaller"
+                f"trainer.limit_train_batches: {limit} would throw away what an epoch was planned "
+                f"for; make data.total_{self.unit}s smaller, or epochs shorter"
             )
 
     def begin_clock(self) -> None:
-        """Start measuring frames per second, once."""
+        """Start measuring speed, once."""
         if self._began is None:
             self._began = (time.perf_counter(), self.frames)
 
@@ -280,22 +298,25 @@ class RLDataModule(L.LightningDataModule):
         return self._trainer.fit_loop.epoch_progress.current.processed
 
     def plan(self, epoch: int) -> None:
-        """Let the trainer run, from `epoch` on, for as long as the frame budget lasts."""
+        """Let the trainer run, from `epoch` on, for as long as the budget lasts."""
         trainer = self._trainer
         left = max(self.total_frames - self.frames, 0)
-        self._planned = epoch + math.ceil(left / (self.frames_per_epoch * trainer.world_size))
+        self._planned = epoch + math.ceil(left / self.epoch_length)
         limit = self._max_epochs
         unlimited = limit in (None, -1)
         trainer.fit_loop.max_epochs = self._planned if unlimited else min(self._planned, limit)
 
+    @property
+    def planned_length(self) -> int:
+        """The budget in whole epochs."""
+        return math.ceil(self.total_frames / self.epoch_length) * self.epoch_length
+
     def count(self, frames: int) -> None:
         """Add frames of this rank to the clock, and tell the agent the time."""
-        trainer = self._trainer
         frames = self._sum_over_ranks(frames)
         # Schedules stand where this rollout began, on the way to the end of the last epoch: else
         # the last rollouts would learn at rate 0.
-        epoch = self.frames_per_epoch * trainer.world_size
-        progress = self.frames / (math.ceil(self.total_frames / epoch) * epoch)
+        progress = self.frames / self.planned_length
         self.frames += frames
         metrics = self.metrics()  # now: an encoder's count what was since they were last asked for
         self.agent.tick(self.frames, min(progress, 1.0), lambda: metrics)
@@ -314,7 +335,7 @@ class RLDataModule(L.LightningDataModule):
         return {} if self.collector is None else self.collector.episodes.metrics("train")
 
     def fps(self) -> float:
-        """Frames of all ranks per second of this run, evaluation left out."""
+        """What the clock counts per second of this run, evaluation left out."""
         if self._began is None:
             return 0.0
         began, frames = self._began
@@ -322,7 +343,7 @@ class RLDataModule(L.LightningDataModule):
         return (self.frames - frames) / max(time.perf_counter() - began - evaluating, 1e-9)
 
     def teardown(self, stage: str) -> None:
-        if self.collector is not None:
+        if self._running:
             self._restored = self._all_ranks()  # for `save_checkpoint` and another `fit`
         if self._train_env is not None:
             self._train_env.close()
@@ -330,6 +351,7 @@ class RLDataModule(L.LightningDataModule):
             loader.env.close()
         if self._writer is not None:
             self._writer.close()
+        self._running = False
         self.collector = self._train_env = self._writer = None
         self._eval_loaders = {}
 
@@ -344,7 +366,7 @@ class RLDataModule(L.LightningDataModule):
         self._restored = state_dict["ranks"]
 
     def _all_ranks(self) -> list[Any]:
-        if self.collector is None:  # before a run, or after it: what the next one goes on from
+        if not self._running:  # before a run, or after it: what the next one goes on from
             return self._restored or [None]
         return self.gather(self.rank_state())
 

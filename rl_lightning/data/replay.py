@@ -13,6 +13,7 @@ from torch import Tensor
 from rl_lightning.data.arena import Arena
 from rl_lightning.data.columns import (
     DenseColumn,
+    NestedColumn,
     OnceColumn,
     StackColumn,
     leaves,
@@ -77,7 +78,6 @@ class ReplayBuffer:
         self.flags, self.reward = torch.from_numpy(self._flags), torch.from_numpy(self._reward)
         self.columns: dict[str, Any] = {}
         self.head = np.full(num_envs, -1)  # row of the newest observation
-        self.pushed = 0  # rows written in the environment that has most
         self._counts = np.zeros(num_envs, np.int64)
         self._first = np.zeros(num_envs, np.int64)  # count at which the open episode began
         self._all = np.arange(num_envs)
@@ -101,6 +101,8 @@ class ReplayBuffer:
             mask: Allowed actions, bool `[b, A]`.
         """
         columns = self._all if columns is None else columns
+        if self._end is not None:
+            self._close(columns)
         for age in range(self.stack - 1, 0, -1):
             self._push(x, columns, mask, age)
         self._first[columns] = self._counts[columns]
@@ -133,10 +135,45 @@ class ReplayBuffer:
         if self.tree is not None:
             self._new.append(flat)
 
-    def close(self, columns: np.ndarray) -> None:
-        """Say that the newest observations of some environments are final ones."""
-        if self._end is None:
-            return
+    def extend(
+        self,
+        x: Stored,
+        action: Tensor,
+        reward: np.ndarray,
+        starts: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> None:
+        """Write n consecutive rows of a single environment at once, of recorded episodes.
+
+        Args:
+            x: Preprocessed, `[n, ...]`.
+            action: `[n, ...]`; what stands at a final observation does not matter.
+            reward: `[n]`.
+            starts: Whether a transition begins there: everywhere but at final observations, `[n]`.
+            terminated: `[n]`.
+            truncated: `[n]`.
+        """
+        assert self.num_envs == 1
+        assert self.stack == 1
+        assert self.tree is None
+        assert self._end is None
+        if "obs" not in self.columns:
+            self._make_columns(x, None)
+            self.columns["action"] = self._action_column(action)
+        count = len(reward)
+        flat = (self.head[0] + 1 + np.arange(count)) % self.rows
+        self.head[0] = flat[-1]
+        self._counts[0] += count
+        self.columns["obs"].write(flat, x)
+        self.columns["action"].write(flat, action)
+        self._reward[flat] = reward
+        flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
+        self._flags[flat] = flags * starts
+
+    def _close(self, columns: np.ndarray) -> None:
+        """Remember where the last episodes of some environments ended."""
+        assert self._end is not None
         for b in columns.tolist():
             end = int(self._counts[b]) - 1
             counts = np.arange(max(int(self._first[b]), end - self.rows + 1), end + 1)
@@ -165,6 +202,7 @@ class ReplayBuffer:
             self.columns["action_mask"].write(flat, mask)
         if self._end is not None:
             self._end[flat] = -1
+        self.arena.touch(len(flat))
         return flat
 
     def _make_columns(self, x: Stored, mask: Tensor | None) -> None:
@@ -183,13 +221,7 @@ class ReplayBuffer:
             self.columns["action_mask"] = DenseColumn(self.arena, "action_mask", self.size, mask)
 
     def _check_stacks(self, flat: np.ndarray, x: Stored) -> None:
-        if not isinstance(x, Tensor):
-            nested = self.columns["obs"].parts
-            for key, value in x.items():
-                if isinstance(nested[key], StackColumn):
-                    nested[key].check(flat, value)
-        else:
-            self._stacks[0].check(flat, x)
+        _check(self.columns["obs"], flat, x)
         if not any(column.unchecked for column in self._stacks):
             self._stacks = []
 
@@ -215,7 +247,7 @@ class ReplayBuffer:
         while have < count:
             # Few rows start nothing, so drawing again is cheaper than a list of those that do.
             index = torch.randint(self.used, (count - have + 8 + (count >> 4),))
-            index = index[(self.flags[index] & STARTS).bool()]
+            index = index[(self.flags.index_select(0, index) & STARTS).bool()]
             found.append(index)
             have += len(index)
             tries += 1
@@ -234,18 +266,19 @@ class ReplayBuffer:
         uniform = torch.rand(count, dtype=torch.float64).numpy()
         index = self.tree.sample(uniform)
         share = self.tree.get(index) / self.tree.total
-        weight = (len(self) * share) ** -beta
+        weight = share**-beta  # n would cancel
         weight = torch.from_numpy(weight / weight.max()).float()
         return torch.from_numpy(index), weight
 
     def set_priorities(self, index: Tensor, priority: Tensor) -> None:
-        """Change the priorities of rows (already raised to the power α), `[N]` each."""
+        """Change the priorities (already raised to the power α) of drawn rows, `[N]` each."""
         assert self.tree is not None
         values = priority.detach().double().cpu().numpy()
         rows = index.numpy()
         self.max_priority = max(self.max_priority, float(values.max()))
-        # Overwritten in the meantime: the row is another transition's, or none's.
         alive = (self._flags[rows] & STARTS).astype(bool)
+        if self._gone:  # since they were drawn: the row is another transition's, or none's
+            alive &= ~np.isin(rows, np.concatenate(self._gone))
         self._settle()
         self.tree.update(rows[alive], values[alive])
 
@@ -267,8 +300,9 @@ class ReplayBuffer:
         count = len(index)
         if n_step == 1:
             following = (index + self.num_envs) % self.size
-            reward = self.reward[index]
-            discount = gamma * ((self.flags[index] & TERMINATED) == 0).float()
+            reward = self.reward.index_select(0, index)
+            terminated = self.flags.index_select(0, index) & TERMINATED
+            discount = torch.where(terminated == 0, gamma, 0.0)
         else:
             steps = (index[:, None] + self.num_envs * torch.arange(n_step)) % self.size  # (N, n)
             flags = self.flags[steps]
@@ -281,6 +315,7 @@ class ReplayBuffer:
             )
             following = (index + self.num_envs * taken) % self.size
         both = torch.cat([index, following])
+        self.arena.touch(len(both), scattered=True)
         batch = {"action": self.columns["action"].read(index), "reward": reward}
         batch["discount"] = discount
         batch["obs"], batch["next_obs"] = _halves(self.columns["obs"].read(both), count)
@@ -473,7 +508,17 @@ def action_dtype(space: gym.Space) -> Any:
         first, last = 0, 1
     else:
         return None
-    return np.promote_types(np.min_scalar_type(first), np.min_scalar_type(last))
+    # Not the other unsigned ones, which torch cannot index.
+    types = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+    return next(t for t in types if np.iinfo(t).min <= first and last <= np.iinfo(t).max)
+
+
+def _check(column: Any, flat: np.ndarray, x: Any) -> None:
+    if isinstance(column, NestedColumn):
+        for key, part in column.parts.items():
+            _check(part, flat, x[key])
+    elif isinstance(column, StackColumn):
+        column.check(flat, x)
 
 
 def _halves(x: Any, count: int) -> tuple[Any, Any]:

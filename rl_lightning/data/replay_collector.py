@@ -74,13 +74,10 @@ class ReplayCollector(Stepper):
             if len(going):
                 buffer.push(rows(x, going), going, pick(going))
             buffer.push(step.final_x, ended, step.final_mask)
-            buffer.close(ended)
             buffer.begin(rows(x, ended), ended, pick(ended))
             return len(played)
         if len(played):
             buffer.push(rows(x, played), played, pick(played))
-        if step.final_index is not None:
-            buffer.close(step.final_index)
         begun = np.flatnonzero(~step.valid)
         if len(begun):
             buffer.begin(rows(x, begun), begun, pick(begun))

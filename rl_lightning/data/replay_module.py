@@ -22,7 +22,7 @@ from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.schedules import anneal
 from rl_lightning.tree import to_device
 
-_DTYPES = {"float32": None, "float16": np.float16}
+OBS_DTYPES = {"float32": None, "float16": np.float16}
 
 
 class ReplayDataModule(RLDataModule):
@@ -147,16 +147,7 @@ class ReplayDataModule(RLDataModule):
         check_range("data.her_goals", her_goals, 0)
         _check_multiple("collect_frames", collect_frames, "num_envs", num_envs)
         _check_multiple("frames_per_epoch", frames_per_epoch, "collect_frames", collect_frames)
-        if obs_dtype not in _DTYPES:
-            raise ConfigurationError(
-                f"data.obs_dtype must be one of {', '.join(_DTYPES)}, not {obs_dtype!r}"
-            )
-        if storage not in ("memory", "disk"):
-            raise ConfigurationError(f"data.storage must be memory or disk, not {storage!r}")
-        if storage_dir is not None and storage == "memory":
-            raise ConfigurationError(
-                f"data.storage_dir: {storage_dir} means nothing with data.storage: memory"
-            )
+        check_storage(obs_dtype, storage, storage_dir)
         if her_goals and n_step > 1:
             raise ConfigurationError(
                 f"data.n_step: {n_step} cannot be relabelled: rewards of later steps belong to the "
@@ -251,21 +242,16 @@ class ReplayDataModule(RLDataModule):
 
     def make_buffer(self) -> ReplayBuffer:
         """An empty buffer for this rank."""
-        folder = None
-        if self.storage == "disk":
-            if self.storage_dir is not None:
-                Path(self.storage_dir).mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="replay-", dir=self.storage_dir))
         return ReplayBuffer(
             self.buffer_frames,
             self.num_envs,
             stack=self.frame_stack,
-            dtype=_DTYPES[self.obs_dtype],
+            dtype=OBS_DTYPES[self.obs_dtype],
             repeats=self.agent.encoder.repeats(),
             prioritized=self.prioritized,
             episodes=self.her_goals > 0,
             action_dtype=action_dtype(self.spec.action_space),
-            folder=folder,
+            folder=storage_folder(self.storage, self.storage_dir),
         )
 
     def start(self) -> None:
@@ -286,14 +272,14 @@ class ReplayDataModule(RLDataModule):
         for encoder in self.agent.encoders:
             encoder.begin_rollout()
         if self.frames < self.warmup_frames:
-            self._play(
-                math.ceil((self.warmup_frames - self.frames) / (self.num_envs * world)), True
-            )
+            while self.frames < self.warmup_frames:  # steps that only reset are no frames
+                missing = self.warmup_frames - self.frames
+                self._play(math.ceil(missing / (self.num_envs * world)), True)
         elif not len(self.buffer) and self.frames:
             # Resumed without contents: the policy, not chance, fills the buffer anew.
             rank_zero_warn(
-                f"the checkpoint has no replay contents: the policy plays {self.refill} frames "
-                "before learning goes on"
+                f"there are no replay contents to go on from: the policy plays {self.refill} "
+                "frames before learning goes on"
             )
             self._play(math.ceil(self.refill / (self.num_envs * world)), False)
         else:
@@ -310,6 +296,14 @@ class ReplayDataModule(RLDataModule):
     def collect(self) -> None:
         """Collect the frames that pay for one round of updates."""
         self._play(self.collect_frames // self.num_envs, False)
+
+    def end_epoch(self) -> None:
+        """All frames of an epoch are in: agree with the other ranks, plan the next one."""
+        assert self.buffer is not None
+        for encoder in self.agent.encoders:
+            encoder.synchronize()
+        self.buffer.arena.release()
+        self.plan(self.epoch + 1)
 
     def next_batch(self) -> TensorDict:
         """Sample a batch, on the agent's device."""
@@ -361,8 +355,6 @@ class ReplayDataModule(RLDataModule):
 
     def forget(self) -> None:
         super().forget()
-        if self.buffer is not None:
-            self.buffer.arena.close()
         self.buffer, self._sampled = None, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -374,8 +366,6 @@ class ReplayDataModule(RLDataModule):
         self._replay_name = name if isinstance(name, str) else None  # a list: never moved in place
         path = self._trainer.ckpt_path
         self._resume_from = None if path is None else Path(path)
-        if self.buffer is not None:
-            self.buffer.arena.close()
         self.buffer = None
 
     def rank_state(self) -> dict[str, Any]:
@@ -418,36 +408,80 @@ class ReplayDataModule(RLDataModule):
 
 
 class ReplayLoader:
-    """Yields the batches of an epoch, collecting before each round of them.
+    """Yields the batches of an epoch, in runs of several rounds of collecting and updating.
 
-    It has an exact length: without one, Lightning fetches a batch ahead, and it would be sampled
-    before the last update.
+    It has an exact length: without one, Lightning fetches a run ahead.
 
     Args:
         data: The data module.
     """
 
+    UPDATES = 64  # of one run, about: enough to make the trainer's own time of no account
+
     def __init__(self, data: ReplayDataModule) -> None:
         self.data = data
+        self.run_rounds = max(1, self.UPDATES // data.gradient_steps)
 
     def __len__(self) -> int:
-        return self.data.rounds * self.data.gradient_steps
+        return -(-self.data.rounds // self.run_rounds)
 
-    def __iter__(self) -> Iterator[TensorDict]:
+    def __iter__(self) -> Iterator["ReplayRun"]:
         data = self.data
         assert data.buffer is not None
         data.begin_clock()
         data.warm_up()
-        for index in range(data.rounds):
+        for begin in range(0, data.rounds, self.run_rounds):
+            rounds = min(self.run_rounds, data.rounds - begin)
+            yield ReplayRun(data, rounds, last=begin + rounds == data.rounds)
+
+
+class ReplayRun:
+    """Rounds of collecting and updating: each batch is sampled after the update before it.
+
+    Args:
+        data: The data module.
+        rounds: Their number.
+        last: Whether the epoch ends with them.
+    """
+
+    def __init__(self, data: ReplayDataModule, rounds: int, last: bool) -> None:
+        self.data, self.rounds, self.last = data, rounds, last
+
+    def __len__(self) -> int:
+        return self.rounds * self.data.gradient_steps
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        data = self.data
+        for index in range(self.rounds):
             data.feed_back()
             data.collect()
-            if index == data.rounds - 1:
-                for encoder in data.agent.encoders:
-                    encoder.synchronize()
-                data.buffer.arena.release()
-                data.plan(data.epoch + 1)
+            if self.last and index == self.rounds - 1:
+                data.end_epoch()
             for _ in range(data.gradient_steps):
                 yield data.next_batch()
+
+
+def check_storage(obs_dtype: str, storage: str, storage_dir: str | None) -> None:
+    """Refuse what `data.obs_dtype`, `data.storage` and `data.storage_dir` cannot be.
+
+    Raises:
+        ConfigurationError: If one of them is unknown, or the folder would not be used.
+    """
+    if obs_dtype not in OBS_DTYPES:
+        raise ConfigurationError(
+            f"data.obs_dtype must be one of {', '.join(OBS_DTYPES)}, not {obs_dtype!r}"
+        )
+    if storage not in ("memory", "disk"):
+        raise ConfigurationError(f"data.storage must be memory or disk, not {storage!r}")
+    if storage_dir is not None and storage == "memory":
+        raise ConfigurationError(
+            f"data.storage_dir: {storage_dir} means nothing with data.storage: memory"
+        )
+
+
+def storage_folder(storage: str, storage_dir: str | None) -> Path | None:
+    """Where a buffer on disk makes its files; None for one in memory."""
+    return Path(storage_dir or tempfile.gettempdir()) if storage == "disk" else None
 
 
 def _check_multiple(name: str, value: int, other: str, unit: int) -> None:

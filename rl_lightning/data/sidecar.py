@@ -7,6 +7,7 @@ atomically) replaces the one before it, and only then that one's folder goes. Ki
 there is either the old checkpoint with its folder or the new one with its own.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,12 @@ class Spool:
 
     def __init__(self, place: Path, rank: int) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".replay-rank{rank}-", dir=place))
+        prefix = f".replay-rank{rank}-"
+        for old in place.glob(f"{prefix}*"):  # what a killed process left: its lock went with it
+            if _lock(old, "r") is not None:
+                shutil.rmtree(old, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        self._lock = _lock(self.folder, "w")
         self._clean = weakref.finalize(self, shutil.rmtree, str(self.folder), ignore_errors=True)
         self._newest: tuple[Any, Path] | None = None
 
@@ -61,6 +67,17 @@ class Spool:
         self._clean()
 
 
+def _lock(folder: Path, mode: str) -> IO[Any] | None:
+    """A spool's lock, if nobody holds it."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # not on every system: there, nothing is cleaned up
+
+        file = (folder / "lock").open(mode)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    return None
+
+
 class SidecarIO(CheckpointIO):
     """Saves, moves and removes a checkpoint's replay contents together with it.
 
@@ -77,6 +94,7 @@ class SidecarIO(CheckpointIO):
         spooled = (checkpoint.get(self.key) or {}).get("replay")
         if not spooled:
             self.inner.save_checkpoint(checkpoint, path, storage_options)
+            _remove(path)
             return
         if "://" in str(path):
             rank_zero_warn(f"replay contents are not saved to {path}: only to local folders")
@@ -95,18 +113,14 @@ class SidecarIO(CheckpointIO):
         checkpoint[self.key]["replay"] = folder.name
         self.inner.save_checkpoint(checkpoint, path, storage_options)
         checkpoint[self.key]["replay"] = spooled
-        for old in sidecars(path):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        _remove(path, but=folder)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         return self.inner.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
         self.inner.remove_checkpoint(path)
-        if "://" not in str(path):
-            for folder in sidecars(Path(path)):
-                shutil.rmtree(folder, ignore_errors=True)
+        _remove(path)
 
     def teardown(self) -> None:
         self.inner.teardown()
@@ -116,6 +130,13 @@ def sidecars(path: Path) -> list[Path]:
     """The folders with replay contents that belong to a checkpoint's name, finished or not."""
     names = (f"{path.stem}.replay.", f".{path.stem}.replay.")
     return [p for p in path.parent.iterdir() if p.is_dir() and p.name.startswith(names)]
+
+
+def _remove(path: Any, but: Path | None = None) -> None:
+    if "://" not in str(path):
+        for folder in sidecars(Path(path)):
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_sidecar(checkpoint: Path, name: str, rank: int) -> Path:

@@ -3,6 +3,7 @@
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
+from rl_lightning.encoders.table import TableEncoder
 from rl_lightning.encoders.text import LLMEncoder
 from rl_lightning.encoders.vector import MLPEncoder
 
@@ -14,4 +15,5 @@ __all__ = [
     "MLPEncoder",
     "MinAtarCNN",
     "NatureCNN",
+    "TableEncoder",
 ]

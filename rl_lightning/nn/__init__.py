@@ -5,6 +5,7 @@ from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.heads import ActionHead, make_head
 from rl_lightning.nn.memory import Memory
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
+from rl_lightning.nn.offline import OfflineNetwork
 from rl_lightning.nn.q_network import QNetwork
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ContinuousNetwork",
     "Evaluation",
     "Memory",
+    "OfflineNetwork",
     "QNetwork",
     "RunningMoments",
     "RunningNorm",

@@ -37,7 +37,7 @@ class ContinuousNetwork(nn.Module):
     state_dim = 0
     mask_dim = 0
     low: Tensor
-    half: Tensor
+    half_range: Tensor
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ContinuousNetwork(nn.Module):
         )
         low, high = (torch.from_numpy(b.astype(np.float32)) for b in (space.low, space.high))
         self.register_buffer("low", low.reshape(-1), persistent=False)
-        self.register_buffer("half", (high - low).reshape(-1) / 2, persistent=False)
+        self.register_buffer("half_range", (high - low).reshape(-1) / 2, persistent=False)
 
     @property
     def encoders(self) -> Sequence[Any]:
@@ -113,11 +113,11 @@ class ContinuousNetwork(nn.Module):
 
     def to_env(self, action: Tensor) -> Tensor:
         """[−1, 1] `[N, A]` → the environment's units, `[N, ...]`."""
-        return (self.low + self.half * (action + 1.0)).view(-1, *self.shape)
+        return (self.low + self.half_range * (action + 1.0)).view(-1, *self.shape)
 
     def from_env(self, action: Tensor) -> Tensor:
         """The environment's units `[N, ...]` → [−1, 1] `[N, A]`."""
-        return (action.reshape(-1, self.size).to(self.low.dtype) - self.low) / self.half - 1.0
+        return (action.reshape(-1, self.size).to(self.low.dtype) - self.low) / self.half_range - 1.0
 
 
 def _plain_mlp(

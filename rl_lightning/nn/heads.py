@@ -18,6 +18,11 @@ from rl_lightning.distributions import (
 )
 from rl_lightning.nn.mlp import orthogonal_
 
+# Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a
+# recorded action nearer to its bound than this share of half the range counts as this near, since
+# what lies beyond, out to infinity, is rounding.
+LOG_STD_MIN, BOUND_SHARE = -5.0, 1e-3
+
 
 class ActionHead(nn.Module):
     """Features `[N, D]` → distribution over latent actions; latent → environment actions.
@@ -37,6 +42,16 @@ class ActionHead(nn.Module):
         """What the environment gets for a latent action, `[N, ...]`."""
         return latent
 
+    def to_latent(self, action: Tensor) -> Tensor:
+        """A latent action that the environment gets as `action`, `[N, ...]`."""
+        return action
+
+    def keep_spread(self) -> None:
+        """Keep a standard deviation from vanishing, where there is one.
+
+        Of actions that are recorded, and perhaps always the same, no density is high enough.
+        """
+
 
 class CategoricalHead(ActionHead):
     """`Discrete(n)`; mask `[N, n]`."""
@@ -53,6 +68,9 @@ class CategoricalHead(ActionHead):
 
     def to_action(self, latent: Tensor) -> Tensor:
         return latent + self.start
+
+    def to_latent(self, action: Tensor) -> Tensor:
+        return action - self.start
 
 
 class MultiCategoricalHead(ActionHead):
@@ -86,6 +104,9 @@ class MultiCategoricalHead(ActionHead):
 
     def to_action(self, latent: Tensor) -> Tensor:
         return latent + self.start
+
+    def to_latent(self, action: Tensor) -> Tensor:
+        return action - self.start
 
 
 class BernoulliHead(ActionHead):
@@ -153,6 +174,17 @@ class GaussianHead(ActionHead):
         else:
             action = torch.minimum(torch.maximum(latent, self.low), self.high)
         return action.view(-1, *self.shape)
+
+    def to_latent(self, action: Tensor) -> Tensor:
+        action = action.reshape(len(action), -1).to(self.low)
+        if not self.squash:
+            return action
+        inside = 2.0 * (action - self.low) / (self.high - self.low) - 1.0
+        return inside.clamp(BOUND_SHARE - 1.0, 1.0 - BOUND_SHARE).atanh()
+
+    @torch.no_grad()
+    def keep_spread(self) -> None:
+        self.log_std.clamp_(min=LOG_STD_MIN)
 
 
 def make_head(

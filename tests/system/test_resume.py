@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
-from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, LLMEncoder, MLPEncoder
+from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, LLMEncoder, MLPEncoder, QTable
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.snapshot import Snapshots, _Unpickler
 from rl_lightning.envs import make_env
@@ -56,6 +56,7 @@ def train(make_agent, data_kwargs, folder, epochs, ckpt_path=None):
         enable_checkpointing=True,
         limit_val_batches=1.0,
         check_val_every_n_epoch=2,
+        gradient_clip_val=0.5 if agent.automatic_optimization else None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,6 +79,11 @@ CASES = {
     "reinforce-mountaincar": (REINFORCE, {"env": "MountainCar-v0"}),
     "reinforce-plain": (partial(REINFORCE, baseline=False), {"env": "CartPole-v1"}),
     "ppo-frozenlake": (PPO, {"env": "FrozenLake-v1", **BATCHES}),
+    "table-frozenlake": (partial(QTable, method="double_q"), {"env": "FrozenLake-v1"}),
+    "table-textmaze": (
+        partial(QTable, method="sarsa", alpha_decay=0.5, alpha_schedule="linear"),
+        {"env": "TextMaze-v0"},
+    ),
     "ppo-minigrid": (
         PPO,
         {

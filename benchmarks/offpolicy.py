@@ -1,0 +1,204 @@
+"""DQN and SAC: frames per second and returns against Stable-Baselines3, in turn, in one run.
+
+    python benchmarks/offpolicy.py                               # about an hour
+    python benchmarks/offpolicy.py --settings "DQN CartPole" --pairs 5
+    python benchmarks/offpolicy.py --settings "SAC HalfCheetah" --pairs 2
+
+Both libraries get the same environment, network, optimizer settings, replay and number of frames,
+one thread, and a process of their own for every run; what is timed is the whole call that trains.
+The figure to look at is the median of the ratios of neighbouring runs. The greedy return of the
+trained policies shows that the same thing was learned.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from common import compare, prepare_process
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # One update per frame, as in CleanRL's dqn.py.
+    "DQN CartPole": {
+        "agent": "DQN",
+        "env": "CartPole-v1",
+        "frames": 20_000,
+        "warmup": 1_000,
+        "hidden": (120, 84),
+        "batch": 128,
+        "lr": 2.5e-4,
+        "gamma": 0.99,
+        "target": 500,
+        "epsilon": (1.0, 0.05, 0.5),
+    },
+    "SAC Pendulum": {
+        "agent": "SAC",
+        "env": "Pendulum-v1",
+        "frames": 6_000,
+        "warmup": 1_000,
+        "hidden": (256, 256),
+        "batch": 256,
+        "lr": 1e-3,
+        "gamma": 0.99,
+    },
+    "SAC HalfCheetah": {
+        "agent": "SAC",
+        "env": "HalfCheetah-v5",
+        "frames": 50_000,
+        "warmup": 10_000,
+        "hidden": (256, 256),
+        "batch": 256,
+        "lr": 3e-4,
+        "gamma": 0.99,
+    },
+}
+
+
+def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
+    from functools import partial
+
+    import lightning as L
+    import torch
+
+    from rl_lightning import DQN, SAC, ContinuousNetwork, QNetwork, ReplayDataModule
+    from rl_lightning.exploration import EpsilonGreedy
+
+    L.seed_everything(seed, verbose=False)
+    data = ReplayDataModule(
+        setting["env"],
+        buffer_frames=1_000_000 if setting["agent"] == "SAC" else 100_000,
+        batch_size=setting["batch"],
+        warmup_frames=setting["warmup"],
+        frames_per_epoch=1_000,
+        total_frames=setting["frames"],
+    )
+    optimizer = partial(torch.optim.Adam, lr=setting["lr"], fused=True)
+    if setting["agent"] == "DQN":
+        start, end, fraction = setting["epsilon"]
+        agent: Any = DQN(
+            data.spec,
+            network=partial(QNetwork, hidden=setting["hidden"]),
+            optimizer=optimizer,
+            gamma=setting["gamma"],
+            exploration=partial(EpsilonGreedy, start=start, end=end, fraction=fraction),
+            target_update_frames=setting["target"],
+            max_grad_norm=10.0,  # Stable-Baselines3's default
+        )
+    else:
+        agent = SAC(
+            data.spec,
+            network=partial(ContinuousNetwork, hidden=setting["hidden"]),
+            optimizer=optimizer,
+            gamma=setting["gamma"],
+        )
+    trainer = L.Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    began = time.perf_counter()
+    trainer.fit(agent, data)
+    seconds = time.perf_counter() - began
+    agent.eval()
+
+    def act(obs: Any) -> Any:
+        action = agent.act(agent.preprocess(obs[None]), explore=False)["action"][0]
+        return action.numpy() if action.ndim else int(action)
+
+    return seconds, act
+
+
+def train_sb3(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
+    from stable_baselines3 import DQN, SAC
+
+    common: dict[str, Any] = {
+        "learning_rate": setting["lr"],
+        "batch_size": setting["batch"],
+        "learning_starts": setting["warmup"],
+        "gamma": setting["gamma"],
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "policy_kwargs": {"net_arch": list(setting["hidden"])},
+        "seed": seed,
+        "device": "cpu",
+    }
+    if setting["agent"] == "DQN":
+        start, end, fraction = setting["epsilon"]
+        model: Any = DQN(
+            "MlpPolicy",
+            setting["env"],
+            buffer_size=100_000,
+            target_update_interval=setting["target"],
+            exploration_initial_eps=start,
+            exploration_final_eps=end,
+            exploration_fraction=fraction,
+            **common,
+        )
+    else:
+        model = SAC("MlpPolicy", setting["env"], buffer_size=1_000_000, **common)
+    began = time.perf_counter()
+    model.learn(setting["frames"])
+    seconds = time.perf_counter() - began
+    return seconds, lambda obs: model.predict(obs, deterministic=True)[0]
+
+
+def evaluate(env_id: str, policy: Any, episodes: int = 20) -> float:
+    """Mean greedy return."""
+    import gymnasium as gym
+    import torch
+
+    env, total = gym.make(env_id), 0.0
+    with torch.no_grad():
+        for episode in range(episodes):
+            obs, _ = env.reset(seed=10_000 + episode)
+            over = False
+            while not over:
+                obs, reward, terminated, truncated, _ = env.step(policy(obs))
+                total += float(reward)
+                over = terminated or truncated
+    return total / episodes
+
+
+def run_here(library: str, name: str, seed: int) -> None:
+    """One run in this process; prints one line of JSON."""
+    prepare_process()
+    setting = SETTINGS[name]
+    train = train_rl_lightning if library == "rl_lightning" else train_sb3
+    seconds, policy = train(setting, seed)
+    result = {"fps": setting["frames"] / seconds, "return": evaluate(setting["env"], policy)}
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        library, name, seed = args.run
+        return run_here(library, name, int(seed))
+    rows = compare(__file__, {name: (name,) for name in args.settings}, args.pairs)
+    print("| setting | rl_lightning | SB3 | ratio (min .. max) | returns |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['ours']:,.0f} | {row['theirs']:,.0f} | **{row['ratio']:.2f}** "
+            f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}) | "
+            f"{row['return']:.0f} / {row['their_return']:.0f} |"
+        )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(args.out.read_text())["settings"] if args.out.exists() else {}
+        args.out.write_text(json.dumps({"settings": {**known, **rows}}, indent=1))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Behaviour cloning."""
+
+from collections.abc import Callable
+
+from lightning.pytorch.cli import OptimizerCallable
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning.agents.agent import Agent
+from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.schedules import Schedule
+from rl_lightning.types import EnvSpec, Stored
+
+
+class BC(Agent):
+    """Imitation by maximum likelihood (Pomerleau 1991): −E[log π(a|s)] over what was recorded.
+
+    It becomes as good as what it imitates and knows nothing of rewards. For Box actions, a squashed
+    policy takes actions on their bounds for ones just inside them, and no policy becomes more
+    certain than log σ = −5.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder of observations.
+        network: Builds the policy over the encoder; without memory, and its critic is left out.
+        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
+        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
+        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
+        max_grad_norm: Largest norm of all gradients together; None for no clipping.
+        entropy_coef: Weight of the entropy bonus, against too much certainty where data are few.
+    """
+
+    learns_from = ("replay",)
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = "constant",
+        encoder_lr: float | None = None,
+        max_grad_norm: float | None = None,
+        entropy_coef: float = 0.0,
+    ) -> None:
+        super().__init__(spec, optimizer, lr_schedule, encoder_lr, max_grad_norm=max_grad_norm)
+        check_range("entropy_coef", entropy_coef, 0.0)
+        make: Callable[..., ActorCritic] = network
+        self.policy = make(spec, encoder, critic=False)
+        if self.policy.memory is not None:
+            raise ConfigurationError(
+                "BC learns from single transitions, which no memory can be trained on; leave out "
+                "model.network's recurrent, or give observations a history "
+                "(gymnasium.wrappers.FrameStackObservation)"
+            )
+        self.entropy_coef = entropy_coef
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def act(
+        self,
+        x: Stored,
+        explore: bool = True,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        return super().act(self.encoder.standardized(x), explore, state, mask)
+
+    def inspect(
+        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return super().inspect(self.encoder.standardized(x), state, mask)
+
+    # --- learning -----------------------------------------------------------------------------
+
+    def loss(self, batch: TensorDict) -> Tensor:
+        seen = {
+            "obs": self.encoder.standardized(batch["obs"]),
+            "latent": self.policy.action_head.to_latent(batch["action"]),
+        }
+        if "action_mask" in batch:
+            seen["action_mask"] = batch["action_mask"]
+        log_prob, entropy, _ = self.policy.evaluate(TensorDict(seen, batch.batch_size))
+        policy_loss, mean_entropy = -log_prob.mean(), entropy.mean()
+        loss = policy_loss - self.entropy_coef * mean_entropy
+        if self.should_log:
+            self.log_training(
+                {"loss/policy": policy_loss.detach(), "policy/entropy": mean_entropy.detach()}
+            )
+        return loss
+
+    def after_update(self) -> None:
+        self.policy.action_head.keep_spread()

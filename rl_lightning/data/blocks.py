@@ -1,0 +1,69 @@
+"""Recorded episodes as rows of a replay buffer, in blocks that an encoder reads at a time."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from rl_lightning.data.recording import Episode
+
+
+def blocks(episodes: Iterable[Episode], size: int) -> Iterator[tuple[Any, ...]]:
+    """Rows of episodes one after the other, in blocks of `size` rows; the last one may be smaller.
+
+    Returns:
+        Blocks of what `ReplayBuffer.extend` takes, `[size]` each: observations, not yet
+        preprocessed, actions, rewards, starts, terminated, truncated.
+    """
+    waiting, count = [], 0
+    for episode in episodes:
+        waiting.append(_rows(episode))
+        count += len(episode) + 1
+        if count >= size:
+            rows, whole = _joined(waiting), count - count % size
+            for start in range(0, whole, size):
+                yield _cut(rows, start, start + size)
+            waiting, count = [_cut(rows, whole, count)], count - whole
+    if count:
+        yield _joined(waiting)
+
+
+def _rows(episode: Episode) -> tuple[Any, ...]:
+    """Every observation is a row; at the final one nothing was done."""
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.zeros_like(x[:1])])
+
+    starts = padded(np.ones(len(episode), bool))
+    rest = (episode.rewards, starts[:-1], episode.terminations, episode.truncations)
+    return (episode.observations, padded(episode.actions), *map(padded, rest))
+
+
+def _joined(parts: list[Any]) -> Any:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, dict):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_joined(list(entries)) for entries in zip(*parts, strict=True))
+    if isinstance(first, list):
+        return [text for part in parts for text in part]
+    return np.concatenate(parts)
+
+
+def _cut(x: Any, start: int, stop: int) -> Any:
+    if isinstance(x, dict):
+        return {key: _cut(entry, start, stop) for key, entry in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_cut(entry, start, stop) for entry in x)
+    return x[start:stop]
+
+
+def batched(obs: Any) -> Any:
+    """Observations as a vector env returns them: texts in a tuple."""
+    if isinstance(obs, dict):
+        return {key: batched(entry) for key, entry in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(batched(entry) for entry in obs)
+    return tuple(obs) if isinstance(obs, list) else obs

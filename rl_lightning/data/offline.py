@@ -1,0 +1,316 @@
+"""The offline data module: recorded episodes in a buffer, and samples of it."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from tensordict import TensorDict
+from tqdm import tqdm
+
+from rl_lightning.data.blocks import batched, blocks
+from rl_lightning.data.dataset import Dataset, read_dataset
+from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
+from rl_lightning.data.replay_module import OBS_DTYPES, check_storage, storage_folder
+from rl_lightning.data.rng import rng_state, set_rng_state
+from rl_lightning.envs.make import Vectorization, WrapperSpec
+from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.tree import to_device
+
+READ_ROWS = 256  # observations that an encoder is shown at a time
+
+
+class OfflineDataModule(RLDataModule):
+    """Batches of transitions, drawn uniformly from recorded episodes; nothing is collected.
+
+    The clock counts updates: `total_updates` is the budget, `agent.frames` and the x axis of all
+    curves are updates. The environment serves evaluation only. A checkpoint does not hold the
+    episodes: a resumed run reads the file again, and says so if it is another one.
+
+    Args:
+        dataset: HDF5 file of episodes (`rl-lightning predict --data.record FILE` writes one), or
+            the folder of a Minari data set.
+        env: Gymnasium id of the evaluation environment, whose spaces are the recorded ones;
+            `module:Id-v0` imports the module first.
+        batch_size: Transitions of one batch, and so of one update, on each rank.
+        updates_per_epoch: Updates that make one epoch of the trainer, and so the grid on which
+            validation and checkpoints happen. Training ends with the epoch in which the budget is
+            used up.
+        total_updates: Budget.
+        n_step: Steps of a return before it goes on with the value of what followed.
+        obs_dtype: How floating-point observations and features are stored: `float32` or `float16`.
+        storage: Keep the episodes in `memory`, or on `disk` behind a memory map.
+        storage_dir: Folder for `disk`; None: the system's for temporary files.
+        env_kwargs: Keyword arguments of the environment.
+        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
+        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
+        success_threshold: Return from which an episode counts as a success where the environment's
+            `info` does not say.
+        val_episodes: Evaluation episodes, of all ranks together.
+        val_num_envs: Evaluation environments of each rank.
+        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
+        val_seed: Seed of evaluation environment 0, the same at every validation.
+        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
+        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
+        record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
+
+    Raises:
+        ConfigurationError: If a number is wrong, or, when training starts, if the file cannot be
+            read or holds episodes of other spaces.
+    """
+
+    unit = "update"
+
+    def __init__(
+        self,
+        dataset: str,
+        env: str,
+        batch_size: int = 256,
+        updates_per_epoch: int = 1_000,
+        total_updates: int = 50_000,
+        n_step: int = 1,
+        obs_dtype: Literal["float32", "float16"] = "float32",
+        storage: Literal["memory", "disk"] = "memory",
+        storage_dir: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[WrapperSpec] | None = None,
+        vectorization: Vectorization = "sync",
+        success_threshold: float | None = None,
+        val_episodes: int = 20,
+        val_num_envs: int = 8,
+        val_env_kwargs: dict[str, Any] | None = None,
+        val_seed: int = 1_000_000,
+        val_explore: bool = False,
+        val_transcript_steps: int = 8,
+        record: str | None = None,
+    ) -> None:
+        super().__init__(
+            env,
+            num_envs=1,
+            total_frames=total_updates,
+            env_kwargs=env_kwargs,
+            wrappers=wrappers,
+            vectorization=vectorization,
+            success_threshold=success_threshold,
+            val_episodes=val_episodes,
+            val_num_envs=val_num_envs,
+            val_env_kwargs=val_env_kwargs,
+            val_seed=val_seed,
+            val_explore=val_explore,
+            val_transcript_steps=val_transcript_steps,
+            record=record,
+        )
+        positive = {
+            "batch_size": batch_size,
+            "updates_per_epoch": updates_per_epoch,
+            "n_step": n_step,
+        }
+        for name, value in positive.items():
+            check_range(f"data.{name}", value, 1)
+        check_storage(obs_dtype, storage, storage_dir)
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.updates_per_epoch = updates_per_epoch
+        self.n_step = n_step
+        self.obs_dtype = obs_dtype
+        self.storage = storage
+        self.storage_dir = storage_dir
+        self.buffer: ReplayBuffer | None = None
+
+    # --- the clock ------------------------------------------------------------------------------
+
+    @property
+    def total_updates(self) -> int:
+        """The budget."""
+        return self.total_frames
+
+    @total_updates.setter
+    def total_updates(self, updates: int) -> None:
+        self.total_frames = updates
+
+    @property
+    def epoch_length(self) -> int:
+        """Updates of one epoch: all ranks make them together."""
+        return min(self.updates_per_epoch, self.total_updates)
+
+    def count(self, frames: int) -> None:
+        progress = self.frames / self.planned_length
+        self.frames += frames
+        self.agent.tick(self.frames, min(progress, 1.0), self.metrics)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            **self.agent.encoder.metrics(),
+            "time/updates": float(self.frames),
+            "time/updates_per_second": self.fps(),
+        }
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def check(self, agent: Any) -> None:
+        if "replay" not in agent.learns_from:
+            raise ConfigurationError(
+                f"{type(agent).__name__} does not learn from recorded data; use BC, IQL or another "
+                "agent that learns from replay, or its own data module, RolloutDataModule"
+            )
+
+    @cached_property
+    def recorded(self) -> Dataset:
+        """The episodes on disk."""
+        recorded = read_dataset(self.dataset)
+        recorded.check(self.spec)
+        if recorded.spec is None:  # the file does not say: let the environment judge its rows
+            recorded.spec = self.spec
+        return recorded
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the file from another one."""
+        recorded = self.recorded
+        return {
+            "episodes": recorded.total_episodes,
+            "steps": recorded.total_steps,
+            "mean_return": recorded.mean_return,
+        }
+
+    def open_source(self, seed: int) -> None:
+        self.__dict__.pop("recorded", None)  # of an earlier run; the file may be another one now
+        self.__dict__.pop("fingerprint", None)
+        _ = self.fingerprint
+
+    def start(self) -> None:
+        super().start()
+        if self.buffer is None:
+            self.buffer = self.read()
+
+    def read(self) -> ReplayBuffer:
+        """All recorded episodes, one after the other, as this agent's encoder preprocesses them.
+
+        An agent that begins sees them all for its running statistics; one that goes on has them.
+        """
+        recorded, space = self.recorded, self.spec.action_space
+        rows = recorded.total_steps + recorded.total_episodes
+        buffer = ReplayBuffer(
+            rows,
+            1,
+            dtype=OBS_DTYPES[self.obs_dtype],
+            repeats=self.agent.encoder.repeats(),
+            action_dtype=action_dtype(space),
+            folder=storage_folder(self.storage, self.storage_dir),
+        )
+        kind = action_example(space, 1).dtype
+        quiet = not self._trainer.is_global_zero
+        bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
+        with self.acting() as agent, bar:
+            begins = agent.frames == 0
+            for encoder in agent.encoders:
+                encoder.begin_rollout()
+            for obs, action, *rest in blocks(recorded.episodes(), READ_ROWS):
+                obs = batched(obs)
+                if begins:
+                    agent.observe(obs)
+                buffer.extend(agent.preprocess(obs), torch.as_tensor(action, dtype=kind), *rest)
+                bar.update(len(rest[0]))
+            for encoder in agent.encoders:
+                encoder.synchronize()
+                encoder.begin_rollout()  # a tuned model's features are standardised from here on
+        buffer.arena.release()
+        return buffer
+
+    # --- loaders --------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> "OfflineLoader":
+        self.start()
+        return OfflineLoader(self)
+
+    def next_batch(self) -> TensorDict:
+        """Sample a batch, on the agent's device."""
+        assert self.buffer is not None
+        agent = self.agent
+        index = self.buffer.draw(self.batch_size)
+        batch: Any = to_device(self.buffer.read(index, agent.gamma, self.n_step), agent.device)
+        return TensorDict(batch, batch_size=[self.batch_size])
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self.buffer = None
+
+    # --- exact resuming -------------------------------------------------------------------------
+
+    def rank_state(self) -> dict[str, Any]:
+        return {
+            "num_envs": self.num_envs,
+            "rng": rng_state(self._trainer.strategy.root_device),
+            "encoder": self.agent.encoder.collection_state(),
+            "dataset": self.fingerprint,
+        }
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        self.load_shared_state(state)
+        set_rng_state(state["rng"], self._trainer.strategy.root_device)
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        super().load_shared_state(state)
+        if state["dataset"] != self.fingerprint:
+            rank_zero_warn(
+                f"data.dataset: {self.dataset} holds {_spell(self.fingerprint)}, but training "
+                f"began with {_spell(state['dataset'])}: it goes on with what is there now"
+            )
+
+
+class OfflineLoader:
+    """Yields the batches of an epoch, in runs of several updates.
+
+    It has an exact length: without one, Lightning fetches a run ahead.
+
+    Args:
+        data: The data module.
+    """
+
+    UPDATES = 64  # of one run: enough to make the trainer's own time of no account
+
+    def __init__(self, data: OfflineDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return -(-self.data.epoch_length // self.UPDATES)
+
+    def __iter__(self) -> Iterator["OfflineRun"]:
+        data = self.data
+        data.begin_clock()
+        for begin in range(0, data.epoch_length, self.UPDATES):
+            updates = min(self.UPDATES, data.epoch_length - begin)
+            yield OfflineRun(data, updates, last=begin + updates == data.epoch_length)
+
+
+class OfflineRun:
+    """Batches, each of them sampled, and told to the clock, when its turn comes.
+
+    Args:
+        data: The data module.
+        updates: Their number.
+        last: Whether the epoch ends with them.
+    """
+
+    def __init__(self, data: OfflineDataModule, updates: int, last: bool) -> None:
+        self.data, self.updates, self.last = data, updates, last
+
+    def __len__(self) -> int:
+        return self.updates
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        data = self.data
+        for left in reversed(range(self.updates)):
+            batch = data.next_batch()
+            data.count(1)
+            if self.last and not left:
+                data.plan(data.epoch + 1)
+            yield batch
+
+
+def _spell(fingerprint: dict[str, Any]) -> str:
+    return "{episodes} episodes of {steps} steps and mean return {mean_return:.4g}".format(
+        **fingerprint
+    )
