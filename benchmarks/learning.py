@@ -58,11 +58,11 @@ THRESHOLDS = {
     "bc-cartpole": ("return", 475),
     "iql-pendulum": ("return", -250),
     "bc-pendulum": ("return", None),  # compared with IQL's, of the same data
-    # Of the optimal policies 1, 1, 0.74, 0.86, −13, 7.93 and −8; slippery: Gymnasium's thresholds.
+    # Best at γ = 0.99 within the time limit: 1, 1, 0.74, 0.63, −13, 7.93 and −8.
     "tabular-frozenlake-4x4": ("return", 1),
     "tabular-frozenlake-8x8": ("return", 1),
     "tabular-frozenlake-4x4-slippery": ("return", 0.7),
-    "tabular-frozenlake-8x8-slippery": ("return", 0.85),
+    "tabular-frozenlake-8x8-slippery": ("return", 0.6),
     "tabular-cliffwalking": ("return", -13),
     "tabular-taxi": ("return", 7.5),
     "tabular-textmaze": ("return", -8),

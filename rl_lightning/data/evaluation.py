@@ -61,11 +61,13 @@ class EpisodeLoader:
         return self.episodes
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # Not around the loop: whoever asks for the episodes may leave it suspended while training.
         began = time.perf_counter()
-        try:
-            yield from self._play()
-        finally:
+        for episode in self._play():
             self.seconds += time.perf_counter() - began
+            yield episode
+            began = time.perf_counter()
+        self.seconds += time.perf_counter() - began
 
     @contextmanager
     def _own_random_numbers(self, device: torch.device, step: int) -> Iterator[None]:
