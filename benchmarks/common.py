@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -39,7 +39,10 @@ def prepare_process() -> None:
 
 
 def compare(
-    script: str, settings: Mapping[str, tuple[object, ...]], pairs: int
+    script: str,
+    settings: Mapping[str, tuple[object, ...]],
+    pairs: int,
+    keep: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
 ) -> dict[str, dict[str, Any]]:
     """Run both libraries in turn, pair by pair, and take medians over the pairs.
 
@@ -47,6 +50,7 @@ def compare(
         script: Runs one of them: `script --run LIBRARY ARGUMENTS SEED`, see `run_apart`.
         settings: Name → arguments.
         pairs: Pairs of runs, with seeds from 1.
+        keep: Is given the rows so far after each pair.
     """
     rows: dict[str, dict[str, Any]] = {}
     with tqdm(total=2 * pairs * len(settings), unit="run") as bar:
@@ -59,7 +63,8 @@ def compare(
                     pair[library] = run_apart(script, library, *arguments, seed)
                     bar.update()
                 runs.append(pair)
-            rows[name] = {"pairs": runs, **summary(runs)}
+                rows[name] = {"pairs": runs, **summary(runs)}
+                keep(rows)
     return rows
 
 

@@ -184,7 +184,14 @@ def main() -> None:
     if args.run:
         library, name, seed = args.run
         return run_here(library, name, int(seed))
-    rows = compare(__file__, {name: (name,) for name in args.settings}, args.pairs)
+
+    def keep(rows: dict[str, Any]) -> None:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            known = json.loads(args.out.read_text())["settings"] if args.out.exists() else {}
+            args.out.write_text(json.dumps({"settings": {**known, **rows}}, indent=1))
+
+    rows = compare(__file__, {name: (name,) for name in args.settings}, args.pairs, keep)
     print("| setting | rl_lightning | SB3 | ratio (min .. max) | returns |")
     print("| --- | --- | --- | --- | --- |")
     for name, row in rows.items():
@@ -193,10 +200,6 @@ def main() -> None:
             f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}) | "
             f"{row['return']:.0f} / {row['their_return']:.0f} |"
         )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(args.out.read_text())["settings"] if args.out.exists() else {}
-        args.out.write_text(json.dumps({"settings": {**known, **rows}}, indent=1))
     return None
 
 

@@ -188,11 +188,20 @@ def main(args: list[str] | None = None) -> None:
     except ConfigurationError as error:
         _fail(str(error))
     except MisconfigurationException as error:
-        _fail(str(error))
+        _fail(str(error) + _way_out(str(error)))
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
         _fail(f"the checkpoint does not fit this configuration: {error}")
+
+
+def _way_out(message: str) -> str:
+    """What Lightning cannot know of agents that learn from replay."""
+    if "gradient clipping is not supported" in message:
+        return " These agents clip by model.max_grad_norm."
+    if "gradient accumulation is not supported" in message:
+        return " For these agents make data.batch_size larger."
+    return ""
 
 
 def _any(things: list[Any], kind: type) -> bool:

@@ -158,9 +158,9 @@ class ActionNoise:
     def __init__(
         self, std: float = 0.1, std_end: float | None = None, fraction: float = 1.0
     ) -> None:
-        check_range("exploration.std", std, 0.0)
-        check_range("exploration.std_end", std_end, 0.0)
-        check_range("exploration.fraction", fraction, 0.0, 1.0)
+        check_range("noise.std", std, 0.0)
+        check_range("noise.std_end", std_end, 0.0)
+        check_range("noise.fraction", fraction, 0.0, 1.0)
         self.std, self.fraction = std, fraction
         self.std_end = std if std_end is None else std_end
 
@@ -209,7 +209,7 @@ class OrnsteinUhlenbeck(ActionNoise):
         fraction: float = 1.0,
     ) -> None:
         super().__init__(std, std_end, fraction)
-        check_range("exploration.theta", theta, 0.0, 1.0)
+        check_range("noise.theta", theta, 1e-6, 1.0)
         self.theta = theta
 
     def sample(self, shape: torch.Size, progress: float, previous: Tensor | None) -> Tensor:

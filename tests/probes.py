@@ -10,7 +10,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-Task = Literal["constant", "observation", "delayed", "action", "policy", "recall", "truncated"]
+Task = Literal[
+    "constant", "observation", "delayed", "action", "match", "policy", "recall", "truncated"
+]
 PRINTABLE = "".join(map(chr, range(32, 127)))
 
 SENTENCES = ("You see a red ball", "There is a green key", "It is dark")
@@ -132,7 +134,7 @@ class Probe(gym.Env):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.steps = 0
-        random = self.task in ("observation", "policy", "recall")
+        random = self.task in ("observation", "match", "policy", "recall")
         self.state = int(self.np_random.integers(2)) if random else 0
         return show(self.observation, self.state), self._info()
 
@@ -148,6 +150,8 @@ class Probe(gym.Env):
                 reward, terminated = float(2 * self.state - 1), True
             case "action":
                 reward, terminated = goodness(self.action, action, 1), True
+            case "match":
+                reward, terminated = goodness(self.action, action, self.state), True
             case "delayed":
                 reward, terminated = float(self.steps == 2), self.steps == 2
                 self.state = 1

@@ -76,9 +76,10 @@ class Agent(L.LightningModule):
         factor(lr_schedule, 0.0)
         check_range("gamma", gamma, 0.0, 1.0)
         check_range("encoder_lr", encoder_lr, 0.0)
-        check_range("max_grad_norm", max_grad_norm, 0.0)
-        self.automatic_optimization = type(self).loss is Agent.loss
+        check_range("max_grad_norm", max_grad_norm, 1e-12)
+        self.automatic_optimization = type(self).training_step is not Agent.training_step
         self.max_grad_norm = max_grad_norm
+        self._update: Any = None
         self._mute = False
         self._rates_set = False
         self.gamma = gamma
@@ -108,7 +109,7 @@ class Agent(L.LightningModule):
         trainer's own bookkeeping runs. Manual optimisation therefore: clipping is `max_grad_norm`.
         """
         last = len(batch) - 1
-        for index, part in enumerate(batch):
+        for index, part in enumerate(batch.batches()):
             self._mute = index < last
             self.update(self.loss(part))
 
@@ -119,6 +120,9 @@ class Agent(L.LightningModule):
         self.manual_backward(loss)
         optimizer.step()
         self.after_update()
+
+    def on_fit_start(self) -> None:
+        self._update = None  # pairs of parameters and buffers, which moving devices may replace
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Here gradients are unscaled in every precision, and no longer generators.
@@ -141,6 +145,11 @@ class Agent(L.LightningModule):
     def take_priorities(self) -> Tensor | None:
         """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
         return None
+
+    @property
+    def tells_priorities(self) -> bool:
+        """Whether `take_priorities` has something to tell."""
+        return type(self).take_priorities is not Agent.take_priorities
 
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""
@@ -308,6 +317,7 @@ class Agent(L.LightningModule):
         return [*rest, *({"params": params, "lr": lr} for params, lr in special)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        self._rates_set = False
         groups: Any = self.parameter_groups()
         if len(groups) == 1 and "lr" not in groups[0]:
             groups = groups[0]["params"]
@@ -345,9 +355,11 @@ class Agent(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frames"] = self.frames
+        checkpoint["progress"] = self.progress  # exploration stands there, not at its beginning
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.frames = checkpoint.get("frames", 0)
+        self.progress = checkpoint.get("progress", 0.0)
 
     def _log_episodes(self, prefix: str) -> None:
         """Mean and spread over the evaluation episodes of all ranks."""

@@ -68,7 +68,6 @@ class DDPG(Agent):
         self.tau = tau
         self.noise = noise()
         self._priorities: Tensor | None = None
-        self._update: TargetUpdate | None = None
 
     # --- acting -------------------------------------------------------------------------------
 

@@ -94,8 +94,8 @@ class DiscreteSAC(Agent):
         tau: How far the target critics move at each update.
         temperature: Initial α.
         learn_temperature: Adjust α to the target entropy; otherwise it stays.
-        target_entropy_ratio: Target entropy as a share of the uniform policy's log A. The paper's
-            0.98 is nearly uniform, and too much for most tasks.
+        target_entropy_ratio: Target entropy as a share of the log of the allowed actions' number.
+            The paper's 0.98 is nearly uniform, and too much for most tasks.
     """
 
     learns_from = ("replay",)
@@ -132,11 +132,10 @@ class DiscreteSAC(Agent):
         self.log_alpha = torch.nn.Parameter(
             torch.tensor(math.log(temperature)), requires_grad=learn_temperature
         )
-        self.target_entropy = target_entropy_ratio * math.log(self.policy.mask_dim)
+        self.target_entropy_ratio = target_entropy_ratio
         self.tau = tau
         self.actor_lr, self.temperature_lr = actor_lr, temperature_lr
         self._priorities: Tensor | None = None
-        self._update: TargetUpdate | None = None
 
     def act(
         self,
@@ -188,12 +187,17 @@ class DiscreteSAC(Agent):
         weight = batch.get("weight", None)
         q_loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
 
-        distribution = policy.policy(features.detach(), batch.get("action_mask", None))
+        mask = batch.get("action_mask", None)
+        distribution = policy.policy(features.detach(), mask)
         policy_loss = -self._soft_value(q.detach().amin(0), distribution).mean()
         entropy = distribution.entropy().detach().mean()
         loss = q_loss + policy_loss
         if self.log_alpha.requires_grad:
-            loss = loss + self.log_alpha * (entropy - self.target_entropy)
+            if mask is None:
+                most = math.log(policy.mask_dim)
+            else:
+                most = mask.sum(-1).clamp(min=1).float().log().mean()
+            loss = loss + self.log_alpha * (entropy - self.target_entropy_ratio * most)
 
         td_error = error.detach().abs().mean(0)
         self._priorities = td_error
@@ -213,7 +217,8 @@ class DiscreteSAC(Agent):
     def _soft_value(self, q: Tensor, policy: Categorical) -> Tensor:
         """Σₐ π(a|s) (Q(s, a) − α log π(a|s)), `[N]`."""
         alpha = self.log_alpha.detach().exp()
-        return (policy.probabilities() * (q - alpha * policy.log_probs)).sum(-1)
+        # Not in one sum: of a masked action, α log π may be −∞, and 0 · ∞ is no number.
+        return (policy.probabilities() * q).sum(-1) + alpha * policy.entropy()
 
     def take_priorities(self) -> Tensor | None:
         priorities, self._priorities = self._priorities, None

@@ -104,7 +104,6 @@ class DQN(Agent):
         self.register_buffer("support", torch.linspace(low, high, outputs), persistent=False)
         self._moves = 0
         self._priorities: Tensor | None = None
-        self._update: TargetUpdate | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -153,8 +152,12 @@ class DQN(Agent):
         best = greedy_action(self.values(chooser), batch.get("next_action_mask", None))
         return pick(following, best)
 
-    def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
-        """Loss and priority |δ| of each row, `[N]` both; the former with gradient."""
+    def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of each row with gradient, its priority, and Q(s, a), `[N]` each.
+
+        The priority is |δ|; of a categorical distribution it is the divergence of target and
+        prediction (Hessel et al. 2018), which a row that is learned does not keep.
+        """
         out = pick(self.policy(batch["obs"]), batch["action"] - self.start)
         following = self.bootstrap(batch)
         reward, discount = batch["reward"], batch["discount"]
@@ -162,37 +165,38 @@ class DQN(Agent):
             goal = losses.project_distribution(
                 self.support, following.softmax(-1), reward, discount
             )
-            loss = -(goal * F.log_softmax(out, dim=-1)).sum(-1)
-            return loss, loss.detach()
+            log_prob = F.log_softmax(out, dim=-1)
+            loss = -(goal * log_prob).sum(-1)
+            divergence = loss.detach() + torch.xlogy(goal, goal).sum(-1)
+            return loss, divergence.clamp(min=0.0), log_prob.detach().exp() @ self.support
         if self.distribution == "quantile":
             goal = reward[:, None] + discount[:, None] * following
-            return losses.quantile_huber(out, goal), (goal.mean(1) - out.mean(1)).detach().abs()
+            value = out.detach().mean(1)
+            return losses.quantile_huber(out, goal), (goal.mean(1) - value).abs(), value
         goal = reward + discount * following
         if self.error == "huber":
             rows = F.smooth_l1_loss(out, goal, reduction="none")
         else:
             rows = 0.5 * F.mse_loss(out, goal, reduction="none")
-        return rows, (out.detach() - goal).abs()
+        value = out.detach()
+        return rows, (value - goal).abs(), value
 
     def loss(self, batch: TensorDict) -> Tensor:
         self.policy.resample()
         self.target.resample()
-        rows, error = self.errors(batch)
+        rows, error, value = self.errors(batch)
         self._priorities = error
         loss = losses.weighted_mean(rows, batch.get("weight", None))
         if self.should_log:
-            with torch.no_grad():
-                self.policy.silence()
-                values = self.values(self.policy(batch["obs"]))
-                metrics: dict[str, Any] = {
-                    "loss/q": loss.detach(),
-                    "value/td_error": error.mean(),
-                    "value/q": values.max(-1).values.mean(),
-                }
-                if self.exploration is not None:
-                    name = f"explore/{self.exploration.name}"
-                    metrics[name] = self.exploration.strength(self.progress)
-                self.log_training(metrics)
+            metrics: dict[str, Any] = {
+                "loss/q": loss.detach(),
+                "value/td_error": error.mean(),
+                "value/q": value.mean(),
+            }
+            if self.exploration is not None:
+                name = f"explore/{self.exploration.name}"
+                metrics[name] = self.exploration.strength(self.progress)
+            self.log_training(metrics)
         return loss
 
     def take_priorities(self) -> Tensor | None:

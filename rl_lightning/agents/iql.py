@@ -81,7 +81,6 @@ class IQL(Agent):
         self.beta = beta
         self.tau = tau
         self.actor_lr, self.value_lr = actor_lr, value_lr
-        self._update: TargetUpdate | None = None
 
     # --- acting -------------------------------------------------------------------------------
 

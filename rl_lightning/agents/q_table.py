@@ -186,7 +186,7 @@ class QTable(Agent):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         # Replay hands over a run of batches, each of them sampled when its turn comes.
-        for part in [batch] if isinstance(batch, TensorDict) else batch:
+        for part in [batch] if isinstance(batch, TensorDict) else batch.batches():
             rows: dict[str, Any] = dict(part.items())
             time = rows.pop("time", None)
             size = len(part) // (1 if time is None else int(time[-1]) + 1)

@@ -87,7 +87,6 @@ class SAC(Agent):
         self.actor_lr, self.temperature_lr = actor_lr, temperature_lr
         self.noise = None if noise is None else noise()
         self._priorities: Tensor | None = None
-        self._update: TargetUpdate | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -166,16 +165,17 @@ class SAC(Agent):
         td_error = error.detach().abs().mean(0)
         self._priorities = td_error
         if self.should_log:
-            self.log_training(
-                {
-                    "loss/q": q_loss.detach(),
-                    "loss/policy": policy_loss.detach(),
-                    "policy/entropy": entropy,
-                    "policy/temperature": alpha,
-                    "value/q": q.detach().mean(),
-                    "value/td_error": td_error.mean(),
-                }
-            )
+            metrics = {
+                "loss/q": q_loss.detach(),
+                "loss/policy": policy_loss.detach(),
+                "policy/entropy": entropy,
+                "policy/temperature": alpha,
+                "value/q": q.detach().mean(),
+                "value/td_error": td_error.mean(),
+            }
+            if self.noise is not None:
+                metrics["explore/noise"] = self.noise.strength(self.progress)
+            self.log_training(metrics)
         return loss
 
     def take_priorities(self) -> Tensor | None:

@@ -81,8 +81,8 @@ class TD3(Agent):
         self.target_noise = target_noise
         self.target_noise_clip = target_noise_clip
         self._moves_policy = False
+        self._policy_loss: Tensor | None = None  # of the last update that had one
         self._priorities: Tensor | None = None
-        self._update: TargetUpdate | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -142,11 +142,13 @@ class TD3(Agent):
             seen = features.detach()
             policy_loss = -policy.q(seen, policy.action(seen), frozen=True)[0].mean()
             loss = q_loss + policy_loss
-            metrics["loss/policy"] = policy_loss.detach()
+            self._policy_loss = policy_loss.detach()
 
         td_error = error.detach().abs().mean(0)
         self._priorities = td_error
         if self.should_log:
+            if self._policy_loss is not None:
+                metrics["loss/policy"] = self._policy_loss
             metrics |= {"value/q": q.detach().mean(), "value/td_error": td_error.mean()}
             self.log_training({**metrics, "explore/noise": self.noise.strength(self.progress)})
         return loss

@@ -300,7 +300,9 @@ class OfflineRun:
     def __len__(self) -> int:
         return self.updates
 
-    def __iter__(self) -> Iterator[TensorDict]:
+    # No iterator: Lightning looks into iterable batches for their size, and would go through them.
+    def batches(self) -> Iterator[TensorDict]:
+        """The batches, in turn; once only."""
         data = self.data
         for left in reversed(range(self.updates)):
             batch = data.next_batch()

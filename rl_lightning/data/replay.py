@@ -64,7 +64,8 @@ class ReplayBuffer:
     ) -> None:
         if frames < (stack + 1) * num_envs:
             raise ConfigurationError(
-                f"data.buffer_frames: {frames} hold no transition of {num_envs} environments"
+                f"data.buffer_frames: {frames} hold no transition; make it at least "
+                f"(frame_stack + 1) · num_envs = {(stack + 1) * num_envs}"
             )
         self.num_envs = num_envs
         self.rows = -(-frames // num_envs) + stack  # the newest row waits for its action

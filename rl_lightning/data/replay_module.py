@@ -201,6 +201,11 @@ class ReplayDataModule(RLDataModule):
                 f"{type(agent).__name__} does not learn from replay: its data module is "
                 "RolloutDataModule"
             )
+        if self.prioritized and not agent.tells_priorities:
+            raise ConfigurationError(
+                f"data.prioritized: {type(agent).__name__} does not say how wrong it was on each "
+                "row; set data.prioritized: false"
+            )
 
     def plan(self, epoch: int) -> None:
         done = self.frames
@@ -210,9 +215,15 @@ class ReplayDataModule(RLDataModule):
         self.frames = done
 
     @property
+    def planned_length(self) -> int:
+        begin = min(self.warmup_frames, self.total_frames - 1)
+        epochs = math.ceil((self.total_frames - begin) / self.epoch_length)
+        return begin + epochs * self.epoch_length
+
+    @property
     def progress(self) -> float:
-        """Share of the frame budget that is used up."""
-        return min(self.frames / self.total_frames, 1.0)
+        """Share of the frame budget, in whole epochs, that is used up."""
+        return min(self.frames / self.planned_length, 1.0)
 
     def count(self, frames: int) -> None:
         trainer = self._trainer
@@ -331,11 +342,7 @@ class ReplayDataModule(RLDataModule):
         if index is None or self.buffer is None:
             return
         error = self.agent.take_priorities()
-        if error is None:
-            raise ConfigurationError(
-                f"data.prioritized: {type(self.agent).__name__} does not say how wrong it was on "
-                "each row; set data.prioritized: false"
-            )
+        assert error is not None
         self.buffer.set_priorities(index, (error + self.priority_eps) ** self.priority_alpha)
 
     def _play(self, steps: int, uniformly: bool) -> None:
@@ -450,7 +457,9 @@ class ReplayRun:
     def __len__(self) -> int:
         return self.rounds * self.data.gradient_steps
 
-    def __iter__(self) -> Iterator[TensorDict]:
+    # No iterator: Lightning looks into iterable batches for their size, and would play on.
+    def batches(self) -> Iterator[TensorDict]:
+        """The batches, in turn; once only."""
         data = self.data
         for index in range(self.rounds):
             data.feed_back()

@@ -1,6 +1,7 @@
 """Each switch of DQN changes the target, the loss or the policy in the way that the papers say."""
 
 import math
+import warnings
 from functools import partial
 
 import gymnasium as gym
@@ -9,8 +10,18 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from training import make_trainer
 
-from rl_lightning import DDPG, DQN, SAC, TD3, EnvSpec, QNetwork
+from rl_lightning import (
+    DDPG,
+    DQN,
+    SAC,
+    TD3,
+    DiscreteSAC,
+    EnvSpec,
+    QNetwork,
+    ReplayDataModule,
+)
 from rl_lightning.exploration import Boltzmann, EpsilonGreedy
 
 SPEC = EnvSpec(gym.spaces.Box(-1, 1, (1,), np.float32), gym.spaces.Discrete(2))
@@ -54,7 +65,8 @@ def batch(**kwargs):
 def test_plain_q_learning_takes_the_target_networks_best():
     agent = make([3.0, 4.0], [10.0, 2.0])
     assert agent.bootstrap(batch()).item() == 10.0
-    _, error = agent.errors(batch())
+    _, error, value = agent.errors(batch())
+    assert value.item() == 3.0
     assert error.item() == 1 + 0.5 * 10 - 3
 
 
@@ -91,7 +103,7 @@ def test_importance_weights_scale_the_loss(monkeypatch):
 
 
 def test_categorical_projects_the_shifted_distribution():
-    """Atoms 0, 1, 2; next: all on 2; r + γ z = 1 + 0.5 · 2 = 2: cross-entropy with the last atom."""
+    """Atoms 0, 1, 2; next all on 2; 1 + 0.5 · 2 = 2: cross-entropy with the last atom."""
     sure = [[-50.0, -50.0, 50.0], [50.0, -50.0, -50.0]]
     agent = make(
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
@@ -114,7 +126,7 @@ def test_quantiles_regress_on_all_target_quantiles():
     agent = make(
         [[0.0, 0.0], [0.0, 0.0]], [[2.0, 6.0], [0.0, 0.0]], distribution="quantile", atoms=2
     )
-    loss, priority = agent.errors(batch())
+    loss, priority, _ = agent.errors(batch())
     assert loss.item() == pytest.approx(0.25 * 2.5 + 0.75 * 2.5)
     assert priority.item() == 3.0
 
@@ -182,7 +194,7 @@ def test_actions_reach_the_environment_in_its_units(kind):
 
 
 def td_target(agent, **entries):
-    """What the critics of a continuous agent are drawn towards: the error of a critic that says 0."""
+    """What a continuous agent's critics are drawn towards: the error of one that says 0."""
     with torch.no_grad():
         for ensemble, value in ((agent.policy.critics, 0.0), (agent.target.critics, None)):
             ensemble.weights[-1].zero_()
@@ -262,7 +274,10 @@ def test_own_learning_rates_make_own_groups():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"distribution": "mean"}, "distribution must be none, categorical or quantile, not 'mean'"),
+        (
+            {"distribution": "mean"},
+            "distribution must be none, categorical or quantile, not 'mean'",
+        ),
         ({"error": "l1"}, "error must be huber or mse, not 'l1'"),
         ({"distribution": "categorical", "value_range": (1.0, 1.0)}, "value_range must ascend"),
         ({"tau": 2.0}, "tau must be between 0 and 1, not 2.0"),
@@ -279,3 +294,62 @@ def test_agents_refuse_spaces_they_cannot_act_in():
         DQN(BOX)
     with pytest.raises(ValueError, match="use DQN or DiscreteSAC for Discrete actions"):
         SAC(SPEC)
+
+
+def test_a_distribution_that_is_learned_has_no_priority():
+    """Cross-entropy keeps the target's own entropy; the divergence does not."""
+    kwargs = {"distribution": "categorical", "atoms": 3, "value_range": (0.0, 2.0)}
+    flat = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    agent = make(flat, flat, **kwargs)
+    loss, priority, value = agent.errors(
+        batch(reward=torch.tensor([0.0]), discount=torch.tensor([1.0]))
+    )
+    assert loss.item() == pytest.approx(math.log(3))
+    assert priority.item() == pytest.approx(0.0, abs=1e-6)
+    assert value.item() == pytest.approx(1.0)
+
+
+def test_masked_actions_leave_the_soft_value_finite():
+    agent = DiscreteSAC(SPEC, temperature=1e6)
+    policy = agent.policy.policy(torch.zeros(1, 1), torch.tensor([[True, False]]))
+    assert agent._soft_value(torch.tensor([[2.0, 9.0]]), policy).item() == 2.0
+
+
+@pytest.mark.parametrize("name", ["noisy", "sac", "td3", "ddpg", "discrete_sac"])
+def test_logging_changes_nothing_and_names_every_loss(name):
+    """A logged step must not touch what the backward pass needs."""
+    env, make = {
+        "noisy": ("CartPole-v1", partial(DQN, network=partial(QNetwork, noisy=True))),
+        "sac": ("Pendulum-v1", SAC),
+        "td3": ("Pendulum-v1", TD3),
+        "ddpg": ("Pendulum-v1", DDPG),
+        "discrete_sac": ("CartPole-v1", DiscreteSAC),
+    }[name]
+    ends = []
+    for every in (1, 1000):
+        torch.manual_seed(0)
+        data = ReplayDataModule(
+            env, warmup_frames=50, frames_per_epoch=20, total_frames=90, batch_size=8, seed=1,
+            save_replay=False,
+        )  # fmt: skip
+        agent = make(data.spec)
+        trainer = make_trainer(log_every_n_steps=every, gradient_clip_val=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(agent, data)
+        ends.append(agent.state_dict())
+        if every == 1:
+            assert "loss/q" in trainer.logged_metrics
+            assert ("loss/policy" in trainer.logged_metrics) == (name != "noisy")
+    for key, value in ends[0].items():
+        assert torch.equal(value, ends[1][key]), key
+
+
+def test_exploration_goes_on_where_the_checkpoint_stood(tmp_path):
+    agent = DQN(SPEC)
+    agent.progress = 0.75
+    checkpoint: dict = {}
+    agent.on_save_checkpoint(checkpoint)
+    fresh = DQN(SPEC)
+    fresh.on_load_checkpoint(checkpoint)
+    assert fresh.progress == 0.75

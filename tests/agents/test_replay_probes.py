@@ -1,8 +1,8 @@
 """Probe environments with known answers, for every agent that learns from replay.
 
 `constant`: V = 1. `observation`: V(s) is what s shows. `delayed`: the reward comes one step later,
-so V = γ, then 1. `policy`: the action is judged one step later, in the dark; a policy that ignores
-the state has a greedy return of 0. `truncated`: a time limit is not an end, so V = 1/(1 − γ).
+so V = γ, then 1. `match`: the action must fit what the observation shows; a policy that ignores it
+has a greedy return of 0. `truncated`: a time limit is not an end, so V = 1/(1 − γ).
 """
 
 from functools import partial
@@ -37,7 +37,12 @@ AGENTS = {
     "dqn": ("discrete", partial(DQN, **fast), QNetwork, {}),
     "double": ("discrete", partial(DQN, double=True, **fast), QNetwork, {}),
     "dueling": ("discrete", partial(DQN, **fast), partial(QNetwork, dueling=True), {}),
-    "noisy": ("discrete", partial(DQN, exploration=None, **fast), partial(QNetwork, noisy=True), {}),
+    "noisy": (
+        "discrete",
+        partial(DQN, exploration=None, **fast),
+        partial(QNetwork, noisy=True),
+        {},
+    ),
     "categorical": ("discrete", partial(DQN, **CATEGORICAL, **fast), QNetwork, {}),
     "quantile": ("discrete", partial(DQN, distribution="quantile", atoms=16, **fast), QNetwork, {}),
     "hard_target": ("discrete", partial(DQN, target_update_frames=64, error="mse"), QNetwork, {}),
@@ -57,7 +62,15 @@ AGENTS = {
 
 
 def train(
-    name, task, observation="vector", *, encoder=MLPEncoder, env=None, frames=2400, lr=1e-2, **kwargs
+    name,
+    task,
+    observation="vector",
+    *,
+    encoder=MLPEncoder,
+    env=None,
+    frames=1600,
+    lr=1e-2,
+    **kwargs,
 ):
     """Train on a probe for about a second."""
     torch.manual_seed(0)
@@ -91,7 +104,9 @@ def values(agent, observation, *states):
     out = []
     for state in states:
         thoughts = agent.inspect(agent.preprocess(batch(observation, state)))
-        out.append((thoughts["value"] if "value" in thoughts else thoughts["values"].amax(1)).item())
+        out.append(
+            (thoughts["value"] if "value" in thoughts else thoughts["values"].amax(1)).item()
+        )
     return out
 
 
@@ -114,7 +129,7 @@ def test_reward_one_step_later_is_discounted_once(name):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_time_limit_is_not_an_end(name):
-    agent = train(name, "truncated", gamma=0.8, frames=4800)
+    agent = train(name, "truncated", gamma=0.8, frames=2400)
     assert values(agent, "vector", 0) == pytest.approx([5.0], abs=0.5)
 
 
@@ -122,25 +137,25 @@ def test_a_time_limit_is_not_an_end(name):
 def test_native_environments_reset_between_two_steps(name):
     """Their resets pay nonsense, which must not be learned."""
     data = {"vectorization": "native"}
-    agent = train(name, "truncated", gamma=0.8, frames=4800, data=data)
+    agent = train(name, "truncated", gamma=0.8, frames=2400, data=data)
     assert values(agent, "vector", 0) == pytest.approx([5.0], abs=0.5)
 
 
-@pytest.mark.parametrize("name", ["dqn", "sac"])
+@pytest.mark.parametrize("name", ["hard_target", "sac"])
 def test_a_terminal_state_is_worth_what_it_paid(name):
-    agent = train(name, "truncated", gamma=0.8, env={"terminate": True}, frames=4800)
-    left = [(1 - 0.8**k) / 0.2 for k in range(1, 6)]
-    assert values(agent, "vector", 0) == pytest.approx([sum(left) / 5], abs=0.4)
+    """One step in five ends the episode: V = 1 + 0.8 · 0.8 V (of the squared error; Huber's is
+    drawn towards the median)."""
+    agent = train(name, "truncated", gamma=0.8, env={"terminate": True}, frames=3200)
+    assert values(agent, "vector", 0) == pytest.approx([1 / 0.36], abs=0.5)
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_action_that_fits_the_state_is_found(name):
     action = AGENTS[name][0]
-    agent = train(name, "policy", frames=3600)
+    agent = train(name, "match")
     greedy = [judge(agent, "vector", action, (s,), s, explore=False) for s in (0, 1)]
     assert min(greedy) >= (0.4 if action == "box" else 1.0), greedy
-    first = values(agent, "vector", 0, 1)
-    assert first == pytest.approx([0.5 * g for g in greedy], abs=0.25)
+    assert values(agent, "vector", 0, 1) == pytest.approx(greedy, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["dqn", "sac", "discrete_sac"])
@@ -152,8 +167,9 @@ def test_every_encoder(encoders, encoder, name):
     action = AGENTS[name][0]
     slow = {"lr": 4e-3} if encoder in ("nature", "impala", "dict") else {}
     if encoder in ("llm_lora", "mixed"):
-        slow = {"encoder_lr": 2e-3, "frames": 1600}
-    agent = train(name, "policy", observation, encoder=build, **{"frames": 2400, **slow})
+        slow = {"encoder_lr": 2e-3}
+    frames = 3200 if name == "sac" else 1600  # a continuous policy takes longer to get there
+    agent = train(name, "match", observation, encoder=build, frames=frames, **slow)
     greedy = [judge(agent, observation, action, (s,), s, explore=False) for s in (0, 1)]
     assert min(greedy) >= (0.3 if action == "box" else 1.0), greedy
 

@@ -204,7 +204,7 @@ def test_numbers_that_do_not_fit_are_refused_at_once(data, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"buffer_frames": 3}, "buffer_frames: 3 hold no transition of 2 environments"),
+        ({"buffer_frames": 3}, "buffer_frames: 3 hold no transition; make it at least .* = 4"),
         ({"her_goals": 4}, "her_goals: 4 needs an environment with achieved_goal"),
         ({"her_goals": 4, "vectorization": "native"}, "her_goals: 4 needs an environment with"),
     ],
@@ -215,7 +215,7 @@ def test_what_does_not_fit_the_environment_is_refused_before_training(data, mess
 
 
 def test_an_agent_that_does_not_say_how_wrong_it_was_is_refused(monkeypatch):
-    monkeypatch.setattr(DQN, "take_priorities", lambda self: None)
+    monkeypatch.setattr(DQN, "tells_priorities", False)
     with pytest.raises(ConfigurationError, match="DQN does not say how wrong it was on each row"):
         train(prioritized=True)
 

@@ -290,13 +290,13 @@ def test_action_masks_are_kept_to(actions, vectorization):
 
 def test_exploration_follows_progress(monkeypatch):
     seen = []
-    call = EpsilonGreedy.__call__
+    choose = EpsilonGreedy.choose
 
-    def exploring(self, values, progress, mask=None):
+    def exploring(self, values, logits, progress, mask=None):
         seen.append((progress, self.strength(progress)))
-        return call(self, values, progress, mask)
+        return choose(self, values, logits, progress, mask)
 
-    monkeypatch.setattr(EpsilonGreedy, "__call__", exploring)
+    monkeypatch.setattr(EpsilonGreedy, "choose", exploring)
     agent = partial(DQN, exploration=partial(EpsilonGreedy, 1.0, 0.2, 0.5))
     train(agent)
     # A step of two frames each; the clock stands where the collection before this one began.

@@ -141,10 +141,10 @@ def test_ornstein_uhlenbeck_by_hand():
         (lambda: EpsilonGreedy(fraction=2), "exploration.fraction must be between 0 and 1"),
         (lambda: Boltzmann(-1), "exploration.start must be at least 0"),
         (lambda: Boltzmann(end=-1), "exploration.end must be at least 0"),
-        (lambda: GaussianNoise(-1), "exploration.std must be at least 0"),
-        (lambda: GaussianNoise(std_end=-1), "exploration.std_end must be at least 0"),
-        (lambda: OrnsteinUhlenbeck(theta=2), "exploration.theta must be between 0 and 1"),
-        (lambda: ActionNoise(fraction=-1), "exploration.fraction must be between 0 and 1"),
+        (lambda: GaussianNoise(-1), "noise.std must be at least 0"),
+        (lambda: GaussianNoise(std_end=-1), "noise.std_end must be at least 0"),
+        (lambda: OrnsteinUhlenbeck(theta=2), "noise.theta must be between 1e-06 and 1"),
+        (lambda: ActionNoise(fraction=-1), "noise.fraction must be between 0 and 1"),
     ],
 )
 def test_wrong_arguments_are_refused(make, message):
