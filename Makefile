@@ -42,6 +42,8 @@ tensorboard: install
 benchmark: install
 	$(BIN)/python benchmarks/onpolicy.py --out benchmarks/results/speed/onpolicy.json
 	$(BIN)/python benchmarks/llm_encoder.py --out benchmarks/results/speed/llm_encoder.json
+	$(BIN)/python benchmarks/replay.py --out benchmarks/results/speed/replay.json
+	$(BIN)/python benchmarks/offpolicy.py --out benchmarks/results/speed/offpolicy.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -49,6 +49,16 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     for row in json.loads((folder / "onpolicy.json").read_text())["settings"].values():
         spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
         assert spread in readme
+    replay = json.loads((folder / "replay.json").read_text())
+    for row in replay["memory"]:
+        assert f"| {row['observations']} | {row['ours']:,.0f} | {row['naive']:,.0f} |" in readme
+    for row in replay["priorities"]:
+        assert f"{row['us']:.0f} µs at {row['items']:,}" in readme
+    assert f"grew by {replay['disk']['grown_mb']:,.0f} MB" in readme
+    if (folder / "offpolicy.json").exists():
+        for row in json.loads((folder / "offpolicy.json").read_text())["settings"].values():
+            spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
+            assert spread in readme
     measured = json.loads((folder / "llm_encoder.json").read_text())
     assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
 
@@ -64,3 +74,12 @@ def test_a_configuration_says_how_its_data_are_made(name):
     said = " ".join(line.lstrip("# ") for line in comments)
     for command in commands:
         assert f"rl-lightning {command}" in said
+
+
+def test_the_readme_shows_how_far_tables_are_from_value_iteration():
+    runs = json.loads((learning.RESULTS / "exact" / "tabular.json").read_text())["runs"]
+    readme = (ROOT / "README.md").read_text()
+    for name in {run["config"] for run in runs} - {"textmaze"}:
+        worst = max(run["gap"] for run in runs if run["config"] == name)
+        assert f"{name} {100 * worst:.2f} %" in readme
+    assert all(run["gap"] == 0 for run in runs if run["config"] == "textmaze")
