@@ -93,9 +93,9 @@ def test_the_hit_rate_is_of_training_alone(tmp_path):
         seen = []
 
         class Watched(PPO):
-            def tick(self, frames, progress, metrics):
-                seen.append(metrics["llm/cache_hit_rate"])
-                super().tick(frames, progress, metrics)
+            def tick(self, frames, progress, measure):
+                seen.append(measure()["llm/cache_hit_rate"])
+                super().tick(frames, progress, measure)
 
         torch.manual_seed(0)
         data = RolloutDataModule(**DATA, seed=1)
