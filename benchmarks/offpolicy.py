@@ -4,9 +4,9 @@
     python benchmarks/offpolicy.py --settings "DQN CartPole" --pairs 5
     python benchmarks/offpolicy.py --settings "SAC HalfCheetah" --pairs 2
 
-Both libraries get the same environment, network, replay, number of frames and settings of Adam (ours
-is fused, as is our default), one thread, and a process of their own for every run; what is timed is
-the whole call that trains.
+Both libraries get the same environment, network, replay, number of frames and settings of Adam
+(ours is fused, as is our default), one thread, and a process of their own for every run; what is
+timed is the whole call that trains.
 The figure to look at is the median of the ratios of neighbouring runs. The greedy return of the
 trained policies shows that the same thing was learned.
 """

@@ -109,7 +109,7 @@ def test_drawing_before_there_is_anything():
 
 def test_too_small_a_buffer_is_refused():
     ReplayBuffer(4, 2)
-    with pytest.raises(ConfigurationError, match="buffer_frames: 3 hold no transition; .* = 4"):
+    with pytest.raises(ConfigurationError, match=r"buffer_frames: 3 hold no transition; .* = 4"):
         ReplayBuffer(3, 2)
 
 
