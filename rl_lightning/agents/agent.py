@@ -16,6 +16,7 @@ from torch import Tensor
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import uniform_action
+from rl_lightning.nn.target import TargetUpdate
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -48,6 +49,10 @@ class Agent(L.LightningModule):
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None
     """With a recurrent policy, steps per training sequence; None: the whole rollout."""
+    target: Any
+    """What bootstraps, of agents that have a target network."""
+    tells_priorities: bool = False
+    """Whether its loss sets `row_errors`."""
     default_optimizer: OptimizerCallable = staticmethod(adam)
     """What `optimizer: null` means. No default argument: jsonargparse would hand its values on to
     the optimizer that a configuration names instead."""
@@ -79,7 +84,8 @@ class Agent(L.LightningModule):
         check_range("max_grad_norm", max_grad_norm, 1e-12)
         self.automatic_optimization = type(self).training_step is not Agent.training_step
         self.max_grad_norm = max_grad_norm
-        self._update: Any = None
+        self.row_errors: Tensor | None = None  # of the last batch, for prioritised replay
+        self._target_update: TargetUpdate | None = None
         self._mute = False
         self._rates_set = False
         self.gamma = gamma
@@ -122,7 +128,9 @@ class Agent(L.LightningModule):
         self.after_update()
 
     def on_fit_start(self) -> None:
-        self._update = None  # pairs of parameters and buffers, which moving devices may replace
+        self._target_update = (
+            None  # pairs of parameters and buffers, which moving devices may replace
+        )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Here gradients are unscaled in every precision, and no longer generators.
@@ -144,12 +152,14 @@ class Agent(L.LightningModule):
 
     def take_priorities(self) -> Tensor | None:
         """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
-        return None
+        errors, self.row_errors = self.row_errors, None
+        return errors
 
-    @property
-    def tells_priorities(self) -> bool:
-        """Whether `take_priorities` has something to tell."""
-        return type(self).take_priorities is not Agent.take_priorities
+    def move_target(self, tau: float) -> None:
+        """Move `target`, which `make_target` made of `policy`, by τ towards it."""
+        if self._target_update is None:
+            self._target_update = TargetUpdate(self.policy, self.target)
+        self._target_update(tau)
 
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""

@@ -15,7 +15,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
 from rl_lightning.exploration import ActionNoise, OrnsteinUhlenbeck
 from rl_lightning.nn.continuous import ContinuousNetwork
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
@@ -41,6 +41,7 @@ class DDPG(Agent):
     """
 
     learns_from = ("replay",)
+    tells_priorities = True
 
     def __init__(
         self,
@@ -67,7 +68,6 @@ class DDPG(Agent):
         self.actor_lr = actor_lr
         self.tau = tau
         self.noise = noise()
-        self._priorities: Tensor | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class DDPG(Agent):
         policy_loss = -policy.q(seen, policy.action(seen), frozen=True).mean()
 
         td_error = error.detach().abs()
-        self._priorities = td_error
+        self.row_errors = td_error
         if self.should_log:
             self.log_training(
                 {
@@ -131,11 +131,5 @@ class DDPG(Agent):
             )
         return q_loss + policy_loss
 
-    def take_priorities(self) -> Tensor | None:
-        priorities, self._priorities = self._priorities, None
-        return priorities
-
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
-        self._update(self.tau)
+        self.move_target(self.tau)

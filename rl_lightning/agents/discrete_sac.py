@@ -18,7 +18,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import Activation
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
@@ -99,6 +99,7 @@ class DiscreteSAC(Agent):
     """
 
     learns_from = ("replay",)
+    tells_priorities = True
 
     def __init__(
         self,
@@ -135,7 +136,6 @@ class DiscreteSAC(Agent):
         self.target_entropy_ratio = target_entropy_ratio
         self.tau = tau
         self.actor_lr, self.temperature_lr = actor_lr, temperature_lr
-        self._priorities: Tensor | None = None
 
     def act(
         self,
@@ -200,7 +200,7 @@ class DiscreteSAC(Agent):
             loss = loss + self.log_alpha * (entropy - self.target_entropy_ratio * most)
 
         td_error = error.detach().abs().mean(0)
-        self._priorities = td_error
+        self.row_errors = td_error
         if self.should_log:
             self.log_training(
                 {
@@ -220,11 +220,5 @@ class DiscreteSAC(Agent):
         # Not in one sum: of a masked action, α log π may be −∞, and 0 · ∞ is no number.
         return (policy.probabilities() * q).sum(-1) + alpha * policy.entropy()
 
-    def take_priorities(self) -> Tensor | None:
-        priorities, self._priorities = self._priorities, None
-        return priorities
-
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
-        self._update(self.tau)
+        self.move_target(self.tau)

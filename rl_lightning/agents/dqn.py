@@ -16,7 +16,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.nn.q_network import QNetwork, pick
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.tree import row_count
 from rl_lightning.types import EnvSpec, Stored
@@ -53,6 +53,7 @@ class DQN(Agent):
     """
 
     learns_from = ("replay",)
+    tells_priorities = True
     support: Tensor
 
     def __init__(
@@ -103,7 +104,6 @@ class DQN(Agent):
         self.tau = tau
         self.register_buffer("support", torch.linspace(low, high, outputs), persistent=False)
         self._moves = 0
-        self._priorities: Tensor | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class DQN(Agent):
         self.policy.resample()
         self.target.resample()
         rows, error, value = self.errors(batch)
-        self._priorities = error
+        self.row_errors = error
         loss = losses.weighted_mean(rows, batch.get("weight", None))
         if self.should_log:
             metrics: dict[str, Any] = {
@@ -199,16 +199,10 @@ class DQN(Agent):
             self.log_training(metrics)
         return loss
 
-    def take_priorities(self) -> Tensor | None:
-        priorities, self._priorities = self._priorities, None
-        return priorities
-
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
         moves = self.frames // max(self.target_update_frames, 1)
         if self.target_update_frames == 0 or moves != self._moves:
-            self._update(self.tau)
+            self.move_target(self.tau)
             self._moves = moves
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
 from rl_lightning.nn.offline import OfflineNetwork
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
@@ -157,7 +157,5 @@ class IQL(Agent):
         return value_loss + q_loss + policy_loss
 
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
-        self._update(self.tau)
+        self.move_target(self.tau)
         self.policy.action_head.keep_spread()

@@ -16,7 +16,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
 from rl_lightning.exploration import ActionNoise
 from rl_lightning.nn.continuous import ContinuousNetwork
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
@@ -49,6 +49,7 @@ class SAC(Agent):
     """
 
     learns_from = ("replay",)
+    tells_priorities = True
 
     def __init__(
         self,
@@ -86,7 +87,6 @@ class SAC(Agent):
         self.tau = tau
         self.actor_lr, self.temperature_lr = actor_lr, temperature_lr
         self.noise = None if noise is None else noise()
-        self._priorities: Tensor | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class SAC(Agent):
             loss = loss + self.log_alpha * (entropy - self.target_entropy)
 
         td_error = error.detach().abs().mean(0)
-        self._priorities = td_error
+        self.row_errors = td_error
         if self.should_log:
             metrics = {
                 "loss/q": q_loss.detach(),
@@ -178,11 +178,5 @@ class SAC(Agent):
             self.log_training(metrics)
         return loss
 
-    def take_priorities(self) -> Tensor | None:
-        priorities, self._priorities = self._priorities, None
-        return priorities
-
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
-        self._update(self.tau)
+        self.move_target(self.tau)

@@ -15,7 +15,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
 from rl_lightning.exploration import ActionNoise, GaussianNoise
 from rl_lightning.nn.continuous import ContinuousNetwork
-from rl_lightning.nn.target import TargetUpdate, make_target
+from rl_lightning.nn.target import make_target
 from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
@@ -45,6 +45,7 @@ class TD3(Agent):
     """
 
     learns_from = ("replay",)
+    tells_priorities = True
 
     def __init__(
         self,
@@ -82,7 +83,6 @@ class TD3(Agent):
         self.target_noise_clip = target_noise_clip
         self._moves_policy = False
         self._policy_loss: Tensor | None = None  # of the last update that had one
-        self._priorities: Tensor | None = None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class TD3(Agent):
             self._policy_loss = policy_loss.detach()
 
         td_error = error.detach().abs().mean(0)
-        self._priorities = td_error
+        self.row_errors = td_error
         if self.should_log:
             if self._policy_loss is not None:
                 metrics["loss/policy"] = self._policy_loss
@@ -153,12 +153,6 @@ class TD3(Agent):
             self.log_training({**metrics, "explore/noise": self.noise.strength(self.progress)})
         return loss
 
-    def take_priorities(self) -> Tensor | None:
-        priorities, self._priorities = self._priorities, None
-        return priorities
-
     def after_update(self) -> None:
-        if self._update is None:
-            self._update = TargetUpdate(self.policy, self.target)
         if self._moves_policy:
-            self._update(self.tau)
+            self.move_target(self.tau)
