@@ -180,10 +180,6 @@ class OnceColumn:
         out = {key: table.read(slots) for key, table in self.tables.items()}
         return out if self.nested else out[""]
 
-    def row_bytes(self) -> int:
-        """Bytes of one row, without its entry."""
-        return 4
-
     @property
     def table_bytes(self) -> int:
         """Bytes of all entries, with what finds them."""
