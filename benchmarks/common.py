@@ -72,7 +72,9 @@ def summary(pairs: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     """Medians over the pairs."""
     ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in pairs]
     median = statistics.median
+    own = [p["rl_lightning"]["products"] for p in pairs if "products" in p["rl_lightning"]]
     return {
+        **({"products": median(own)} if own else {}),
         "ratio": median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),

@@ -43,12 +43,17 @@ THRESHOLDS = {
     "ppo-textmaze": ("success", 0.95),
     "dqn-cartpole": ("return", 475),
     "dqn-acrobot": ("return", -90),
+    "dqn-cartpole-rainbow": ("return", 475),
+    "dqn-lunarlander": ("return", 200),
+    "dqn-minatar-breakout": ("return", None),  # compared with a random policy
+    "dqn-textmaze": ("success", 0.95),
     "dqn-bitflip-her": ("success", 0.95),
     "dqn-bitflip-plain": ("success", 0.95),
     "ddpg-pendulum": ("return", -170),
     "td3-pendulum": ("return", -170),
     "sac-pendulum": ("return", -170),
     "sac-mountaincar-continuous": ("return", 90),
+    "sac-lunarlander": ("return", 200),
     "bc-cartpole": ("return", 475),
     "iql-pendulum": ("return", -250),
     "bc-pendulum": ("return", None),  # compared with IQL's, of the same data

@@ -59,8 +59,8 @@ class Agent(L.LightningModule):
     reuses_rollouts: bool = False
     """Whether the loss stays right in minibatches and passes after the first update."""
     learns_from: tuple[str, ...] = ("rollouts",)
-    """The kinds of experience its loss is right for: `rollouts`, `replay`, or both. An agent that
-    learns from replay reads raw observations, and its networks normalise them."""
+    """The kinds of experience its loss is right for: `rollouts`, `replay` and `recordings`. Unless
+    these are rollouts alone, it reads raw observations, and its networks normalise them."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Agent":
         agent = super().__new__(cls)
@@ -218,7 +218,7 @@ class Agent(L.LightningModule):
     def preprocess(self, obs: Any) -> Stored:
         """Raw vector-env observations `[B, ...]` → what `act` takes, on this agent's device."""
         encoder = self.encoder
-        raw = "replay" in self.learns_from
+        raw = self.learns_from != ("rollouts",)
         return to_device(
             encoder.preprocess_raw(obs) if raw else encoder.preprocess(obs), self.device
         )

@@ -33,7 +33,7 @@ class BC(Agent):
         entropy_coef: Weight of the entropy bonus, against too much certainty where data are few.
     """
 
-    learns_from = ("replay",)
+    learns_from = ("recordings",)
 
     def __init__(
         self,

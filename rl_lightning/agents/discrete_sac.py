@@ -98,7 +98,7 @@ class DiscreteSAC(Agent):
             The paper's 0.98 is nearly uniform, and too much for most tasks.
     """
 
-    learns_from = ("replay",)
+    learns_from = ("replay", "recordings")
     tells_priorities = True
 
     def __init__(

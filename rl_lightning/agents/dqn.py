@@ -46,13 +46,14 @@ class DQN(Agent):
             (`categorical`, Bellemare et al. 2017), or `atoms` quantiles of it (`quantile`, Dabney
             et al. 2018).
         atoms: Atoms or quantiles of a distribution.
-        value_range: Lowest and highest return of a categorical distribution.
+        value_range: Lowest and highest discounted return of a categorical distribution; it cannot
+            tell returns beyond them apart, so there is no default.
         error: What is made of the mean's error: `huber` (as in Mnih et al.) or `mse`.
         target_update_frames: Frames between two moves of the target network; 0: every update.
         tau: How far it moves: 1 copies, 0.005 follows slowly.
     """
 
-    learns_from = ("replay",)
+    learns_from = ("replay", "recordings")
     tells_priorities = True
     support: Tensor
 
@@ -70,7 +71,7 @@ class DQN(Agent):
         double: bool = False,
         distribution: Literal["none", "categorical", "quantile"] = "none",
         atoms: int = 51,
-        value_range: tuple[float, float] = (-10.0, 10.0),
+        value_range: tuple[float, float] | None = None,
         error: Literal["huber", "mse"] = "huber",
         target_update_frames: int = 500,
         tau: float = 1.0,
@@ -88,7 +89,12 @@ class DQN(Agent):
         if distribution != "none":
             check_range("atoms", atoms, 2)
             outputs = atoms
-        low, high = (float(v) for v in value_range)
+        if distribution == "categorical" and value_range is None:
+            raise ConfigurationError(
+                "distribution: categorical needs value_range, the lowest and the highest discounted "
+                "return: [0, 100] for a reward of 1 per step and gamma 0.99; or use quantile"
+            )
+        low, high = (float(v) for v in value_range or (0.0, 1.0))
         if not low < high:
             raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
         # Built by the command line or by `partial`, a network takes further keywords too.

@@ -197,9 +197,9 @@ class ReplayDataModule(RLDataModule):
 
     def check(self, agent: Any) -> None:
         if "replay" not in agent.learns_from:
+            own = "RolloutDataModule" if "rollouts" in agent.learns_from else "OfflineDataModule"
             raise ConfigurationError(
-                f"{type(agent).__name__} does not learn from replay: its data module is "
-                "RolloutDataModule"
+                f"{type(agent).__name__} does not learn from replay: its data module is {own}"
             )
         if self.prioritized and not agent.tells_priorities:
             raise ConfigurationError(

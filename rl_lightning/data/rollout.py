@@ -137,8 +137,9 @@ class RolloutDataModule(RLDataModule):
     def check(self, agent: Any) -> None:
         name = type(agent).__name__
         if "rollouts" not in agent.learns_from:
+            own = "ReplayDataModule" if "replay" in agent.learns_from else "OfflineDataModule"
             raise ConfigurationError(
-                f"{name} learns from replay: its data module is ReplayDataModule"
+                f"{name} does not learn from rollouts: its data module is {own}"
             )
         if not agent.reuses_rollouts and self.passes * self.minibatches > 1:
             raise ConfigurationError(

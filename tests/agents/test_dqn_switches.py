@@ -280,6 +280,7 @@ def test_own_learning_rates_make_own_groups():
         ),
         ({"error": "l1"}, "error must be huber or mse, not 'l1'"),
         ({"distribution": "categorical", "value_range": (1.0, 1.0)}, "value_range must ascend"),
+        ({"distribution": "categorical"}, r"categorical needs value_range, .* \[0, 100\] for"),
         ({"tau": 2.0}, "tau must be between 0 and 1, not 2.0"),
         ({"distribution": "quantile", "atoms": 1}, "atoms must be at least 2, not 1"),
     ],

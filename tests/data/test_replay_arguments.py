@@ -9,6 +9,7 @@ import torch
 from training import fit, make_trainer
 
 from rl_lightning import (
+    BC,
     DQN,
     PPO,
     SAC,
@@ -238,3 +239,8 @@ def test_agents_are_refused_by_the_data_module_of_the_others():
     rollouts = RolloutDataModule("Pendulum-v1", num_envs=2, rollout_steps=4)
     with pytest.raises(ConfigurationError, match=r"SAC .*ReplayDataModule"):
         make_trainer(gradient_clip_val=None).fit(SAC(rollouts.spec, encoder=MLPEncoder), rollouts)
+    # Imitating itself would teach it nothing.
+    with pytest.raises(ConfigurationError, match=r"BC does not learn from replay: .*Offline"):
+        make_trainer(gradient_clip_val=None).fit(BC(module.spec), module)
+    with pytest.raises(ConfigurationError, match=r"BC does not learn from rollouts: .*Offline"):
+        make_trainer(gradient_clip_val=None).fit(BC(rollouts.spec), rollouts)
