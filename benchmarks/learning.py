@@ -1,11 +1,12 @@
 """Train configurations over several seeds and measure the final greedy policy.
 
     python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1 2 3 4 5
-    python benchmarks/learning.py --table
+    python benchmarks/learning.py --tables
 
 Each seed is one `rl-lightning fit` on one thread and one `rl-lightning validate` of its last
 checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json` and into the
-second line of the configuration; runs that failed stay in them.
+second line of the configuration; runs that failed stay in them. `--tables` puts them into the README
+and the agents' pages.
 """
 
 import argparse
@@ -28,6 +29,9 @@ from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "gymnasium", "minigrid", "transformers", "peft", "numpy")
+TABLE = """\
+| configuration | environment | frames | threshold | mean ± std | worst seed | solved |
+|---|---|--:|--:|--:|--:|--:|"""
 # What counts as solved, by the results' names. Others are reported without a threshold.
 THRESHOLDS = {
     "ppo-cartpole": ("return", 475),
@@ -109,14 +113,14 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="final evaluation; default: val_episodes")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--results", type=Path, help=f"folder to write to; default: {RESULTS.name}")
-    parser.add_argument("--table", action="store_true", help="print all results as Markdown")
+    parser.add_argument("--tables", action="store_true", help="bring all tables up to date")
     args = parser.parse_args()
     if missing := [str(path) for path in args.configs if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}")
     if wrong := [item for item in args.overrides if "=" not in item]:
         parser.error(f"--set {wrong[0]}: expected key=value")
-    if not args.configs and not args.table:
-        parser.error("give configurations to run, or --table")
+    if not args.configs and not args.tables:
+        parser.error("give configurations to run, or --tables")
     # What was run with changes is not a result of the configuration: shown, but kept nowhere else
     # than where it is asked for.
     folder = args.results or (None if args.overrides else RESULTS)
@@ -131,8 +135,10 @@ def main() -> None:
             file.write_text(render(result))
         if folder == RESULTS:
             quote(path, summary(result))
-    if args.table:
-        print(table(args.results or RESULTS))
+    if args.tables:
+        for page in pages():
+            page.write_text(with_table(page))
+            print(page)
     sys.exit(1 if failed else 0)
 
 
@@ -311,17 +317,39 @@ def spell(result: dict[str, Any], value: float) -> str:
     return f"{value:.{3 if result['metric'] == 'success' else 1}f}"
 
 
-def table(folder: Path) -> str:
-    """All results of a folder as a Markdown table."""
-    rows = [
-        "| configuration | environment | frames | threshold | mean ± std | worst seed | solved |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
+def pages() -> list[Path]:
+    """The Markdown files that show results."""
+    root = RESULTS.parents[1]
+    return [root / "README.md", *sorted((root / "docs" / "agents").glob("*.md"))]
+
+
+def with_table(page: Path) -> str:
+    """The text of a page with today's results in its table: all, or its agent's."""
+    text = page.read_text()
+    heading = re.escape(TABLE.splitlines()[0])
+    if page.name == "README.md":
+        new = table(RESULTS)
+    else:
+        new = table(RESULTS, text.splitlines()[0].removeprefix("# "), "../../")
+    return re.sub(rf"^{heading}\n(\|.*\n)+", lambda _: new + "\n", text, flags=re.M)
+
+
+def table(folder: Path, agent: str | None = None, root: str = "") -> str:
+    """The results of a folder as a Markdown table.
+
+    Args:
+        folder: Of the result files.
+        agent: Whose; None: of all.
+        root: From the page to the configurations' root.
+    """
+    rows = [TABLE]
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
+        if agent not in (None, result["agent"]):
+            continue
         runs, a = result["runs"], result["aggregate"]
         done = [run for run in runs if "error" not in run]
-        link = f"[{result['agent']} {Path(result['config']).stem}]({result['config']})"
+        link = f"[{result['agent']} {Path(result['config']).stem}]({root}{result['config']})"
         if not done:
             rows.append(f"| {link} | {result['env']} | | | failed | | 0/{len(runs)} |")
             continue

@@ -97,8 +97,10 @@ class Arena:
         """
         last = self._last if self._last is not None and self._last.is_dir() else None
         for name, array in self.arrays.items():
-            for index, start, stop in _chunks(array, used[name]):
-                file = f"{name}.{index:06d}.npy"
+            size = _chunk_rows(array)
+            for start in range(0, used[name], size):
+                stop = min(start + size, len(array))
+                file = _chunk_file(name, start)
                 old = None if last is None else last / file
                 if old is not None and old.is_file() and not dirty(name, start, stop):
                     link(old, folder / file)
@@ -112,9 +114,11 @@ class Arena:
         Raises:
             ConfigurationError: If a file is missing or does not fit.
         """
+        alike = True
         for name, array in self.arrays.items():
-            for index, start, stop in _chunks(array, used[name]):
-                file = folder / f"{name}.{index:06d}.npy"
+            start = 0
+            while start < used[name]:
+                file = folder / _chunk_file(name, start)
                 if not file.is_file():
                     raise ConfigurationError(f"the replay contents are incomplete: no {file}")
                 chunk = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -123,8 +127,11 @@ class Arena:
                         f"the replay contents hold {name} as {chunk.dtype} {chunk.shape[1:]}, this "
                         f"run has {array.dtype} {array.shape[1:]}"
                     )
-                array[start : min(stop, start + len(chunk))] = chunk
-        self._last = folder
+                stop = start + len(chunk)
+                array[start:stop] = chunk[: len(array) - start]
+                alike &= len(chunk) == min(_chunk_rows(array), len(array) - start)
+                start = stop
+        self._last = folder if alike else None  # chunks of another size cannot be linked to
 
     def _check_room(self, size: int) -> None:
         assert self.folder is not None
@@ -145,8 +152,10 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _chunks(array: np.ndarray, used: int) -> Iterable[tuple[int, int, int]]:
+def _chunk_rows(array: np.ndarray) -> int:
     row = array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-    size = max(1, CHUNK_BYTES // max(row, 1))
-    for index, start in enumerate(range(0, used, size)):
-        yield index, start, min(start + size, len(array))
+    return max(1, CHUNK_BYTES // max(row, 1))
+
+
+def _chunk_file(name: str, start: int) -> str:
+    return f"{name}.{start:012d}.npy"

@@ -103,6 +103,20 @@ def test_a_snapshot_without_the_one_before_it_is_written_whole(tmp_path):
     same(contents(load(game, tmp_path / "b")), contents(game.buffer))
 
 
+@pytest.mark.parametrize("kind", ["plain", "features", "everything"])
+@pytest.mark.parametrize("size", [64, 512])
+def test_chunks_of_another_size_are_read_as_well(kind, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(arena, "CHUNK_BYTES", 128)
+    game = Game(**{"frames": 600, **KINDS[kind]})
+    game.play(60)
+    save(game, tmp_path / "a")
+    monkeypatch.setattr(arena, "CHUNK_BYTES", size)
+    game.buffer = load(game, tmp_path / "a")
+    game.play(3)
+    save(game, tmp_path / "b")
+    same(contents(load(game, tmp_path / "b")), contents(game.buffer))
+
+
 def test_where_there_are_no_links_files_are_copied(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError("no links here")
@@ -127,7 +141,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"hold obs as float32 \(3,\), this run has"):
         load(game, tmp_path / "a")
     game.make_buffer = lambda: ReplayBuffer(60, 3, action_dtype=np.uint8)
-    (tmp_path / "a" / "reward.000000.npy").unlink()
+    (tmp_path / "a" / "reward.000000000000.npy").unlink()
     with pytest.raises(ConfigurationError, match=r"incomplete: no .*reward"):
         load(game, tmp_path / "a")
 

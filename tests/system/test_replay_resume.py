@@ -159,8 +159,8 @@ def change_random_numbers(checkpoint, state, folder):
 
 
 def change_contents(checkpoint, state, folder):
-    rewards = np.load(folder / "reward.000000.npy")
-    np.save(folder / "reward.000000.npy", rewards + 0.5)
+    rewards = np.load(folder / "reward.000000000000.npy")
+    np.save(folder / "reward.000000000000.npy", rewards + 0.5)
 
 
 @pytest.mark.parametrize(
