@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import record
 
 import rl_lightning.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
 
@@ -20,10 +21,12 @@ SCRIPT = Path(__file__).with_name("ddp_replay_script.py")
 def results(tmp_path_factory):
     """The folder that all runs wrote to."""
     folder = tmp_path_factory.mktemp("ddp")
+    record(folder / "recorded.hdf5", episodes=32)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    world["PYTHONPATH"] = str(SCRIPT.parents[1])  # the probes
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder)],
@@ -49,7 +52,6 @@ def check(folder):
     states = [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
     for key in ("frames", "updates", "val"):
         assert ranks[0][key] == ranks[1][key], key
-    assert ranks[0]["frames"] == ranks[0]["rows"] + ranks[1]["rows"]
     for key, value in states[0]["state"].items():
         assert torch.equal(value, states[1]["state"][key]), key
     # Each rank has its own environments and its own random numbers.
@@ -62,6 +64,8 @@ def check(folder):
 def test_two_ranks_learn_one_policy_from_two_buffers_and_go_on(case, results):
     first, rest = results / case / "first", results / case / "rest"
     end, states = check(first)
+    rows = [json.loads((first / f"rank{r}.json").read_text())["rows"] for r in (0, 1)]
+    assert end["frames"] == sum(rows)
     # Warm-up counts the frames of both ranks, an epoch has 40 of each; resets of a native vector
     # env are none, so that it takes more epochs.
     epochs = end["updates"] // 20
@@ -83,3 +87,11 @@ def test_two_ranks_learn_one_policy_from_two_buffers_and_go_on(case, results):
     assert resumed["updates"] < 60  # which beginning anew would take
     for rank in (0, 1):  # old rows are still there, on the rank that wrote them
         assert torch.equal(states[rank]["obs"], later[rank]["obs"])
+
+
+def test_two_ranks_learn_one_policy_from_one_recording_and_go_on(results):
+    """Equal networks, rows of their own: batches twice as large."""
+    end, _ = check(results / "iql" / "first")
+    assert (end["frames"], end["updates"]) == (40, 40)
+    resumed, _ = check(results / "iql" / "rest")
+    assert (resumed["frames"], resumed["updates"]) == (60, 20)
