@@ -28,10 +28,11 @@ import yaml
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
+RANDOM = RESULTS / "baseline" / "random.json"  # written by random_policy.py
 PACKAGES = ("torch", "lightning", "gymnasium", "minigrid", "transformers", "peft", "numpy")
 TABLE = """\
-| configuration | environment | frames | threshold | mean ± std | worst seed | solved |
-|---|---|--:|--:|--:|--:|--:|"""
+| configuration | environment | frames | random | threshold | mean ± std | worst seed | solved |
+|---|---|--:|--:|--:|--:|--:|--:|"""
 # What counts as solved, by the results' names. Others are reported without a threshold.
 THRESHOLDS = {
     "ppo-cartpole": ("return", 475),
@@ -331,7 +332,24 @@ def with_table(page: Path) -> str:
         new = table(RESULTS)
     else:
         new = table(RESULTS, text.splitlines()[0].removeprefix("# "), "../../")
-    return re.sub(rf"^{heading}\n(\|.*\n)+", lambda _: new + "\n", text, flags=re.M)
+    text = re.sub(rf"^{heading}\n(\|.*\n)+", lambda _: new + "\n", text, flags=re.M)
+    return re.sub(
+        r"^(<!-- curve: (\S+) -->\n)(\|.*\n)*", lambda m: m[1] + curves(m[2]), text, flags=re.M
+    )
+
+
+def curves(name: str) -> str:
+    """Greedy returns while training, by frames and seed, as a Markdown table."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    runs = [run for run in result["runs"] if "error" not in run]
+    seeds = [str(run["seed"]) for run in runs]
+    rows = [f"| frames | seed {' | seed '.join(seeds)} |", f"|--:|{'--:|' * len(runs)}"]
+    random = json.loads(RANDOM.read_text())[result["config"]]["return"]
+    rows.append(f"| random actions |{f' {random:.1f} |' * len(runs)}")
+    for points in zip(*(run["curve"] for run in runs), strict=True):
+        returns = " | ".join(f"{value:.1f}" for _, value in points)
+        rows.append(f"| {points[0][0]:,} | {returns} |")
+    return "\n".join(rows) + "\n"
 
 
 def table(folder: Path, agent: str | None = None, root: str = "") -> str:
@@ -342,7 +360,7 @@ def table(folder: Path, agent: str | None = None, root: str = "") -> str:
         agent: Whose; None: of all.
         root: From the page to the configurations' root.
     """
-    rows = [TABLE]
+    rows, random = [TABLE], json.loads(RANDOM.read_text())
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
         if agent not in (None, result["agent"]):
@@ -351,14 +369,14 @@ def table(folder: Path, agent: str | None = None, root: str = "") -> str:
         done = [run for run in runs if "error" not in run]
         link = f"[{result['agent']} {Path(result['config']).stem}]({root}{result['config']})"
         if not done:
-            rows.append(f"| {link} | {result['env']} | | | failed | | 0/{len(runs)} |")
+            rows.append(f"| {link} | {result['env']} | | | | failed | | 0/{len(runs)} |")
             continue
         goal = "–" if result["threshold"] is None else f"{result['threshold']:g}"
         unit = " success" if result["metric"] == "success" else ""
         solved = "–" if "solved" not in a else f"{a['solved']}/{len(runs)}"
         rows.append(
             f"| {link} | {result['env']} | {amount(done[0]).removesuffix(' frames')} | "
-            f"{goal}{unit} | "
+            f"{spell(result, random[result['config']][result['metric']])} | {goal}{unit} | "
             f"{spell(result, a['mean'])} ± {spell(result, a['std'])} | {spell(result, a['min'])} | "
             f"{solved} |"
         )

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import learning  # noqa: E402
+import random_policy  # noqa: E402
 
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*/*.yaml"))
 RESULTS = {
@@ -42,6 +43,19 @@ def test_statistics_are_those_of_the_runs(config):
 
 def test_the_readme_shows_all_results():
     assert learning.table(learning.RESULTS) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_random_actions_were_judged_by_the_same_episodes(config):
+    found = json.loads(learning.RANDOM.read_text())[config]
+    assert found["digest"] == random_policy.digest(ROOT / config), "measured in others: run it again"
+
+
+def test_what_random_actions_score_can_be_measured_again():
+    config = "configs/dqn/bitflip-her.yaml"  # goal dictionaries, and quick
+    found = json.loads(learning.RANDOM.read_text())[config]
+    del found["digest"]
+    assert random_policy.play(ROOT / config) == found
 
 
 def test_the_readme_shows_the_speeds_that_were_measured():

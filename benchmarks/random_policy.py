@@ -1,0 +1,100 @@
+"""What uniformly random actions score in the evaluation episodes of every configuration.
+
+    python benchmarks/random_policy.py
+
+Same environments, wrappers, seeds and number of episodes as `rl-lightning validate` plays.
+"""
+
+import hashlib
+import importlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "baseline" / "random.json"
+
+
+class Uniform:
+    """Acts in the place of an agent.
+
+    Args:
+        space: Of one environment's actions.
+        num_envs: Environments.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, space: Any, num_envs: int) -> None:
+        self.space, self.num_envs = space, num_envs
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def preprocess(self, obs: Any) -> Any:
+        return obs
+
+    def read_mask(self, info: dict[str, Any]) -> torch.Tensor | None:
+        mask = info.get("action_mask")
+        return None if mask is None else torch.as_tensor(np.stack(mask), dtype=torch.bool)
+
+    def act(self, x: Any, mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        from rl_lightning.exploration import uniform_action
+
+        return {"action": uniform_action(self.space, self.num_envs, mask, self.device)}
+
+
+def evaluated(path: Path) -> dict[str, Any]:
+    """The part of a configuration that random actions' score depends on."""
+    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    names = ("env", "env_kwargs", "wrappers", "success_threshold")
+    return {k: v for k, v in data.items() if k in names or k.startswith("val_")}
+
+
+def digest(path: Path) -> str:
+    """Of that part."""
+    said = json.dumps(evaluated(path), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def play(path: Path) -> dict[str, float]:
+    """Mean return and share of successes."""
+    from rl_lightning.data.evaluation import EpisodeLoader
+
+    config = yaml.safe_load(path.read_text())["data"]
+    home, _, name = config["class_path"].rpartition(".")
+    module: Any = getattr(importlib.import_module(home), name)(**config["init_args"])
+    torch.manual_seed(module.val_seed)
+    env = module.make_eval_env(min(module.val_num_envs, module.val_episodes))
+    agent = Uniform(module.spec.action_space, env.num_envs)
+    loader = EpisodeLoader(
+        env,
+        lambda: nullcontext(agent),
+        module.val_episodes,
+        module.val_seed,
+        success_threshold=module.success_threshold,
+    )
+    episodes = list(loader)
+    env.close()
+    out = {"return": round(float(np.mean([e["return"] for e in episodes])), 4)}
+    success = [e["success"] for e in episodes]
+    return out if np.isnan(success).any() else {**out, "success": round(float(np.mean(success)), 4)}
+
+
+def main() -> None:
+    rows = {}
+    for path in tqdm(sorted((ROOT / "configs").glob("*/*.yaml")), unit="config"):
+        rows[path.relative_to(ROOT).as_posix()] = {**play(path), "digest": digest(path)}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in rows.items())
+    RESULTS.write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
