@@ -5,8 +5,8 @@
 
 Each seed is one `rl-lightning fit` on one thread and one `rl-lightning validate` of its last
 checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json` and into the
-second line of the configuration; runs that failed stay in them. `--tables` puts them into the README
-and the agents' pages.
+second line of the configuration; runs that failed stay in them. `--tables` puts them into the
+README and the agents' pages.
 """
 
 import argparse

@@ -14,6 +14,7 @@ library can save.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -166,7 +167,7 @@ def bare_products(setting: dict[str, Any], repeats: int = 200) -> float:
 
     def network(heads: int, width: int, out: int, *kinds: str, below: bool = False) -> None:
         widths = [width, *setting["hidden"], out]
-        for layer, (n, m) in enumerate(zip(widths, widths[1:])):  # noqa: B905
+        for layer, (n, m) in enumerate(itertools.pairwise(widths)):
             x, w, g = (torch.randn(heads, *shape) for shape in ((batch, n), (n, m), (batch, m)))
             factors = {"forward": (x, w), "weights": (x.mT, g), "input": (g, w.mT)}
             for kind in kinds:

@@ -16,7 +16,7 @@ from training import fit
 from rl_lightning import agents, nn
 from rl_lightning.agents.discrete_sac import DiscreteNetwork
 from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
-from rl_lightning.encoders import TableEncoder
+from rl_lightning.encoders import MLPEncoder, TableEncoder
 from rl_lightning.nn import ActorCritic
 from rl_lightning.types import EnvSpec
 
@@ -68,7 +68,7 @@ def features(name):
 def test_the_table_of_agents_is_true(name):
     make, said = AGENTS[name], features(name)
     vector = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
-    obs = gym.spaces.Discrete(5) if said["encoders"] == "TableEncoder" else vector
+    obs = gym.spaces.Discrete(5) if said["encoders"] == "TableEncoder only" else vector
     made = {}
     for kind, space in SPACES.items():
         try:
@@ -82,7 +82,10 @@ def test_the_table_of_agents_is_true(name):
     for kind in ("rollouts", "replay", "recordings"):
         assert (said[kind] == "✓") == (kind in agent.learns_from), kind
     assert (said["prioritised"] == "✓") == agent.tells_priorities
-    assert (said["encoders"] == "TableEncoder") == isinstance(agent.encoder, TableEncoder)
+    make(EnvSpec(gym.spaces.Discrete(5), agent.spec.action_space), encoder=TableEncoder)
+    if said["encoders"] == "TableEncoder only":
+        with pytest.raises(ValueError, match="use TableEncoder"):
+            make(EnvSpec(vector, agent.spec.action_space), encoder=MLPEncoder)
     if said["memory"]:
         spec = EnvSpec(obs, SPACES["Discrete"])
         assert make(spec, network=partial(ActorCritic, recurrent="gru")).policy.state_dim
@@ -139,7 +142,7 @@ def test_a_page_explains_the_metrics_that_are_logged(name, tmp_path):
     optional = {
         "SAC": {"explore/noise"},
         "DQN": {"explore/temperature"},
-        "QTable": {"explore/temperature"},
+        "QTable": {"explore/temperature", "table/observations"},
     }
     assert logged <= told(name)
     assert told(name) - logged <= optional.get(name, set())
@@ -163,4 +166,3 @@ def test_named_arguments_and_files_exist():
             assert (ROOT / file).exists(), (name, file)
         for link in re.findall(r"\]\(([^)#]+)", text):
             assert (page.parent / link).resolve().exists(), (name, link)
-

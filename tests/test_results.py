@@ -48,7 +48,7 @@ def test_the_readme_shows_all_results():
 @pytest.mark.parametrize("config", CONFIGS)
 def test_random_actions_were_judged_by_the_same_episodes(config):
     found = json.loads(learning.RANDOM.read_text())[config]
-    assert found["digest"] == random_policy.digest(ROOT / config), "measured in others: run it again"
+    assert found["digest"] == random_policy.digest(ROOT / config), "measured in others: repeat it"
 
 
 def test_what_random_actions_score_can_be_measured_again():

@@ -20,7 +20,7 @@ from rl_lightning.types import EnvSpec, Rollout
 
 
 class A2C(Agent):
-    """Synchronous advantage actor-critic (Mnih et al. 2016): one update per short rollout.
+    """The synchronous form of A3C (Mnih et al. 2016): one update per short rollout.
 
     Args:
         spec: The environment's spaces.

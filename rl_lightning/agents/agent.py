@@ -13,9 +13,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.plain import is_plain
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import uniform_action
+from rl_lightning.nn.clip import clip_gradients
 from rl_lightning.nn.target import TargetUpdate
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
@@ -87,6 +89,7 @@ class Agent(L.LightningModule):
         self.row_errors: Tensor | None = None  # of the last batch, for prioritised replay
         self._target_update: TargetUpdate | None = None
         self._mute = False
+        self._plain = False
         self._rates_set = False
         self.gamma = gamma
         self.spec = spec
@@ -115,28 +118,43 @@ class Agent(L.LightningModule):
         trainer's own bookkeeping runs. Manual optimisation therefore: clipping is `max_grad_norm`.
         """
         last = len(batch) - 1
+        self._mute = True
         for index, part in enumerate(batch.batches()):
-            self._mute = index < last
+            if index == last:
+                self._mute = False
             self.update(self.loss(part))
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer, and of what follows it."""
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        for group in optimizer.param_groups:  # `zero_grad` tells the profiler first, at length
+            for parameter in group["params"]:
+                parameter.grad = None
+        if self._plain:
+            loss.backward()
+            self.clip(optimizer)
+            optimizer._on_before_step()  # counts, as `LightningOptimizer.step` does
+            optimizer.optimizer.step()
+            optimizer._on_after_step()
+        else:
+            self.manual_backward(loss)
+            optimizer.step()
         self.after_update()
 
-    def on_fit_start(self) -> None:
-        self._target_update = (
-            None  # pairs of parameters and buffers, which moving devices may replace
-        )
+    def on_train_start(self) -> None:
+        # Pairs of parameters and buffers, which moving devices may have replaced.
+        self._target_update = None
+        self._plain = is_plain(self.trainer, self, Agent)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Here gradients are unscaled in every precision, and no longer generators.
+        self.clip(optimizer)
+
+    def clip(self, optimizer: Any) -> None:
+        """Clip the gradients of what an optimizer moves, by `max_grad_norm`."""
         if self.max_grad_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            clip_gradients([p.grad for p in parameters if p.grad is not None], self.max_grad_norm)
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
@@ -267,9 +285,8 @@ class Agent(L.LightningModule):
                 [0, 1].
             measure: Gives the statistics of data collection, to be logged with losses.
         """
-        self.frames = frames
-        self.progress = progress
-        self._measure = measure
+        # Not one by one: each would have `nn.Module` look for parameters of that name.
+        self.__dict__.update(frames=frames, progress=progress, _measure=measure)
         if self.lr_schedule == "constant" and self._rates_set:
             return
         self._rates_set = True

@@ -91,7 +91,7 @@ class DQN(Agent):
             outputs = atoms
         if distribution == "categorical" and value_range is None:
             raise ConfigurationError(
-                "distribution: categorical needs value_range, the lowest and the highest discounted "
+                "distribution: categorical needs value_range, the lowest and highest discounted "
                 "return: [0, 100] for a reward of 1 per step and gamma 0.99; or use quantile"
             )
         low, high = (float(v) for v in value_range or (0.0, 1.0))

@@ -15,11 +15,13 @@ from training import fit, judge
 from rl_lightning import (
     DDPG,
     DQN,
+    IQL,
     SAC,
     TD3,
     ContinuousNetwork,
     DiscreteSAC,
     MLPEncoder,
+    OfflineNetwork,
     QNetwork,
     ReplayDataModule,
 )
@@ -58,6 +60,7 @@ AGENTS = {
     "sac": ("box", partial(SAC, tau=0.1, **cold), ContinuousNetwork, {}),
     "td3": ("box", partial(TD3, tau=0.2, noise=noise, target_noise=0.05), ContinuousNetwork, {}),
     "ddpg": ("box", partial(DDPG, tau=0.1, noise=noise), ContinuousNetwork, {}),
+    "iql": ("discrete", partial(IQL, tau=0.1, expectile=0.9), OfflineNetwork, {}),
 }
 
 

@@ -1,0 +1,26 @@
+"""Clipping gradients by their common norm."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, to the last bit, in half the time for small networks.
+
+    All gradients are on one device. On a CPU, where asking costs nothing, those that are short
+    enough are left alone; elsewhere they are multiplied by 1.
+
+    Args:
+        gradients: Changed in place.
+        max_norm: Largest 2-norm of all of them together.
+    """
+    if not gradients:
+        return
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[attr-defined]
+    scale = max_norm / (norm + 1e-6)
+    if norm.device.type == "cpu" and scale.item() >= 1.0:
+        return
+    torch._foreach_mul_(gradients, scale.clamp(max=1.0))  # type: ignore[attr-defined]
