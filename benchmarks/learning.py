@@ -48,6 +48,7 @@ THRESHOLDS = {
     "ppo-textmaze": ("success", 0.95),
     "dqn-cartpole": ("return", 475),
     "dqn-acrobot": ("return", -90),
+    "discrete_sac-acrobot": ("return", -90),
     "dqn-cartpole-rainbow": ("return", 475),
     "dqn-lunarlander": ("return", 200),
     "dqn-minatar-breakout": ("return", None),  # compared with a random policy
