@@ -85,6 +85,7 @@ RAINBOW = partial(
     double=True,
     distribution="categorical",
     atoms=11,
+    value_range=(-10.0, 10.0),
     target_update_frames=50,
 )
 CASES = {
