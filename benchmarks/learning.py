@@ -5,8 +5,8 @@
 
 Each seed is one `rl-lightning fit` on one thread and one `rl-lightning validate` of its last
 checkpoint, never of its best. Results go to `benchmarks/results/<agent>-<config>.json` and into the
-second line of the configuration; runs that failed stay in them. `--tables` puts them into the
-README and the agents' pages.
+second line of the configuration, as soon as a seed is done; runs that failed stay in them, and so
+do other seeds of the same configuration. `--tables` brings README and agents' pages up to date.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -128,15 +129,16 @@ def main() -> None:
     folder = args.results or (None if args.overrides else RESULTS)
     failed = False
     for path in args.configs:
-        result = run_config(path, args.seeds, args.jobs, args.episodes, args.overrides)
+        for result in run_config(
+            path, args.seeds, args.jobs, args.episodes, args.overrides, folder
+        ):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{result['name']}.json").write_text(render(result))
+            if folder == RESULTS:
+                quote(path, summary(result))
         print(summary(result))
         failed |= any("error" in run for run in result["runs"])
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"{result['name']}.json"
-            file.write_text(render(result))
-        if folder == RESULTS:
-            quote(path, summary(result))
     if args.tables:
         for page in pages():
             page.write_text(with_table(page))
@@ -145,23 +147,28 @@ def main() -> None:
 
 
 def run_config(
-    path: Path, seeds: list[int], jobs: int, episodes: int | None, overrides: list[str]
-) -> dict[str, Any]:
-    """Run one configuration with every seed."""
+    path: Path,
+    seeds: list[int],
+    jobs: int,
+    episodes: int | None,
+    overrides: list[str],
+    folder: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run one configuration with every seed; yields the result so far after each.
+
+    Args:
+        path: Of the configuration.
+        seeds: To be run.
+        jobs: Runs at a time.
+        episodes: Of the final evaluation; None: the configuration's.
+        overrides: Changes, `key=value`.
+        folder: Of earlier results: other seeds of exactly this configuration stay; None: of none.
+    """
     config = yaml.safe_load(path.read_text())
     name = f"{path.parent.name}-{path.stem}"
     metric, threshold = THRESHOLDS.get(name, ("return", None))
     prepare(name)
-    runs = []
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds), desc=name, unit="seed") as bar:
-        for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides), seeds):
-            bar.update()
-            if "error" in run:
-                bar.write(f"{name}, seed {run['seed']}: {run['error']}", file=sys.stderr)
-            else:
-                bar.set_postfix_str(f"seed {run['seed']}: {metric} {run[metric]:.4g}")
-            runs.append(run)
-    return {
+    result = {
         "name": name,
         "config": path.as_posix(),
         "digest": digest(path),
@@ -170,10 +177,25 @@ def run_config(
         "env": config["data"]["init_args"]["env"],
         "metric": metric,
         "threshold": threshold,
-        "aggregate": aggregate([run[metric] for run in runs if metric in run], threshold),
-        "runs": runs,
-        "versions": {"python": sys.version.split()[0], **versions()},
     }
+    file = None if folder is None else folder / f"{name}.json"
+    earlier = json.loads(file.read_text()) if file is not None and file.exists() else {"runs": []}
+    same = all(earlier.get(key) == result[key] for key in ("digest", "overrides"))
+    runs = [run for run in earlier["runs"] if same and run["seed"] not in seeds]
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds), desc=name, unit="seed") as bar:
+        for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides), seeds):
+            bar.update()
+            if "error" in run:
+                bar.write(f"{name}, seed {run['seed']}: {run['error']}", file=sys.stderr)
+            else:
+                bar.set_postfix_str(f"seed {run['seed']}: {metric} {run[metric]:.4g}")
+            runs = sorted([*runs, run], key=lambda run: run["seed"])
+            yield {
+                **result,
+                "aggregate": aggregate([run[metric] for run in runs if metric in run], threshold),
+                "runs": runs,
+                "versions": {"python": sys.version.split()[0], **versions()},
+            }
 
 
 def prepare(name: str) -> None:

@@ -161,8 +161,8 @@ def bare_products(setting: dict[str, Any], repeats: int = 200) -> float:
     import gymnasium as gym
     import torch
 
-    env = gym.make(setting["env"])
-    obs, batch = env.observation_space.shape[0], setting["batch"]  # type: ignore[index]
+    env: Any = gym.make(setting["env"])
+    obs, batch = env.observation_space.shape[0], setting["batch"]
     products: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def network(heads: int, width: int, out: int, *kinds: str, below: bool = False) -> None:
@@ -175,11 +175,11 @@ def bare_products(setting: dict[str, Any], repeats: int = 200) -> float:
                     products.append(factors[kind])
 
     if setting["agent"] == "DQN":
-        actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        actions = int(env.action_space.n)
         network(1, obs, actions, "forward", "weights", "input")
         network(1, obs, actions, "forward")
     else:
-        size = env.action_space.shape[0]  # type: ignore[index]
+        size = env.action_space.shape[0]
         network(1, obs, 2 * size, "forward", "weights", "input")
         network(1, obs, 2 * size, "forward")
         network(2, obs + size, 1, "forward", "weights", "input")

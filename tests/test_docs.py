@@ -2,11 +2,11 @@
 
 import inspect
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
+import learning
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -21,8 +21,6 @@ from rl_lightning.nn import ActorCritic
 from rl_lightning.types import EnvSpec
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import learning  # noqa: E402
 
 PAGES = {
     page.read_text().splitlines()[0].removeprefix("# "): page
@@ -79,8 +77,10 @@ def test_the_table_of_agents_is_true(name):
             assert said[kind] == "✓", kind
     agent = next(iter(made.values()))
     assert (said["masks"] == "✓") == bool(agent.policy.mask_dim)
-    for kind in ("rollouts", "replay", "recordings"):
+    for kind in ("rollouts", "replay"):
         assert (said[kind] == "✓") == (kind in agent.learns_from), kind
+    recorded = {"replay", "recordings"} & set(agent.learns_from)
+    assert (said["recordings"] == "✓") == bool(recorded)
     assert (said["prioritised"] == "✓") == agent.tells_priorities
     make(EnvSpec(gym.spaces.Discrete(5), agent.spec.action_space), encoder=TableEncoder)
     if said["encoders"] == "TableEncoder only":

@@ -2,15 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import learning
 import pytest
+import random_policy
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import learning  # noqa: E402
-import random_policy  # noqa: E402
 
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*/*.yaml"))
 RESULTS = {
@@ -75,6 +73,25 @@ def test_the_readme_shows_the_speeds_that_were_measured():
             assert spread in readme
     measured = json.loads((folder / "llm_encoder.json").read_text())
     assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
+
+
+def test_seeds_are_added_to_those_of_the_same_configuration(tmp_path, monkeypatch):
+    path = ROOT / "configs/dqn/cartpole.yaml"
+
+    def run(path, seed, *rest):
+        return {"seed": seed, "return": 100.0 * seed, "frames": 1000}
+
+    def measure(*seeds, overrides=()):
+        *_, result = learning.run_config(path, list(seeds), 1, None, list(overrides), tmp_path)
+        (tmp_path / f"{result['name']}.json").write_text(learning.render(result))
+        return {run["seed"]: run["return"] for run in result["runs"]}, result["aggregate"]["mean"]
+
+    monkeypatch.setattr(learning, "run_seed", run)
+    assert measure(3, 1) == ({1: 100, 3: 300}, 200)
+    assert measure(2) == ({1: 100, 2: 200, 3: 300}, 200)
+    monkeypatch.setattr(learning, "run_seed", lambda *a: {**run(*a), "return": 0.0})
+    assert measure(3) == ({1: 100, 2: 200, 3: 0}, 100)
+    assert measure(4, overrides=["data.num_envs=2"]) == ({4: 0}, 0)  # another configuration
 
 
 @pytest.mark.parametrize("name", learning.PREPARE)

@@ -61,8 +61,9 @@ class Agent(L.LightningModule):
     reuses_rollouts: bool = False
     """Whether the loss stays right in minibatches and passes after the first update."""
     learns_from: tuple[str, ...] = ("rollouts",)
-    """The kinds of experience its loss is right for: `rollouts`, `replay` and `recordings`. Unless
-    these are rollouts alone, it reads raw observations, and its networks normalise them."""
+    """The kinds of experience its loss is right for: `rollouts`, `replay` (recorded data included),
+    or `recordings` alone. Unless these are rollouts alone, it reads raw observations, and its
+    networks normalise them."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Agent":
         agent = super().__new__(cls)

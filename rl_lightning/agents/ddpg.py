@@ -40,7 +40,7 @@ class DDPG(Agent):
         noise: Builds what is added to actions while training, in units of half an action's range.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

@@ -98,7 +98,7 @@ class DiscreteSAC(Agent):
             The paper's 0.98 is nearly uniform, and too much for most tasks.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

@@ -53,7 +53,7 @@ class DQN(Agent):
         tau: How far it moves: 1 copies, 0.005 follows slowly.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
     tells_priorities = True
     support: Tensor
 

@@ -49,7 +49,7 @@ class IQL(Agent):
         tau: How far the target critics move at each update.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ class QTable(Agent):
         exploration: Builds what chooses actions while training.
     """
 
-    learns_from = ("rollouts", "replay", "recordings")
+    learns_from = ("rollouts", "replay")
 
     def __init__(
         self,

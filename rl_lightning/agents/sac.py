@@ -48,7 +48,7 @@ class SAC(Agent):
             range; None: the policy's own randomness only.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

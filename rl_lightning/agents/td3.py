@@ -44,7 +44,7 @@ class TD3(Agent):
         target_noise_clip: Its largest magnitude.
     """
 
-    learns_from = ("replay", "recordings")
+    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

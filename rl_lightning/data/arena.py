@@ -127,6 +127,8 @@ class Arena:
                         f"the replay contents hold {name} as {chunk.dtype} {chunk.shape[1:]}, this "
                         f"run has {array.dtype} {array.shape[1:]}"
                     )
+                if not len(chunk):
+                    raise ConfigurationError(f"the replay contents are incomplete: {file} is empty")
                 stop = start + len(chunk)
                 array[start:stop] = chunk[: len(array) - start]
                 alike &= len(chunk) == min(_chunk_rows(array), len(array) - start)

@@ -150,7 +150,7 @@ class OfflineDataModule(RLDataModule):
     # --- reading --------------------------------------------------------------------------------
 
     def check(self, agent: Any) -> None:
-        if "recordings" not in agent.learns_from:
+        if not {"replay", "recordings"} & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded data; use BC, IQL or another "
                 "agent that learns from replay, or its own data module, RolloutDataModule"

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from training import fit
 
 from rl_lightning import DQN, TD3, ContinuousNetwork, QNetwork, ReplayDataModule
@@ -61,6 +62,14 @@ def test_plain_updates_are_those_of_lightning(name):
 @pytest.mark.parametrize("trainer", [{"precision": "bf16-mixed"}, {"profiler": "simple"}])
 def test_whatever_needs_lightnings_way_gets_it(trainer):
     assert not train("dqn", **trainer)._plain
+
+
+def test_functions_that_listen_are_called():
+    """They are attributes of the callback, not methods of its class."""
+    heard = []
+    listener = LambdaCallback(on_before_optimizer_step=lambda *args: heard.append(args))
+    assert not train("dqn", callbacks=[listener])._plain
+    assert len(heard) == 80
 
 
 def test_an_agents_own_hooks_are_called():

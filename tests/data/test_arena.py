@@ -141,7 +141,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"hold obs as float32 \(3,\), this run has"):
         load(game, tmp_path / "a")
     game.make_buffer = lambda: ReplayBuffer(60, 3, action_dtype=np.uint8)
-    (tmp_path / "a" / "reward.000000000000.npy").unlink()
+    chunk = tmp_path / "a" / "reward.000000000000.npy"
+    np.save(chunk, np.zeros(0, np.float32))
+    with pytest.raises(ConfigurationError, match=r"incomplete: .*reward.* is empty"):
+        load(game, tmp_path / "a")
+    chunk.unlink()
     with pytest.raises(ConfigurationError, match=r"incomplete: no .*reward"):
         load(game, tmp_path / "a")
 
