@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from tqdm import tqdm
@@ -43,43 +44,59 @@ def compare(
     settings: Mapping[str, tuple[object, ...]],
     pairs: int,
     keep: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
+    earlier: Mapping[str, list[dict[str, Any]]] | None = None,
+    together: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run both libraries in turn, pair by pair, and take medians over the pairs.
 
     Args:
         script: Runs one of them: `script --run LIBRARY ARGUMENTS SEED`, see `run_apart`.
         settings: Name → arguments.
-        pairs: Pairs of runs, with seeds from 1.
+        pairs: Pairs of runs; seeds are the numbers of the pairs.
         keep: Is given the rows so far after each pair.
+        earlier: Name → pairs measured before, which these are added to.
+        together: Run the two of a pair at the same time, where there are two cores for them: half
+            the time, for returns. What it says of speed is left out of the ratios.
     """
     rows: dict[str, dict[str, Any]] = {}
     with tqdm(total=2 * pairs * len(settings), unit="run") as bar:
         for name, arguments in settings.items():
-            runs = []
-            for seed in range(1, pairs + 1):
-                pair = {}
-                order = ("rl_lightning", "sb3")  # in turn: whatever slows the machine hits both
-                for library in order if seed % 2 else reversed(order):
-                    pair[library] = run_apart(script, library, *arguments, seed)
-                    bar.update()
-                runs.append(pair)
+            runs = list((earlier or {}).get(name, ()))
+            for seed in range(len(runs) + 1, len(runs) + pairs + 1):
+                order = ["rl_lightning", "sb3"]  # in turn: whatever slows the machine hits both
+                if seed % 2 == 0:
+                    order.reverse()
+                with ThreadPoolExecutor(len(order) if together else 1) as pool:
+                    jobs = {
+                        library: pool.submit(run_apart, script, library, *arguments, seed)
+                        for library in order
+                    }
+                    for job in as_completed(jobs.values()):
+                        bar.update()
+                        job.result()
+                pair: dict[str, Any] = {library: job.result() for library, job in jobs.items()}
+                runs.append({**pair, "together": True} if together else pair)
                 rows[name] = {"pairs": runs, **summary(runs)}
                 keep(rows)
     return rows
 
 
-def summary(pairs: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Medians over the pairs."""
-    ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in pairs]
+def summary(pairs: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the pairs that ran in turn, if any did; means and spreads of all returns."""
+    timed = [p for p in pairs if not p.get("together")] or pairs
+    ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in timed]
     median = statistics.median
-    own = [p["rl_lightning"]["products"] for p in pairs if "products" in p["rl_lightning"]]
+    own = [p["rl_lightning"]["products"] for p in timed if "products" in p["rl_lightning"]]
+    ours, theirs = ([p[k]["return"] for p in pairs] for k in ("rl_lightning", "sb3"))
     return {
         **({"products": median(own)} if own else {}),
         "ratio": median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "ours": median(p["rl_lightning"]["fps"] for p in pairs),
-        "theirs": median(p["sb3"]["fps"] for p in pairs),
-        "return": statistics.mean(p["rl_lightning"]["return"] for p in pairs),
-        "their_return": statistics.mean(p["sb3"]["return"] for p in pairs),
+        "ours": median(p["rl_lightning"]["fps"] for p in timed),
+        "theirs": median(p["sb3"]["fps"] for p in timed),
+        "return": statistics.mean(ours),
+        "return_std": statistics.pstdev(ours),
+        "their_return": statistics.mean(theirs),
+        "their_return_std": statistics.pstdev(theirs),
     }

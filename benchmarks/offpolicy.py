@@ -2,7 +2,10 @@
 
     python benchmarks/offpolicy.py                               # about an hour
     python benchmarks/offpolicy.py --settings "DQN CartPole" --pairs 5
-    python benchmarks/offpolicy.py --settings "SAC HalfCheetah" --pairs 2
+    python benchmarks/offpolicy.py --settings "SAC HalfCheetah" --pairs 2 --out speed.json
+
+With `--pairs 3 --more --together` instead, the last adds pairs for their returns, both runs of each
+at the same time.
 
 Both libraries get the same environment, network, replay, number of frames and settings of Adam
 (ours is fused, as is our default), one thread, and a process of their own for every run; what is
@@ -231,26 +234,36 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    parser.add_argument("--more", action="store_true", help="add pairs to those in --out")
+    parser.add_argument(
+        "--together", action="store_true", help="both of a pair at once, for their returns only"
+    )
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         library, name, seed = args.run
         return run_here(library, name, int(seed))
 
+    if args.more and not args.out:
+        parser.error("--more adds to a file: name it with --out")
+    known = json.loads(args.out.read_text())["settings"] if args.out and args.out.exists() else {}
+
     def keep(rows: dict[str, Any]) -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            known = json.loads(args.out.read_text())["settings"] if args.out.exists() else {}
             args.out.write_text(json.dumps({"settings": {**known, **rows}}, indent=1))
 
-    rows = compare(__file__, {name: (name,) for name in args.settings}, args.pairs, keep)
+    settings = {name: (name,) for name in args.settings}
+    earlier = {name: row["pairs"] for name, row in known.items()} if args.more else None
+    rows = compare(__file__, settings, args.pairs, keep, earlier, args.together)
     print("| setting | rl_lightning | SB3 | ratio (min .. max) | products | returns |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         print(
             f"| {name} | {row['ours']:,.0f} | {row['theirs']:,.0f} | **{row['ratio']:.2f}** "
             f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}) | {row['products']:.0%} | "
-            f"{row['return']:.0f} / {row['their_return']:.0f} |"
+            f"{row['return']:.0f} ± {row['return_std']:.0f} / "
+            f"{row['their_return']:.0f} ± {row['their_return_std']:.0f} |"
         )
     return None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Agent,
         DiscreteSAC,
         QTable,
+        ReplayAgent,
     )
     from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
@@ -62,6 +63,7 @@ _HOMES = {
     "MLPEncoder": "encoders",
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
+    "ReplayAgent": "agents",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
 }
@@ -91,6 +93,7 @@ __all__ = [
     "OfflineNetwork",
     "QNetwork",
     "QTable",
+    "ReplayAgent",
     "ReplayDataModule",
     "RolloutDataModule",
     "TableEncoder",

@@ -271,10 +271,10 @@ def contents(buffer):
     """Everything a buffer holds, read out, and its priorities."""
     index = torch.nonzero(buffer.flags & 1).squeeze(1)
     out = {"index": index, **buffer.read(index, 0.9, 3)}
-    if buffer.tree is not None:
-        buffer._settle()
-        out["priorities"] = torch.from_numpy(buffer.tree.leaves.copy())
-        out["max"] = torch.tensor(buffer.max_priority)
+    if buffer.priorities is not None:
+        buffer.priorities.settle(buffer._starting)
+        out["priorities"] = torch.from_numpy(buffer.priorities.tree.leaves.copy())
+        out["max"] = torch.tensor(buffer.priorities.largest)
     if buffer._end is not None:
         out["last"] = buffer.last(index)
     return out

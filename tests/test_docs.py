@@ -26,7 +26,9 @@ PAGES = {
     page.read_text().splitlines()[0].removeprefix("# "): page
     for page in sorted((ROOT / "docs" / "agents").glob("*.md"))
 }
-AGENTS = {name: getattr(agents, name) for name in agents.__all__ if name != "Agent"}
+AGENTS = {
+    name: getattr(agents, name) for name in agents.__all__ if name not in ("Agent", "ReplayAgent")
+}
 SPACES = {
     "Discrete": gym.spaces.Discrete(3),
     "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3]),

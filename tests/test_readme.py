@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 TRAIN = """
@@ -13,17 +15,15 @@ model:
   class_path: {agent}
   init_args:
     encoder: {encoder}
-    lr: 0.01
+    lr: {lr}
 data:
-  class_path: RolloutDataModule
+  class_path: {data}
   init_args:
-    env: {env}
-    wrappers: {wrappers}
+    env: my_module:Light-v0
+    wrappers: [{{Describe: {{describer: my_module.describe}}}}]
     num_envs: 8
-    rollout_steps: 20
-    total_frames: 24_000
-    rollouts_per_epoch: 25
     val_episodes: 4
+    {budget}
 trainer: {{accelerator: cpu, logger: false, enable_model_summary: false}}
 """
 
@@ -43,15 +43,27 @@ def test_the_library_example_runs_and_is_short(tmp_path):
     assert re.search(r"tensor\(\[[01]\]\)", done.stdout)
 
 
-def test_own_agent_encoder_and_environment_learn_together(tmp_path):
+ROLLOUTS = "rollout_steps: 20, total_frames: 24_000, rollouts_per_epoch: 25"
+REPLAY = "total_frames: 4_000, warmup_frames: 200"
+
+
+@pytest.mark.parametrize(
+    ("agent", "lr", "data", "budget"),
+    [
+        ("PolicyGradient", 0.01, "RolloutDataModule", ROLLOUTS),
+        ("SoftQ", 0.001, "ReplayDataModule", REPLAY),
+    ],
+)
+def test_own_agent_encoder_and_environment_learn_together(agent, lr, data, budget, tmp_path):
     own = [b for b in BLOCKS if "load_from_checkpoint" not in b]
-    assert len(own) == 3
+    assert len(own) == 4
     (tmp_path / "my_module.py").write_text("\n\n".join(own))
     config = TRAIN.format(
-        agent="my_module.PolicyGradient",
+        agent=f"my_module.{agent}",
         encoder="my_module.BagOfWords",
-        env="my_module:Light-v0",
-        wrappers="[{Describe: {describer: my_module.describe}}]",
+        lr=lr,
+        data=data,
+        budget=budget.replace(", ", "\n    "),
     )
     (tmp_path / "config.yaml").write_text(config)
     done = run(["-m", "rl_lightning", "fit", "--config", "config.yaml"], tmp_path)

@@ -10,6 +10,7 @@ from rl_lightning.agents.iql import IQL
 from rl_lightning.agents.ppo import PPO
 from rl_lightning.agents.q_table import QTable
 from rl_lightning.agents.reinforce import REINFORCE
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.agents.sac import SAC
 from rl_lightning.agents.td3 import TD3
 
@@ -26,4 +27,5 @@ __all__ = [
     "Agent",
     "DiscreteSAC",
     "QTable",
+    "ReplayAgent",
 ]

@@ -1,7 +1,6 @@
 """The base of all agents: a policy and a loss, and what every LightningModule of ours shares."""
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,12 +12,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.plain import is_plain
+from rl_lightning.agents.describe import describe_call
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import uniform_action
-from rl_lightning.nn.clip import clip_gradients
-from rl_lightning.nn.target import TargetUpdate
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -31,8 +28,9 @@ class Agent(L.LightningModule):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
-    and `training_step`. Its constructor's arguments are remembered as hyper-parameters without
-    further ado, so that `load_from_checkpoint` rebuilds it.
+    and `training_step`; one that learns from replay is a `ReplayAgent` and implements `loss`. Its
+    constructor's arguments are remembered as hyper-parameters without further ado, so that
+    `load_from_checkpoint` rebuilds it.
 
     Args:
         spec: The environment's spaces.
@@ -40,8 +38,6 @@ class Agent(L.LightningModule):
         lr_schedule: Schedule of all learning rates over training progress.
         encoder_lr: Learning rate of the encoders' parameters; None: the optimizer's.
         gamma: Discount γ in [0, 1].
-        max_grad_norm: Largest norm of all gradients together, for agents with a `loss`; others are
-            clipped by `trainer.gradient_clip_val`.
     """
 
     policy: Any
@@ -51,10 +47,8 @@ class Agent(L.LightningModule):
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None
     """With a recurrent policy, steps per training sequence; None: the whole rollout."""
-    target: Any
-    """What bootstraps, of agents that have a target network."""
     tells_priorities: bool = False
-    """Whether its loss sets `row_errors`."""
+    """Whether it says how wrong it was on each row, for prioritised replay."""
     default_optimizer: OptimizerCallable = staticmethod(adam)
     """What `optimizer: null` means. No default argument: jsonargparse would hand its values on to
     the optimizer that a configuration names instead."""
@@ -77,20 +71,13 @@ class Agent(L.LightningModule):
         lr_schedule: Schedule = "constant",
         encoder_lr: float | None = None,
         gamma: float = 0.99,
-        max_grad_norm: float | None = None,
     ) -> None:
         super().__init__()
         self._remember_arguments()
         factor(lr_schedule, 0.0)
         check_range("gamma", gamma, 0.0, 1.0)
         check_range("encoder_lr", encoder_lr, 0.0)
-        check_range("max_grad_norm", max_grad_norm, 1e-12)
-        self.automatic_optimization = type(self).training_step is not Agent.training_step
-        self.max_grad_norm = max_grad_norm
-        self.row_errors: Tensor | None = None  # of the last batch, for prioritised replay
-        self._target_update: TargetUpdate | None = None
         self._mute = False
-        self._plain = False
         self._rates_set = False
         self.gamma = gamma
         self.spec = spec
@@ -108,55 +95,6 @@ class Agent(L.LightningModule):
         """Turn a rollout into the batch `[T, B]` that minibatches come from, without gradient."""
         raise NotImplementedError
 
-    def loss(self, batch: TensorDict) -> Tensor:
-        """The loss of a batch from replay. An agent that defines it needs no `training_step`."""
-        raise NotImplementedError
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """Learn from a run of replay batches, each sampled when its turn comes.
-
-        One step of the trainer holds many updates, because small networks learn faster than the
-        trainer's own bookkeeping runs. Manual optimisation therefore: clipping is `max_grad_norm`.
-        """
-        last = len(batch) - 1
-        self._mute = True
-        for index, part in enumerate(batch.batches()):
-            if index == last:
-                self._mute = False
-            self.update(self.loss(part))
-
-    def update(self, loss: Tensor) -> None:
-        """One step of the optimizer, and of what follows it."""
-        optimizer: Any = self.optimizers()
-        for group in optimizer.param_groups:  # `zero_grad` tells the profiler first, at length
-            for parameter in group["params"]:
-                parameter.grad = None
-        if self._plain:
-            loss.backward()
-            self.clip(optimizer)
-            optimizer._on_before_step()  # counts, as `LightningOptimizer.step` does
-            optimizer.optimizer.step()
-            optimizer._on_after_step()
-        else:
-            self.manual_backward(loss)
-            optimizer.step()
-        self.after_update()
-
-    def on_train_start(self) -> None:
-        # Pairs of parameters and buffers, which moving devices may have replaced.
-        self._target_update = None
-        self._plain = is_plain(self.trainer, self, Agent)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # Here gradients are unscaled in every precision, and no longer generators.
-        self.clip(optimizer)
-
-    def clip(self, optimizer: Any) -> None:
-        """Clip the gradients of what an optimizer moves, by `max_grad_norm`."""
-        if self.max_grad_norm is not None:
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            clip_gradients([p.grad for p in parameters if p.grad is not None], self.max_grad_norm)
-
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
         if self.policy.critic is None:
@@ -168,17 +106,6 @@ class Agent(L.LightningModule):
     def stop_passes(self) -> bool:
         """Whether to skip the remaining passes over the current rollout; same on all ranks."""
         return False
-
-    def take_priorities(self) -> Tensor | None:
-        """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
-        errors, self.row_errors = self.row_errors, None
-        return errors
-
-    def move_target(self, tau: float) -> None:
-        """Move `target`, which `make_target` made of `policy`, by τ towards it."""
-        if self._target_update is None:
-            self._target_update = TargetUpdate(self.policy, self.target)
-        self._target_update(tau)
 
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""
@@ -334,16 +261,6 @@ class Agent(L.LightningModule):
             )
         return [{"params": rest}, {"params": own, "lr": self.encoder_lr}]
 
-    @staticmethod
-    def split_groups(
-        groups: list[dict[str, Any]], *own: tuple[Sequence[torch.nn.Parameter], float | None]
-    ) -> list[dict[str, Any]]:
-        """Take parameters that have a learning rate of their own out of the other groups."""
-        special = [(list(params), lr) for params, lr in own if lr is not None and params]
-        taken = {id(p) for params, _ in special for p in params}
-        rest = [{**g, "params": [p for p in g["params"] if id(p) not in taken]} for g in groups]
-        return [*rest, *({"params": params, "lr": lr} for params, lr in special)]
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self._rates_set = False
         groups: Any = self.parameter_groups()
@@ -423,39 +340,5 @@ class Agent(L.LightningModule):
         if _given_hyperparameters.get() is not None:  # built by the command line
             self.save_hyperparameters(logger=False)
             return
-        bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
-        described = {name: _describe(name, value) for name, value in list(bound.items())[1:]}
-        described["_class_path"] = _path(type(self))
-        described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        self._set_hparams(described)
+        self._set_hparams(describe_call(type(self), self, args, kwargs))
         self._hparams_initial = copy.copy(self._hparams)
-
-
-def _path(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def _describe(name: str, value: Any) -> Any:
-    """An argument as plain data that jsonargparse can build again and `weights_only` can load."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str | EnvSpec):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): _describe(name, v) for k, v in value.items()}
-    if isinstance(value, Sequence):
-        return [_describe(name, v) for v in value]
-    if isinstance(value, partial):
-        made, args = value.func, value.args
-        if made.__module__.startswith("jsonargparse"):  # what a loaded agent was built with
-            made, args = args[-1], ()
-        if isinstance(made, type) and not args:
-            init = {k: _describe(name, v) for k, v in value.keywords.items()}
-            return {"class_path": _path(made), "init_args": init}
-    if isinstance(value, Callable) and "<" not in getattr(value, "__qualname__", "<"):  # type: ignore
-        return _path(value)
-    # A list, because jsonargparse reports it whole; a text it would try to import.
-    return [
-        f"<{name} was a {type(value).__name__} that a checkpoint cannot describe: "
-        f"give it again, load_from_checkpoint(path, {name}=...)>"
-    ]

@@ -6,7 +6,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import ConfigurationError, check_range
@@ -15,7 +15,7 @@ from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
 
-class BC(Agent):
+class BC(ReplayAgent):
     """Imitation by maximum likelihood (Pomerleau 1991): −E[log π(a|s)] over what was recorded.
 
     It becomes as good as what it imitates and knows nothing of rewards. For Box actions, a squashed

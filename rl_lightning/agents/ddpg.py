@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
@@ -20,7 +20,7 @@ from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
 
-class DDPG(Agent):
+class DDPG(ReplayAgent):
     """Deterministic actor and one critic (Lillicrap et al. 2016).
 
     Critic's and actor's losses are summed for one optimizer, whose groups may have learning rates
@@ -40,7 +40,6 @@ class DDPG(Agent):
         noise: Builds what is added to actions while training, in units of half an action's range.
     """
 
-    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

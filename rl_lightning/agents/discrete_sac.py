@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.distributions import Categorical, mask_logits
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -74,7 +74,7 @@ class DiscreteNetwork(nn.Module):
         return self.critics(features).float()
 
 
-class DiscreteSAC(Agent):
+class DiscreteSAC(ReplayAgent):
     """Maximum-entropy actor-critic for discrete actions (Christodoulou 2019).
 
     Expectations over actions are sums, so nothing is sampled while learning. As in SAC, the three
@@ -98,7 +98,6 @@ class DiscreteSAC(Agent):
             The paper's 0.98 is nearly uniform, and too much for most tasks.
     """
 
-    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

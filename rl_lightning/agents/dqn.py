@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import ConfigurationError, check_range
@@ -22,7 +22,7 @@ from rl_lightning.tree import row_count
 from rl_lightning.types import EnvSpec, Stored
 
 
-class DQN(Agent):
+class DQN(ReplayAgent):
     """Q-learning with a network, a replay buffer and a target network (Mnih et al. 2015).
 
     The parts of Rainbow (Hessel et al. 2018) are switches: `double`, `distribution: categorical`
@@ -53,7 +53,6 @@ class DQN(Agent):
         tau: How far it moves: 1 copies, 0.005 follows slowly.
     """
 
-    learns_from = ("replay",)
     tells_priorities = True
     support: Tensor
 

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.distributions import DiagonalGaussian
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -22,7 +22,7 @@ from rl_lightning.types import EnvSpec, Stored
 MAX_WEIGHT = 100.0  # of a recorded action in the policy's loss, as in the authors' code
 
 
-class IQL(Agent):
+class IQL(ReplayAgent):
     """Offline reinforcement learning that never asks for the value of an action that was not taken
     (Kostrikov et al. 2022).
 
@@ -48,8 +48,6 @@ class IQL(Agent):
             it should be goes with the scale of rewards.
         tau: How far the target critics move at each update.
     """
-
-    learns_from = ("replay",)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
@@ -21,7 +21,7 @@ from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
 
-class SAC(Agent):
+class SAC(ReplayAgent):
     """Maximum-entropy actor-critic for continuous actions (Haarnoja et al. 2018).
 
     Twin critics, a tanh-squashed Gaussian policy, and a temperature α that keeps the policy's
@@ -48,7 +48,6 @@ class SAC(Agent):
             range; None: the policy's own randomness only.
     """
 
-    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

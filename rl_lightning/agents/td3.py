@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning import losses
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.errors import check_range
@@ -20,7 +20,7 @@ from rl_lightning.schedules import Schedule
 from rl_lightning.types import EnvSpec, Stored
 
 
-class TD3(Agent):
+class TD3(ReplayAgent):
     """Deterministic actor, twin critics, smoothed targets, delayed policy (Fujimoto et al. 2018).
 
     Critics' and actor's losses are summed for one optimizer, whose groups may have learning rates
@@ -44,7 +44,6 @@ class TD3(Agent):
         target_noise_clip: Its largest magnitude.
     """
 
-    learns_from = ("replay",)
     tells_priorities = True
 
     def __init__(

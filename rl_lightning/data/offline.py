@@ -12,9 +12,10 @@ from tqdm import tqdm
 from rl_lightning.data.blocks import batched, blocks
 from rl_lightning.data.dataset import Dataset, read_dataset
 from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
-from rl_lightning.data.replay_module import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.rng import rng_state, set_rng_state
+from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.tree import to_device
@@ -62,6 +63,7 @@ class OfflineDataModule(RLDataModule):
     """
 
     unit = "update"
+    gradient_steps = 1  # a round of updates is a single one
 
     def __init__(
         self,
@@ -221,9 +223,25 @@ class OfflineDataModule(RLDataModule):
 
     # --- loaders --------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> "OfflineLoader":
+    def train_dataloader(self) -> UpdateLoader:
         self.start()
-        return OfflineLoader(self)
+        return UpdateLoader(self)
+
+    @property
+    def rounds(self) -> int:
+        """Updates of one epoch."""
+        return self.epoch_length
+
+    def begin_epoch(self) -> None:
+        self.begin_clock()
+
+    def batches(self, rounds: int, last: bool) -> Iterator[TensorDict]:
+        for left in reversed(range(rounds)):
+            batch = self.next_batch()
+            self.count(1)
+            if last and not left:
+                self.plan(self.epoch + 1)
+            yield batch
 
     def next_batch(self) -> TensorDict:
         """Sample a batch, on the agent's device."""
@@ -258,58 +276,6 @@ class OfflineDataModule(RLDataModule):
                 f"data.dataset: {self.dataset} holds {_spell(self.fingerprint)}, but training "
                 f"began with {_spell(state['dataset'])}: it goes on with what is there now"
             )
-
-
-class OfflineLoader:
-    """Yields the batches of an epoch, in runs of several updates.
-
-    It has an exact length: without one, Lightning fetches a run ahead.
-
-    Args:
-        data: The data module.
-    """
-
-    UPDATES = 64  # of one run: enough to make the trainer's own time of no account
-
-    def __init__(self, data: OfflineDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return -(-self.data.epoch_length // self.UPDATES)
-
-    def __iter__(self) -> Iterator["OfflineRun"]:
-        data = self.data
-        data.begin_clock()
-        for begin in range(0, data.epoch_length, self.UPDATES):
-            updates = min(self.UPDATES, data.epoch_length - begin)
-            yield OfflineRun(data, updates, last=begin + updates == data.epoch_length)
-
-
-class OfflineRun:
-    """Batches, each of them sampled, and told to the clock, when its turn comes.
-
-    Args:
-        data: The data module.
-        updates: Their number.
-        last: Whether the epoch ends with them.
-    """
-
-    def __init__(self, data: OfflineDataModule, updates: int, last: bool) -> None:
-        self.data, self.updates, self.last = data, updates, last
-
-    def __len__(self) -> int:
-        return self.updates
-
-    # No iterator: Lightning looks into iterable batches for their size, and would go through them.
-    def batches(self) -> Iterator[TensorDict]:
-        """The batches, in turn; once only."""
-        data = self.data
-        for left in reversed(range(self.updates)):
-            batch = data.next_batch()
-            data.count(1)
-            if self.last and not left:
-                data.plan(data.epoch + 1)
-            yield batch
 
 
 def _spell(fingerprint: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rl_lightning.data.columns import (
     leaves,
     make_column,
 )
-from rl_lightning.data.sum_tree import SumTree
+from rl_lightning.data.priorities import Priorities
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.returns import n_step_return
 from rl_lightning.types import Stored
@@ -84,10 +84,7 @@ class ReplayBuffer:
         self._all = np.arange(num_envs)
         self._saved_counts: np.ndarray | None = None
         self._stacks: list[StackColumn] = []
-        self.tree = SumTree(self.size) if prioritized else None
-        self.max_priority = 1.0
-        self._new: list[np.ndarray] = []  # rows that wait for a priority
-        self._gone: list[np.ndarray] = []  # rows that lost theirs
+        self.priorities = Priorities(self.size) if prioritized else None
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -133,8 +130,8 @@ class ReplayBuffer:
         self.columns["action"].write(flat, action)
         self._reward[flat] = reward
         self._flags[flat] = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
-        if self.tree is not None:
-            self._new.append(flat)
+        if self.priorities is not None:
+            self.priorities.add(flat)
 
     def extend(
         self,
@@ -157,7 +154,7 @@ class ReplayBuffer:
         """
         assert self.num_envs == 1
         assert self.stack == 1
-        assert self.tree is None
+        assert self.priorities is None
         assert self._end is None
         if "obs" not in self.columns:
             self._make_columns(x, None)
@@ -196,8 +193,8 @@ class ReplayBuffer:
         if self.stack > 1:
             lost = np.concatenate([flat, (flat + (self.stack - 1) * self.num_envs) % self.size])
         self._flags[lost] = 0
-        if self.tree is not None:
-            self._gone.append(lost)
+        if self.priorities is not None:
+            self.priorities.remove(lost)
         self.columns["obs"].write(flat, x, age)
         if mask is not None:
             self.columns["action_mask"].write(flat, mask)
@@ -262,26 +259,17 @@ class ReplayBuffer:
         Returns:
             Rows, int64 `[count]`, and importance weights (n · P(i))^−β / max, float32 `[count]`.
         """
-        assert self.tree is not None
-        self._settle()
-        uniform = torch.rand(count, dtype=torch.float64).numpy()
-        index = self.tree.sample(uniform)
-        share = self.tree.get(index) / self.tree.total
-        weight = share**-beta  # n would cancel
-        weight = torch.from_numpy(weight / weight.max()).float()
-        return torch.from_numpy(index), weight
+        assert self.priorities is not None
+        return self.priorities.draw(count, beta, self._starting)
 
     def set_priorities(self, index: Tensor, priority: Tensor) -> None:
         """Change the priorities (already raised to the power α) of drawn rows, `[N]` each."""
-        assert self.tree is not None
-        values = priority.detach().double().cpu().numpy()
-        rows = index.numpy()
-        self.max_priority = max(self.max_priority, float(values.max()))
-        alive = (self._flags[rows] & STARTS).astype(bool)
-        if self._gone:  # since they were drawn: the row is another transition's, or none's
-            alive &= ~np.isin(rows, np.concatenate(self._gone))
-        self._settle()
-        self.tree.update(rows[alive], values[alive])
+        assert self.priorities is not None
+        self.priorities.change(index, priority, self._starting)
+
+    def _starting(self, rows: np.ndarray) -> np.ndarray:
+        """Whether transitions start at rows, bool `[N]`."""
+        return (self._flags[rows] & STARTS).astype(bool)
 
     def read(self, index: Tensor, gamma: float, n_step: int = 1) -> dict[str, Any]:
         """Transitions of n steps that begin at given rows.
@@ -348,19 +336,6 @@ class ReplayBuffer:
         offset = torch.minimum((uniform * length).long(), length - 1)
         return (begin + offset) % self.rows * self.num_envs + column
 
-    def _settle(self) -> None:
-        """Bring the tree up to date with what was written."""
-        assert self.tree is not None
-        if self._gone:
-            gone = np.concatenate(self._gone)
-            self.tree.update(gone, np.zeros(len(gone)))
-            self._gone.clear()
-        if self._new:
-            new = np.concatenate(self._new)
-            new = new[(self._flags[new] & STARTS).astype(bool)]
-            self.tree.update(new, np.full(len(new), self.max_priority))
-            self._new.clear()
-
     # --- size -----------------------------------------------------------------------------------
 
     @property
@@ -375,8 +350,8 @@ class ReplayBuffer:
         """Bytes in use for each transition that can be drawn."""
         once = sum(c.table_bytes for c in self._leaves() if isinstance(c, OnceColumn))
         row = sum(a[:1].nbytes for n, a in self.arena.arrays.items() if ".table" not in n)
-        if self.tree is not None:
-            row += self.tree.leaves.itemsize
+        if self.priorities is not None:
+            row += self.priorities.itemsize
         return (row * self.used + once) / max(len(self), 1)
 
     def _leaves(self) -> list[DenseColumn | OnceColumn]:
@@ -414,11 +389,8 @@ class ReplayBuffer:
             "first": torch.from_numpy(self._first.copy()),
             "once": once,
         }
-        if self.tree is not None:
-            self._settle()
-            leaves_ = self.tree.leaves[: self.used].copy()
-            state["priorities"] = torch.from_numpy(leaves_)
-            state["max_priority"] = self.max_priority
+        if self.priorities is not None:
+            state |= self.priorities.state(self.used, self._starting)
         return state
 
     def load(
@@ -458,14 +430,8 @@ class ReplayBuffer:
                 leaf.load_state(state["once"][leaf.name])
         self.arena.load(folder, self._used_rows())
         self._saved_counts = self._counts.copy()
-        if self.tree is not None and "priorities" in state:
-            values = np.zeros(self.size)
-            values[: self.used] = state["priorities"].numpy()
-            self.tree.load(values)
-            self.max_priority = state["max_priority"]
-        elif self.tree is not None:
-            starts = np.flatnonzero(self._flags & STARTS)
-            self.tree.update(starts, np.ones(len(starts)))
+        if self.priorities is not None:
+            self.priorities.load(state, np.flatnonzero(self._flags & STARTS))
 
     def _used_rows(self) -> dict[str, int]:
         used = dict.fromkeys(self.arena.arrays, self.used)

@@ -1,12 +1,10 @@
 """The off-policy data module: collect into a replay buffer, and hand out samples of it."""
 
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
@@ -14,15 +12,15 @@ from torch import Tensor
 
 from rl_lightning.data.hindsight import Hindsight, Strategy
 from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay_collector import ReplayCollector
 from rl_lightning.data.sidecar import SidecarIO, Spool, find_sidecar, spool_place
+from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.schedules import anneal
 from rl_lightning.tree import to_device
-
-OBS_DTYPES = {"float32": None, "float16": np.float16}
 
 
 class ReplayDataModule(RLDataModule):
@@ -243,13 +241,13 @@ class ReplayDataModule(RLDataModule):
     def make_collector(self, env: Any, seed: int) -> ReplayCollector:
         return ReplayCollector(env, seed, self.success_threshold)
 
-    def train_dataloader(self) -> "ReplayLoader":
+    def train_dataloader(self) -> UpdateLoader:
         trainer = self._trainer
         if not isinstance(trainer.strategy.checkpoint_io, SidecarIO):
             key = type(self).__qualname__
             trainer.strategy.checkpoint_io = SidecarIO(trainer.strategy.checkpoint_io, key)
         self.start()
-        return ReplayLoader(self)
+        return UpdateLoader(self)
 
     def make_buffer(self) -> ReplayBuffer:
         """An empty buffer for this rank."""
@@ -275,6 +273,19 @@ class ReplayDataModule(RLDataModule):
             assert self.collector is not None
             if self.collector.x is not None:  # a resumed run, whose replay contents are gone
                 self.buffer.begin(self.collector.x, mask=self.collector.mask)
+
+    def begin_epoch(self) -> None:
+        self.begin_clock()
+        self.warm_up()
+
+    def batches(self, rounds: int, last: bool) -> Iterator[TensorDict]:
+        for index in range(rounds):
+            self.feed_back()
+            self.collect()
+            if last and index == rounds - 1:
+                self.end_epoch()
+            for _ in range(self.gradient_steps):
+                yield self.next_batch()
 
     def warm_up(self) -> None:
         """Play the frames that come before the first update."""
@@ -412,85 +423,6 @@ class ReplayDataModule(RLDataModule):
         buffer = self.buffer
         version = (self.frames, trainer.global_step)
         return self.gather(str(self._spool.write(version, buffer.save)))
-
-
-class ReplayLoader:
-    """Yields the batches of an epoch, in runs of several rounds of collecting and updating.
-
-    It has an exact length: without one, Lightning fetches a run ahead.
-
-    Args:
-        data: The data module.
-    """
-
-    UPDATES = 64  # of one run, about: enough to make the trainer's own time of no account
-
-    def __init__(self, data: ReplayDataModule) -> None:
-        self.data = data
-        self.run_rounds = max(1, self.UPDATES // data.gradient_steps)
-
-    def __len__(self) -> int:
-        return -(-self.data.rounds // self.run_rounds)
-
-    def __iter__(self) -> Iterator["ReplayRun"]:
-        data = self.data
-        assert data.buffer is not None
-        data.begin_clock()
-        data.warm_up()
-        for begin in range(0, data.rounds, self.run_rounds):
-            rounds = min(self.run_rounds, data.rounds - begin)
-            yield ReplayRun(data, rounds, last=begin + rounds == data.rounds)
-
-
-class ReplayRun:
-    """Rounds of collecting and updating: each batch is sampled after the update before it.
-
-    Args:
-        data: The data module.
-        rounds: Their number.
-        last: Whether the epoch ends with them.
-    """
-
-    def __init__(self, data: ReplayDataModule, rounds: int, last: bool) -> None:
-        self.data, self.rounds, self.last = data, rounds, last
-
-    def __len__(self) -> int:
-        return self.rounds * self.data.gradient_steps
-
-    # No iterator: Lightning looks into iterable batches for their size, and would play on.
-    def batches(self) -> Iterator[TensorDict]:
-        """The batches, in turn; once only."""
-        data = self.data
-        for index in range(self.rounds):
-            data.feed_back()
-            data.collect()
-            if self.last and index == self.rounds - 1:
-                data.end_epoch()
-            for _ in range(data.gradient_steps):
-                yield data.next_batch()
-
-
-def check_storage(obs_dtype: str, storage: str, storage_dir: str | None) -> None:
-    """Refuse what `data.obs_dtype`, `data.storage` and `data.storage_dir` cannot be.
-
-    Raises:
-        ConfigurationError: If one of them is unknown, or the folder would not be used.
-    """
-    if obs_dtype not in OBS_DTYPES:
-        raise ConfigurationError(
-            f"data.obs_dtype must be one of {', '.join(OBS_DTYPES)}, not {obs_dtype!r}"
-        )
-    if storage not in ("memory", "disk"):
-        raise ConfigurationError(f"data.storage must be memory or disk, not {storage!r}")
-    if storage_dir is not None and storage == "memory":
-        raise ConfigurationError(
-            f"data.storage_dir: {storage_dir} means nothing with data.storage: memory"
-        )
-
-
-def storage_folder(storage: str, storage_dir: str | None) -> Path | None:
-    """Where a buffer on disk makes its files; None for one in memory."""
-    return Path(storage_dir or tempfile.gettempdir()) if storage == "disk" else None
 
 
 def _check_multiple(name: str, value: int, other: str, unit: int) -> None:

@@ -6,7 +6,8 @@ from rl_lightning.nn.heads import ActionHead, make_head
 from rl_lightning.nn.memory import Memory
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
 from rl_lightning.nn.offline import OfflineNetwork
-from rl_lightning.nn.q_network import QNetwork
+from rl_lightning.nn.q_network import QNetwork, pick
+from rl_lightning.nn.target import make_target
 
 __all__ = [
     "ActionHead",
@@ -19,4 +20,6 @@ __all__ = [
     "RunningMoments",
     "RunningNorm",
     "make_head",
+    "make_target",
+    "pick",
 ]

@@ -53,7 +53,7 @@ def test_every_snapshot_stays_what_the_buffer_was(kind, next_step, tmp_path):
     saved = []
     for number in range(30):
         game.play(int(rng.choice([1, 2, 3, 8, 40])))
-        if game.buffer.tree is not None:
+        if game.buffer.priorities is not None:
             index, _ = game.buffer.draw_by_priority(8, 1.0)
             game.buffer.set_priorities(index, torch.rand(8) + 0.1)
         folder = tmp_path / str(number)
@@ -156,8 +156,10 @@ def test_priorities_can_be_switched_on_when_going_on(tmp_path):
     save(game, tmp_path / "a")
     game.make_buffer = lambda: ReplayBuffer(60, 3, action_dtype=np.uint8, prioritized=True)
     restored = load(game, tmp_path / "a")
-    assert np.array_equal(restored.tree.leaves > 0, (game.buffer.flags & 1).numpy().astype(bool))
-    assert set(restored.tree.leaves) == {0.0, 1.0}
+    assert np.array_equal(
+        restored.priorities.tree.leaves > 0, (game.buffer.flags & 1).numpy().astype(bool)
+    )
+    assert set(restored.priorities.tree.leaves) == {0.0, 1.0}
 
 
 # --- on disk ---------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ def test_buffer_frames_are_all_there_are():
 
 
 def test_prioritized():
-    assert train().buffer.tree is None
-    assert train(prioritized=True).buffer.tree.total > 0
+    assert train().buffer.priorities is None
+    assert train(prioritized=True).buffer.priorities.tree.total > 0
 
 
 def test_obs_dtype():

@@ -14,7 +14,7 @@ from training import fit, make_trainer
 from rl_lightning import DQN, SAC, DictEncoder, MLPEncoder, QNetwork
 from rl_lightning.data import ReplayBuffer, ReplayDataModule
 from rl_lightning.data.replay_collector import ReplayCollector
-from rl_lightning.data.replay_module import ReplayLoader
+from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.exploration import EpsilonGreedy
 
 TINY = partial(QNetwork, hidden=(8,))
@@ -92,7 +92,7 @@ ROUND = [(2, False), *["batch", "update"] * 3]
 
 @pytest.mark.parametrize("updates", [1, 5, 64])
 def test_no_batch_is_sampled_before_the_update_before_it(updates, events, monkeypatch):
-    monkeypatch.setattr(ReplayLoader, "UPDATES", updates)
+    monkeypatch.setattr(UpdateLoader, "UPDATES", updates)
     train()
     assert events == [(6, True), *ROUND * 8]
 
@@ -123,8 +123,8 @@ def test_a_batch_comes_from_weights_and_rows_that_are_newest(monkeypatch):
 @pytest.mark.parametrize("updates", [1, 5, 7, 64])
 @pytest.mark.parametrize("gradient_steps", [1, 3])
 def test_loader_and_runs_have_the_lengths_they_say(updates, gradient_steps, monkeypatch):
-    monkeypatch.setattr(ReplayLoader, "UPDATES", updates)
-    counts, walk = [], ReplayLoader.__iter__
+    monkeypatch.setattr(UpdateLoader, "UPDATES", updates)
+    counts, walk = [], UpdateLoader.__iter__
 
     def counting(self):
         counts.append([])
@@ -133,7 +133,7 @@ def test_loader_and_runs_have_the_lengths_they_say(updates, gradient_steps, monk
             yield run
         assert len(counts[-1]) == len(self)
 
-    monkeypatch.setattr(ReplayLoader, "__iter__", counting)
+    monkeypatch.setattr(UpdateLoader, "__iter__", counting)
     watch, _, _ = train(gradient_steps=gradient_steps)
     assert len(counts) == 2
     assert [sum(c) for c in counts] == [4 * gradient_steps] * 2
@@ -379,9 +379,9 @@ def test_priorities_are_the_errors_to_the_power_of_alpha(monkeypatch):
         assert "weight" in drawn.batch
     index, priority = given[-1]
     last = dict(zip(index.tolist(), priority.tolist(), strict=True))
-    leaves = module.buffer.tree.leaves
+    leaves = module.buffer.priorities.tree.leaves
     assert [leaves[i] for i in last] == pytest.approx(list(last.values()))
-    assert not hasattr(batches()[1].buffer.tree, "leaves")
+    assert batches()[1].buffer.priorities is None
 
 
 def test_weights_change_the_loss(monkeypatch):

@@ -10,8 +10,8 @@ from rl_lightning.data.replay import ReplayBuffer
 
 
 def leaves(buffer):
-    buffer._settle()
-    return buffer.tree.leaves.copy()
+    buffer.priorities.settle(buffer._starting)
+    return buffer.priorities.tree.leaves.copy()
 
 
 def write(buffer, steps):
