@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import common
 import learning
 import pytest
 import random_policy
@@ -58,21 +59,57 @@ def test_what_random_actions_score_can_be_measured_again():
 
 def test_the_readme_shows_the_speeds_that_were_measured():
     readme, folder = (ROOT / "README.md").read_text(), learning.RESULTS / "speed"
-    for row in json.loads((folder / "onpolicy.json").read_text())["settings"].values():
-        spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
-        assert spread in readme
+    for name in ("onpolicy.json", "offpolicy.json"):
+        for row in json.loads((folder / name).read_text())["settings"].values():
+            assert row == {"pairs": row["pairs"], **common.summary(row["pairs"])}
+            ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
+            ours = f"{row['return']:.0f} ± {row['return_std']:.0f}"
+            theirs = f"{row['their_return']:.0f} ± {row['their_return_std']:.0f}"
+            pattern = rf"\| {re.escape(ratio)}[^|]* \| {re.escape(f'{ours} / {theirs}')} \|"
+            assert re.search(pattern, readme)
+    row = json.loads((folder / "offpolicy.json").read_text())["settings"]["SAC HalfCheetah"]
+    page = (ROOT / "docs/agents/sac.md").read_text()
+    assert f"{row['return']:.0f} ± {row['return_std']:.0f} for ours" in page
+    assert f"{row['their_return']:.0f} ± {row['their_return_std']:.0f} for theirs" in page
     replay = json.loads((folder / "replay.json").read_text())
     for row in replay["memory"]:
         assert f"| {row['observations']} | {row['ours']:,.0f} | {row['naive']:,.0f} |" in readme
     for row in replay["priorities"]:
         assert f"{row['us']:.0f} µs at {row['items']:,}" in readme
     assert f"grew by {replay['disk']['grown_mb']:,.0f} MB" in readme
-    if (folder / "offpolicy.json").exists():
-        for row in json.loads((folder / "offpolicy.json").read_text())["settings"].values():
-            spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
-            assert spread in readme
     measured = json.loads((folder / "llm_encoder.json").read_text())
     assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
+
+
+def pair(ours, theirs, **more):
+    libraries = zip(("rl_lightning", "sb3"), (ours, theirs), strict=True)
+    return {name: {"fps": fps, "return": total} for name, (fps, total) in libraries} | more
+
+
+def test_pairs_that_ran_together_count_for_returns_only():
+    row = common.summary(
+        [pair((3.0, 1.0), (2.0, 5.0)), pair((9.0, 3.0), (1.0, 5.0), together=True)]
+    )
+    assert (row["ratio"], row["ratio_min"], row["ratio_max"], row["ours"]) == (1.5, 1.5, 1.5, 3.0)
+    assert (row["return"], row["return_std"], row["their_return"]) == (2.0, 1.0, 5.0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_pairs_are_added_to_earlier_ones(together, monkeypatch):
+    calls = []
+
+    def run(script, library, name, seed):
+        calls.append((library, name, seed))
+        return {"fps": 1.0, "return": float(seed)}
+
+    monkeypatch.setattr(common, "run_apart", run)
+    earlier = {"a": [pair((1.0, 1.0), (1.0, 1.0))]}
+    rows = common.compare("x.py", {"a": ("a",)}, 2, earlier=earlier, together=together)
+    assert sorted(calls) == [(k, "a", n) for k in ("rl_lightning", "sb3") for n in (2, 3)]
+    assert [p["sb3"]["return"] for p in rows["a"]["pairs"]] == [1.0, 2.0, 3.0]
+    assert [p.get("together", False) for p in rows["a"]["pairs"]] == [False, together, together]
+    if not together:
+        assert [library for library, *_ in calls] == ["sb3", "rl_lightning", "rl_lightning", "sb3"]
 
 
 def test_seeds_are_added_to_those_of_the_same_configuration(tmp_path, monkeypatch):
