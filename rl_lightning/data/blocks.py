@@ -13,7 +13,8 @@ def blocks(episodes: Iterable[Episode], size: int) -> Iterator[tuple[Any, ...]]:
 
     Returns:
         Blocks of what `ReplayBuffer.extend` takes, `[size]` each: observations, not yet
-        preprocessed, actions, rewards, starts, terminated, truncated.
+        preprocessed, actions, rewards, starts, terminated, truncated, action masks (None if there
+        are none).
     """
     waiting, count = [], 0
     for episode in episodes:
@@ -36,12 +37,17 @@ def _rows(episode: Episode) -> tuple[Any, ...]:
 
     starts = padded(np.ones(len(episode), bool))
     rest = (episode.rewards, starts[:-1], episode.terminations, episode.truncations)
-    return (episode.observations, padded(episode.actions), *map(padded, rest))
+    return (
+        episode.observations,
+        padded(episode.actions),
+        *map(padded, rest),
+        episode.action_masks,
+    )
 
 
 def _joined(parts: list[Any]) -> Any:
     first = parts[0]
-    if len(parts) == 1:
+    if len(parts) == 1 or first is None:
         return first
     if isinstance(first, dict):
         return {key: _joined([part[key] for part in parts]) for key in first}
@@ -57,7 +63,7 @@ def _cut(x: Any, start: int, stop: int) -> Any:
         return {key: _cut(entry, start, stop) for key, entry in x.items()}
     if isinstance(x, tuple):
         return tuple(_cut(entry, start, stop) for entry in x)
-    return x[start:stop]
+    return None if x is None else x[start:stop]
 
 
 def batched(obs: Any) -> Any:

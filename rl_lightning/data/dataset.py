@@ -6,14 +6,16 @@ The layout is that of `main_data.hdf5` in Minari 0.5 (https://minari.farama.org)
         observations                        T+1 rows: the final observation is the last one
         actions                             T rows
         rewards, terminations, truncations  [T]
+        infos/action_mask                   T+1 rows of allowed actions, where there are masks
 
 Entries of a Dict space lie in a group, those of a Tuple space in a group as `_index_0`, `_index_1`,
 …; texts are variable-length strings. Attributes of the file are total_episodes, total_steps, env_id
 and both spaces in Minari's JSON, which Minari itself keeps in a `metadata.json` beside the file.
 
-What Minari writes can be read, its JPEG images too (with Pillow); `infos` are passed over. What is
-written here, Minari's `HDF5Storage` reads if the file is called `main_data.hdf5` and it is given
-the spaces. One exception: images of at least 32 × 32 pixels, which are exact here and JPEG there.
+What Minari writes can be read, its JPEG images too (with Pillow); other `infos` are passed over.
+What is written here, Minari's `HDF5Storage` reads if the file is called `main_data.hdf5` and it is
+given the spaces. One exception: images of at least 32 × 32 pixels, which are exact here and JPEG
+there.
 """
 
 import json
@@ -33,7 +35,8 @@ from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 
 _SPACES = ("observation_space", "action_space")
-_PARTS = [field.name for field in fields(Episode)]
+_PARTS = [field.name for field in fields(Episode) if field.name != "action_masks"]
+_MASK = "infos/action_mask"
 
 
 class Dataset:
@@ -59,6 +62,15 @@ class Dataset:
         return sum(len(rewards) for rewards in self._rewards())
 
     @cached_property
+    def mask_dim(self) -> int:
+        """Width of the action masks; 0 if no episode has any."""
+        with _opened(self.path) as file:
+            for index in self._ids:
+                if _MASK in (group := file[f"episode_{index}"]):
+                    return int(group[_MASK].shape[-1])
+        return 0
+
+    @cached_property
     def mean_return(self) -> float:
         """Undiscounted return, averaged over episodes."""
         return float(np.mean([rewards[()].sum() for rewards in self._rewards()]))
@@ -66,7 +78,8 @@ class Dataset:
     def episodes(self) -> Iterator[Episode]:
         """All episodes in the order in which they were recorded, each read when its turn comes.
 
-        Where `spec` is known, arrays have the dtypes of its spaces.
+        Where `spec` is known, arrays have the dtypes of its spaces. If some episodes have action
+        masks, those that do not allow everything.
 
         Raises:
             ConfigurationError: If an episode is incomplete, if its lengths do not fit, if its rows
@@ -77,7 +90,10 @@ class Dataset:
                 where = f"{self.path}: episode_{index}"
                 group = file[f"episode_{index}"]
                 parts = [_read(_member(group, name, where)) for name in _PARTS]
-                yield checked(Episode(*parts), self.spec, where)
+                masks = group[_MASK][()] if _MASK in group else None
+                if masks is None and self.mask_dim:
+                    masks = np.ones((len(parts[2]) + 1, self.mask_dim), bool)
+                yield checked(Episode(*parts, action_masks=masks), self.spec, where)
 
     def check(self, spec: EnvSpec) -> None:
         """Refuse an environment whose observations or actions are not those recorded.
@@ -187,6 +203,8 @@ class DatasetWriter:
         group.attrs.update({"id": index, "total_steps": len(episode)})
         for name in _PARTS:
             _write(group, name, getattr(episode, name))
+        if episode.action_masks is not None:
+            group.create_dataset(_MASK, data=episode.action_masks, compression="gzip")
         self._file[f"episode_{index}"] = group
         self._file.attrs["total_episodes"] = index + 1
         self._file.attrs["total_steps"] += len(episode)

@@ -98,7 +98,7 @@ class EpisodeLoader:
 
         obs, info = env.reset(seed=self.seed)
         if self.recorder is not None:
-            self.recorder.reset(obs)
+            self.recorder.reset(obs, info)
         state: Tensor | None = None
         with self.acting() as agent:
             state = agent.initial_state(count)

@@ -209,11 +209,13 @@ class OfflineDataModule(RLDataModule):
             begins = agent.frames == 0
             for encoder in agent.encoders:
                 encoder.begin_rollout()
-            for obs, action, *rest in blocks(recorded.episodes(), READ_ROWS):
+            for obs, action, *rest, masks in blocks(recorded.episodes(), READ_ROWS):
                 obs = batched(obs)
                 if begins:
                     agent.observe(obs)
-                buffer.extend(agent.preprocess(obs), torch.as_tensor(action, dtype=kind), *rest)
+                mask = agent.read_mask({} if masks is None else {"action_mask": masks})
+                action = torch.as_tensor(action, dtype=kind)
+                buffer.extend(agent.preprocess(obs), action, *rest, mask=mask)
                 bar.update(len(rest[0]))
             for encoder in agent.encoders:
                 encoder.synchronize()

@@ -25,6 +25,7 @@ class Episode:
         rewards: `[T]`, float64.
         terminations: `[T]`, bool.
         truncations: `[T]`, bool.
+        action_masks: T+1 rows of allowed actions, bool `[T+1, A]`; None: all of them, always.
     """
 
     observations: Any
@@ -32,6 +33,7 @@ class Episode:
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
+    action_masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -41,8 +43,8 @@ class EpisodeRecorder:
     """Cuts episodes out of the steps of a vector env.
 
     Everything is copied, since the next step overwrites what a vector env returns. A SAME_STEP
-    env's final observation is taken from `info["final_obs"]`; the step that a NEXT_STEP env spends
-    on a reset is part of no episode.
+    env's final observation is taken from `info["final_obs"]`, its mask from `info["final_info"]`;
+    the step that a NEXT_STEP env spends on a reset is part of no episode.
 
     Args:
         env: The vector env.
@@ -54,13 +56,14 @@ class EpisodeRecorder:
         self._space, self._action_space = env.single_observation_space, env.single_action_space
         self._same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
         self._observations: list[list[Any]] = [[] for _ in range(env.num_envs)]
+        self._masks: list[list[np.ndarray | None]] = [[] for _ in range(env.num_envs)]
         self._steps: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
         self._finished: list[Any] = [None] * env.num_envs
 
-    def reset(self, obs: Any) -> None:
-        """Begin episodes everywhere with the observations `[B, …]` of a reset."""
+    def reset(self, obs: Any, info: Mapping[str, Any]) -> None:
+        """Begin episodes everywhere with the observations `[B, …]` of a reset, and its info."""
         for b in range(len(self._steps)):
-            self._begin(b, obs)
+            self._begin(b, obs, info)
 
     def step(
         self,
@@ -80,38 +83,57 @@ class EpisodeRecorder:
             reward: `[B]`.
             terminated: `[B]`.
             truncated: `[B]`.
-            info: Holds `final_obs` where an episode of a SAME_STEP env has ended.
+            info: Holds `final_obs` where an episode of a SAME_STEP env has ended, and may hold
+                `action_mask`.
             resetting: Where this step was a reset, `[B]`.
         """
         done = terminated | truncated
         for b in range(len(self._steps)):
             if resetting[b]:
-                self._begin(b, obs)
+                self._begin(b, obs, info)
                 continue
             restarted = done[b] and self._same_step
             last = info["final_obs"][b] if restarted else _row(self._space, obs, b)
             self._observations[b].append(copy.deepcopy(last))
+            self._masks[b].append(_mask(info.get("final_info", {}) if restarted else info, b))
             flags = float(reward[b]), bool(terminated[b]), bool(truncated[b])
             self._steps[b].append((copy.deepcopy(action[b]), *flags))
             if done[b]:
-                self._finished[b] = self._observations[b], self._steps[b]
+                self._finished[b] = self._observations[b], self._masks[b], self._steps[b]
             if restarted:
-                self._begin(b, obs)
+                self._begin(b, obs, info)
 
     def write(self, b: int) -> None:
         """Hand over the episode that has just ended in environment b."""
-        observations, steps = self._finished[b]
+        observations, masks, steps = self._finished[b]
         actions, *flags = zip(*steps, strict=True)
         self.add(
             Episode(
                 _stack(self._space, observations),
                 _stack(self._action_space, actions),
                 *(np.array(values) for values in flags),
+                action_masks=_stack_masks(masks),
             )
         )
 
-    def _begin(self, b: int, obs: Any) -> None:
+    def _begin(self, b: int, obs: Any, info: Mapping[str, Any]) -> None:
         self._observations[b], self._steps[b] = [copy.deepcopy(_row(self._space, obs, b))], []
+        self._masks[b] = [_mask(info, b)]
+
+
+def _mask(info: Mapping[str, Any], b: int) -> np.ndarray | None:
+    """What environment b allows, bool `[A]`; None where it does not say."""
+    if "action_mask" not in info or not info.get("_action_mask", {b: True})[b]:
+        return None
+    return np.array(info["action_mask"][b], dtype=bool)
+
+
+def _stack_masks(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Masks of an episode; where one is missing among others, everything is allowed."""
+    one = next((mask for mask in masks if mask is not None), None)
+    if one is None:
+        return None
+    return np.stack([np.ones_like(one) if mask is None else mask for mask in masks])
 
 
 def _row(space: gym.Space, obs: Any, b: int) -> Any:
@@ -161,7 +183,20 @@ def checked(episode: Episode, spec: EnvSpec | None, where: str) -> Episode:
         rewards,
         flags[1].astype(bool),
         flags[2].astype(bool),
+        _checked_masks(episode.action_masks, count, f"{where}: action masks"),
     )
+
+
+def _checked_masks(masks: Any, steps: int, where: str) -> np.ndarray | None:
+    if masks is None:
+        return None
+    array = np.asarray(masks)
+    if array.ndim != 2 or len(array) != steps + 1:
+        raise ConfigurationError(
+            f"{where} have the shape {list(array.shape)}; with {steps} rewards it must be "
+            f"[{steps + 1}, actions], the final observation's being the last one"
+        )
+    return array.astype(bool)
 
 
 def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str) -> Any:

@@ -141,6 +141,7 @@ class ReplayBuffer:
         starts: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
+        mask: Tensor | None = None,
     ) -> None:
         """Write n consecutive rows of a single environment at once, of recorded episodes.
 
@@ -151,13 +152,14 @@ class ReplayBuffer:
             starts: Whether a transition begins there: everywhere but at final observations, `[n]`.
             terminated: `[n]`.
             truncated: `[n]`.
+            mask: Allowed actions, bool `[n, A]`.
         """
         assert self.num_envs == 1
         assert self.stack == 1
         assert self.priorities is None
         assert self._end is None
         if "obs" not in self.columns:
-            self._make_columns(x, None)
+            self._make_columns(x, mask)
             self.columns["action"] = self._action_column(action)
         count = len(reward)
         flat = (self.head[0] + 1 + np.arange(count)) % self.rows
@@ -165,6 +167,8 @@ class ReplayBuffer:
         self._counts[0] += count
         self.columns["obs"].write(flat, x)
         self.columns["action"].write(flat, action)
+        if mask is not None:
+            self.columns["action_mask"].write(flat, mask)
         self._reward[flat] = reward
         flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
         self._flags[flat] = flags * starts

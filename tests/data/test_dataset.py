@@ -28,6 +28,8 @@ NESTED = s.Dict(
 
 def same(a, b):
     """Equal structure, values, dtypes and shapes."""
+    if a is None or b is None:
+        return a is b
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, tuple):
@@ -104,6 +106,33 @@ def test_episodes_come_back_as_they_were(kind, tmp_path):
     assert read.rewards.dtype == np.float64
     assert read.terminations.dtype == read.truncations.dtype == bool
     assert len(read) == 2
+
+
+def test_action_masks_come_back(tmp_path):
+    """Of an episode without any, among others that have them, everything is allowed."""
+    masks = np.array([[0, 1], [1, 1], [1, 0]], bool)
+    path = write(
+        tmp_path / "data.hdf5", steps(1, 2), steps(1, 2, action_masks=masks.astype(np.int8))
+    )
+    dataset = read_dataset(path)
+    assert dataset.mask_dim == 2
+    first, second = dataset.episodes()
+    assert same(first.action_masks, np.ones((3, 2), bool))
+    assert same(second.action_masks, masks)
+    with h5py.File(path) as file:  # where Minari has them
+        assert "infos" not in file["episode_0"]
+        assert same(file["episode_1/infos/action_mask"][()], masks)
+    none = read_dataset(write(tmp_path / "none.hdf5", steps(1, 2)))
+    assert none.mask_dim == 0
+    assert next(none.episodes()).action_masks is None
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3,), (4, 2)])
+def test_masks_of_other_lengths_are_refused(shape, tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=r"action masks have the shape .* must be \[3, act"
+    ):
+        write(tmp_path / "data.hdf5", steps(1, 2, action_masks=np.ones(shape, bool)))
 
 
 def test_many_episodes_in_order_and_their_statistics(tmp_path):

@@ -26,6 +26,7 @@ from rl_lightning import (
     LLMEncoder,
     MLPEncoder,
     OfflineNetwork,
+    QNetwork,
 )
 from rl_lightning.agents.agent import adam
 from rl_lightning.cli import main
@@ -87,6 +88,43 @@ def test_rows_by_hand(block, truncate, tmp_path, monkeypatch):
     assert read["reward"].tolist() == [1, 2, 3, 1, 1, 2, 3, 4]
     last = 0.5 if truncate else 0
     assert read["discount"].tolist() == [0.5, 0.5, last, last, 0.5, 0.5, 0.5, last]
+
+
+def masked(path, *episodes):
+    """Episodes of one step each, with the given masks of both observations."""
+    with DatasetWriter(path, EnvSpec(COUNTER, gym.spaces.Discrete(2), "Counter-v0")) as writer:
+        for masks in episodes:
+            shown, one = np.zeros((2, 1), np.float32), np.ones(1)
+            masks = None if masks is None else np.array(masks, bool)
+            writer.add(Episode(shown, np.array([0]), one, one == 0, one == 1, masks))
+    return str(path)
+
+
+@pytest.mark.parametrize("block", [1, 256])
+def test_action_masks_by_hand(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "READ_ROWS", block)
+    data = counters(masked(tmp_path / "data.hdf5", [[1, 0], [0, 1]], None, [[1, 1], [1, 0]]))
+    read = attached(DQN(data.spec), data).read(torch.tensor([0, 2, 4]), gamma=0.5)
+    assert read["action_mask"].int().tolist() == [[1, 0], [1, 1], [1, 1]]
+    assert read["next_action_mask"].int().tolist() == [[0, 1], [1, 1], [1, 0]]
+
+
+def test_masks_of_another_width_are_refused(tmp_path):
+    data = counters(masked(tmp_path / "data.hdf5", [[1, 0, 1], [0, 1, 1]]))
+    with pytest.raises(ConfigurationError, match=r"action_mask.* has shape \[3\].* of 2 actions"):
+        attached(DQN(data.spec), data)
+
+
+def test_what_is_forbidden_is_not_bootstrapped_from(tmp_path):
+    """Action 1 would be worth 10 at the end, were it allowed there."""
+    data = counters(masked(tmp_path / "data.hdf5", [[1, 1], [1, 0]]), batch_size=4)
+    agent = DQN(data.spec, gamma=1.0, network=partial(QNetwork, hidden=()))
+    with torch.no_grad():
+        for network in (agent.policy, agent.target):
+            network.advantage[0].weight.zero_()
+            network.advantage[0].bias.copy_(torch.tensor([2.0, 10.0]))
+    data.buffer = attached(agent, data)
+    assert agent.bootstrap(data.next_batch()).tolist() == [2.0] * 4
 
 
 def test_n_step_returns_by_hand(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces as s
-from probes import OBSERVATIONS, show
+from probes import MASKS, OBSERVATIONS, show
 from training import make_trainer
 
 from rl_lightning import PPO
@@ -108,6 +108,24 @@ def test_recorded_observations_of_every_kind(observation, action, vectorization,
         assert episode.rewards.tolist() == [0, 1]
         assert episode.terminations.tolist() == [False, True]
     assert len(episodes) == 4
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("action", MASKS)
+def test_recorded_action_masks(action, vectorization, tmp_path):
+    """The probe's masks alternate; an episode has two steps, and so three masks."""
+    pair = {
+        "discrete": [0, 1],
+        "multi_discrete": [np.array([1, 2]), np.array([0, 0])],
+        "multi_binary": [np.array([1, 0], np.int8), np.array([0, 1], np.int8)],
+    }[action]
+    masks = np.array(MASKS[action], bool)
+    actions = pair * 2 if vectorization == "sync" else [*pair, pair[0], *pair]
+    made = {"task": "delayed", "action": action, "mask": True}
+    episodes, _ = play(tmp_path / "data.hdf5", "Probe-v0", vectorization, 4, 2, actions, **made)
+    assert len(episodes) == 4
+    for episode in episodes:
+        np.testing.assert_array_equal(episode.action_masks, masks[[0, 1, 0]])
 
 
 def gathered(space, rows):
