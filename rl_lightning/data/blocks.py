@@ -23,8 +23,8 @@ def blocks(episodes: Iterable[Episode], size: int) -> Iterator[tuple[Any, ...]]:
         if count >= size:
             rows, whole = _joined(waiting), count - count % size
             for start in range(0, whole, size):
-                yield _cut(rows, start, start + size)
-            waiting, count = [_cut(rows, whole, count)], count - whole
+                yield cut(rows, start, start + size)
+            waiting, count = [cut(rows, whole, count)], count - whole
     if count:
         yield _joined(waiting)
 
@@ -58,11 +58,12 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate(parts)
 
 
-def _cut(x: Any, start: int, stop: int) -> Any:
+def cut(x: Any, start: int, stop: int) -> Any:
+    """Some rows of an episode's observations, actions or masks; None of None."""
     if isinstance(x, dict):
-        return {key: _cut(entry, start, stop) for key, entry in x.items()}
+        return {key: cut(entry, start, stop) for key, entry in x.items()}
     if isinstance(x, tuple):
-        return tuple(_cut(entry, start, stop) for entry in x)
+        return tuple(cut(entry, start, stop) for entry in x)
     return None if x is None else x[start:stop]
 
 

@@ -145,6 +145,19 @@ def read_dataset(path: str | Path) -> Dataset:
         return Dataset(path, _spec(file, path), ids)
 
 
+def read_recorded(path: str | Path, spec: EnvSpec) -> Dataset:
+    """Open the recorded episodes of an environment with these spaces.
+
+    Raises:
+        ConfigurationError: As `read_dataset`, and if they are of other spaces.
+    """
+    recorded = read_dataset(path)
+    recorded.check(spec)
+    if recorded.spec is None:  # the file does not say: let the environment judge its rows
+        recorded.spec = spec
+    return recorded
+
+
 class DatasetWriter:
     """Writes episodes to a file, behind those that it holds already.
 

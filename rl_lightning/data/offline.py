@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tqdm import tqdm
 
 from rl_lightning.data.blocks import batched, blocks
-from rl_lightning.data.dataset import Dataset, read_dataset
+from rl_lightning.data.dataset import Dataset, read_recorded
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
@@ -161,11 +161,7 @@ class OfflineDataModule(RLDataModule):
     @cached_property
     def recorded(self) -> Dataset:
         """The episodes on disk."""
-        recorded = read_dataset(self.dataset)
-        recorded.check(self.spec)
-        if recorded.spec is None:  # the file does not say: let the environment judge its rows
-            recorded.spec = self.spec
-        return recorded
+        return read_recorded(self.dataset, self.spec)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
+from tqdm import tqdm
 
+from rl_lightning.data.dataset import read_recorded
 from rl_lightning.data.hindsight import Hindsight, Strategy
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
+from rl_lightning.data.preload import preload
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay_collector import ReplayCollector
 from rl_lightning.data.sidecar import SidecarIO, Spool, find_sidecar, spool_place
@@ -41,6 +45,8 @@ class ReplayDataModule(RLDataModule):
         frames_per_epoch: Frames of each rank that make one epoch of the trainer, and so the grid on
             which validation and checkpoints happen; a multiple of `collect_frames`.
         total_frames: Budget, in frames of all ranks together, warm-up included.
+        dataset: HDF5 file of recorded episodes that the buffer begins with, besides what warm-up
+            adds; of several ranks, each reads its share. None: it begins empty.
         n_step: Steps of a return before it goes on with the value of what followed.
         prioritized: Draw transitions in proportion to |δ|^α (Schaul et al. 2016).
         priority_alpha: α; 0 is uniform.
@@ -84,6 +90,7 @@ class ReplayDataModule(RLDataModule):
         gradient_steps: int = 1,
         frames_per_epoch: int = 1_000,
         total_frames: int = 100_000,
+        dataset: str | None = None,
         n_step: int = 1,
         prioritized: bool = False,
         priority_alpha: float = 0.6,
@@ -161,6 +168,7 @@ class ReplayDataModule(RLDataModule):
         self.warmup_frames = warmup_frames
         self.collect_frames = collect_frames
         self.gradient_steps = gradient_steps
+        self.dataset = dataset
         self._frames_per_epoch = frames_per_epoch
         self.n_step = n_step
         self.prioritized = prioritized
@@ -177,6 +185,7 @@ class ReplayDataModule(RLDataModule):
 
         self.buffer: ReplayBuffer | None = None
         self.hindsight: Hindsight | None = None
+        self._lost = False  # what was collected, in a run that goes on
         self._sampled: Tensor | None = None
         self._spool: Spool | None = None
         self._resume_from: Path | None = None
@@ -270,7 +279,10 @@ class ReplayDataModule(RLDataModule):
         super().start()
         if self.buffer is None:
             self.buffer = self.make_buffer()
+            self._lost = self.frames > 0
             assert self.collector is not None
+            if self.dataset is not None:
+                self._read(self.dataset, self.buffer)
             if self.collector.x is not None:  # a resumed run, whose replay contents are gone
                 self.buffer.begin(self.collector.x, mask=self.collector.mask)
 
@@ -297,7 +309,7 @@ class ReplayDataModule(RLDataModule):
             while self.frames < self.warmup_frames:  # steps that only reset are no frames
                 missing = self.warmup_frames - self.frames
                 self._play(math.ceil(missing / (self.num_envs * world)), True)
-        elif not len(self.buffer) and self.frames:
+        elif self._lost:
             # Resumed without contents: the policy, not chance, fills the buffer anew.
             rank_zero_warn(
                 f"there are no replay contents to go on from: the policy plays {self.refill} "
@@ -306,9 +318,36 @@ class ReplayDataModule(RLDataModule):
             self._play(math.ceil(self.refill / (self.num_envs * world)), False)
         else:
             return
+        self._lost = False
         for encoder in self.agent.encoders:
             encoder.synchronize()
             encoder.begin_rollout()  # a tuned model's features are standardised from here on
+
+    def _read(self, path: str, buffer: ReplayBuffer) -> None:
+        """Let the buffer begin with recorded episodes."""
+        trainer, recorded = self._trainer, read_recorded(path, self.spec)
+        share = islice(recorded.episodes(), trainer.global_rank, None, trainer.world_size)
+        kind = action_example(self.spec.action_space, 1).dtype
+        bar = tqdm(
+            total=(recorded.total_steps + recorded.total_episodes) // trainer.world_size,
+            desc="reading",
+            unit=" rows",
+            delay=2.0,
+            leave=False,
+            disable=not trainer.is_global_zero,
+        )
+        with self.acting() as agent, bar:
+            for encoder in agent.encoders:
+                encoder.begin_rollout()
+            written = preload(buffer, share, agent, kind, agent.frames == 0, bar)
+            for encoder in agent.encoders:
+                encoder.synchronize()
+                encoder.begin_rollout()
+        if len(buffer) < written:
+            rank_zero_warn(
+                f"data.buffer_frames: of the {written} transitions of {path}, the buffer keeps "
+                f"{len(buffer)}; make it larger, also for what will be collected"
+            )
 
     @property
     def refill(self) -> int:
