@@ -8,7 +8,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -56,7 +57,7 @@ def compare(
         keep: Is given the rows so far after each pair.
         earlier: Name → pairs measured before, which these are added to.
         together: Run the two of a pair at the same time, where there are two cores for them: half
-            the time, for returns. What it says of speed is left out of the ratios.
+            the time, for returns. It says nothing of speed.
     """
     rows: dict[str, dict[str, Any]] = {}
     with tqdm(total=2 * pairs * len(settings), unit="run") as bar:
@@ -66,15 +67,15 @@ def compare(
                 order = ["rl_lightning", "sb3"]  # in turn: whatever slows the machine hits both
                 if seed % 2 == 0:
                     order.reverse()
-                with ThreadPoolExecutor(len(order) if together else 1) as pool:
-                    jobs = {
-                        library: pool.submit(run_apart, script, library, *arguments, seed)
-                        for library in order
-                    }
-                    for job in as_completed(jobs.values()):
-                        bar.update()
-                        job.result()
-                pair: dict[str, Any] = {library: job.result() for library, job in jobs.items()}
+                play = partial(run_apart, script)
+                if together:
+                    with ThreadPoolExecutor() as pool:
+                        jobs = [pool.submit(play, k, *arguments, seed) for k in order]
+                        results = [job.result() for job in jobs]
+                else:
+                    results = [play(k, *arguments, seed) for k in order]
+                bar.update(len(order))
+                pair: dict[str, Any] = dict(zip(order, results, strict=True))
                 runs.append({**pair, "together": True} if together else pair)
                 rows[name] = {"pairs": runs, **summary(runs)}
                 keep(rows)
@@ -83,20 +84,21 @@ def compare(
 
 def summary(pairs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the pairs that ran in turn, if any did; means and spreads of all returns."""
-    timed = [p for p in pairs if not p.get("together")] or pairs
-    ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in timed]
-    median = statistics.median
-    own = [p["rl_lightning"]["products"] for p in timed if "products" in p["rl_lightning"]]
-    ours, theirs = ([p[k]["return"] for p in pairs] for k in ("rl_lightning", "sb3"))
-    return {
-        **({"products": median(own)} if own else {}),
-        "ratio": median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "ours": median(p["rl_lightning"]["fps"] for p in timed),
-        "theirs": median(p["sb3"]["fps"] for p in timed),
-        "return": statistics.mean(ours),
-        "return_std": statistics.pstdev(ours),
-        "their_return": statistics.mean(theirs),
-        "their_return_std": statistics.pstdev(theirs),
-    }
+    timed = [p for p in pairs if not p.get("together")]
+    row = {}
+    if timed:
+        ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in timed]
+        own = [p["rl_lightning"]["products"] for p in timed if "products" in p["rl_lightning"]]
+        row = {
+            **({"products": statistics.median(own)} if own else {}),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "ours": statistics.median(p["rl_lightning"]["fps"] for p in timed),
+            "theirs": statistics.median(p["sb3"]["fps"] for p in timed),
+        }
+    for name, library in (("return", "rl_lightning"), ("their_return", "sb3")):
+        returns = [p[library]["return"] for p in pairs]
+        row[name] = statistics.mean(returns)
+        row[f"{name}_std"] = statistics.stdev(returns) if len(returns) > 1 else 0.0
+    return row

@@ -246,23 +246,30 @@ def main() -> None:
 
     if args.more and not args.out:
         parser.error("--more adds to a file: name it with --out")
-    known = json.loads(args.out.read_text())["settings"] if args.out and args.out.exists() else {}
+
+    def known() -> dict[str, Any]:
+        there = args.out is not None and args.out.exists()
+        return json.loads(args.out.read_text())["settings"] if there else {}
 
     def keep(rows: dict[str, Any]) -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"settings": {**known, **rows}}, indent=1))
+            args.out.write_text(json.dumps({"settings": {**known(), **rows}}, indent=1))
 
     settings = {name: (name,) for name in args.settings}
-    earlier = {name: row["pairs"] for name, row in known.items()} if args.more else None
+    earlier = {name: row["pairs"] for name, row in known().items()} if args.more else None
     rows = compare(__file__, settings, args.pairs, keep, earlier, args.together)
     print("| setting | rl_lightning | SB3 | ratio (min .. max) | products | returns |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
+        speed = "| – | – | – | – "
+        if "ratio" in row:
+            speed = (
+                f"| {row['ours']:,.0f} | {row['theirs']:,.0f} | **{row['ratio']:.2f}** "
+                f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}) | {row['products']:.0%} "
+            )
         print(
-            f"| {name} | {row['ours']:,.0f} | {row['theirs']:,.0f} | **{row['ratio']:.2f}** "
-            f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}) | {row['products']:.0%} | "
-            f"{row['return']:.0f} ± {row['return_std']:.0f} / "
+            f"| {name} {speed}| {row['return']:.0f} ± {row['return_std']:.0f} / "
             f"{row['their_return']:.0f} ± {row['their_return_std']:.0f} |"
         )
     return None

@@ -12,7 +12,10 @@ their way to the environment (see `nn.heads`).
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +23,19 @@ from torch import Tensor
 LOG_2 = math.log(2.0)
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 HALF_LOG_2PIE = HALF_LOG_2PI + 0.5
+
+
+def flat_mask(value: Any) -> np.ndarray:
+    """What an environment allows, in Gymnasium's form or ours, as one row of flags, bool `[A]`.
+
+    Args:
+        value: One mask, or of several parts (MultiDiscrete) a sequence of masks, which come one
+            after the other. What is neither comes back as no row, for the caller to refuse.
+    """
+    if isinstance(value, Sequence) and not any(np.isscalar(part) for part in value):
+        value = np.concatenate([np.reshape(part, -1) for part in value]) if value else ()
+    row = np.asarray(value).astype(bool)
+    return row if row.ndim == 1 else np.empty((0, 0), bool)
 
 
 def mask_logits(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -87,11 +87,12 @@ def pair(ours, theirs, **more):
 
 
 def test_pairs_that_ran_together_count_for_returns_only():
-    row = common.summary(
-        [pair((3.0, 1.0), (2.0, 5.0)), pair((9.0, 3.0), (1.0, 5.0), together=True)]
-    )
+    alone, together = pair((3.0, 1.0), (2.0, 5.0)), pair((9.0, 3.0), (1.0, 5.0), together=True)
+    row = common.summary([alone, together])
     assert (row["ratio"], row["ratio_min"], row["ratio_max"], row["ours"]) == (1.5, 1.5, 1.5, 3.0)
-    assert (row["return"], row["return_std"], row["their_return"]) == (2.0, 1.0, 5.0)
+    assert (row["return"], row["their_return"]) == (2.0, 5.0)
+    assert row["return_std"] == learning.aggregate([1.0, 3.0], None)["std"]  # as in other tables
+    assert "ratio" not in common.summary([together])
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -110,6 +111,19 @@ def test_pairs_are_added_to_earlier_ones(together, monkeypatch):
     assert [p.get("together", False) for p in rows["a"]["pairs"]] == [False, together, together]
     if not together:
         assert [library for library, *_ in calls] == ["sb3", "rl_lightning", "rl_lightning", "sb3"]
+
+
+def test_a_run_that_fails_is_the_last_one(monkeypatch):
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise SystemExit("no")
+
+    monkeypatch.setattr(common, "run_apart", fail)
+    with pytest.raises(SystemExit, match="no"):
+        common.compare("x.py", {"a": ()}, 5)
+    assert len(calls) == 1
 
 
 def test_seeds_are_added_to_those_of_the_same_configuration(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.describe import describe_call
+from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import uniform_action
@@ -172,7 +173,8 @@ class Agent(L.LightningModule):
     def read_mask(self, info: Mapping[str, Any]) -> Tensor | None:
         """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None.
 
-        An environment that reports none while others do may do everything.
+        An environment that reports none while others do may do everything. The parts of a
+        MultiDiscrete action's mask come one after the other, or as Gymnasium's tuple of them.
 
         Raises:
             ConfigurationError: If it has another width than this policy's action head.
@@ -185,7 +187,10 @@ class Agent(L.LightningModule):
         present = np.asarray(info.get("_action_mask", np.ones(len(mask), bool)))
         if mask.dtype == object or not present.all():  # lists, or environments without a mask
             everything = np.ones(width, bool)
-            mask = [np.asarray(m, bool) if p else everything for m, p in zip(mask, present)]  # noqa: B905
+            mask = [
+                flat_mask(m) if p and m is not None else everything
+                for m, p in zip(mask, present, strict=True)
+            ]
             mask = np.stack(mask) if len({m.shape for m in mask}) == 1 else np.empty((0, 0))
         if mask.ndim != 2 or mask.shape[1] != width:
             takes = f"takes masks of {width} actions" if width else "takes no masks"

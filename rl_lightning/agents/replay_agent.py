@@ -51,7 +51,14 @@ class ReplayAgent(Agent):
         self._plain = False
 
     def loss(self, batch: TensorDict) -> Tensor:
-        """The loss of a batch `[N]`; sets `row_errors` if the agent tells priorities."""
+        """The loss of a batch of transitions.
+
+        Args:
+            batch: `obs`, `action`, `reward`, `discount` (γⁿ, or 0 after a terminal step) and
+                `next_obs`, of environments with masks `action_mask` and `next_action_mask`, from
+                prioritised replay the `weight` of each row, `[N, ...]` each. An agent that
+                `tells_priorities` weights its rows, and sets `row_errors` to their δ, `[N]`.
+        """
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -102,7 +109,7 @@ class ReplayAgent(Agent):
     def take_priorities(self) -> Tensor | None:
         """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
         errors, self.row_errors = self.row_errors, None
-        return errors
+        return None if errors is None else errors.abs()
 
     def move_target(self, tau: float) -> None:
         """Move `target`, which `make_target` made of `policy`, by τ towards it."""

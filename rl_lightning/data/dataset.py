@@ -12,10 +12,10 @@ Entries of a Dict space lie in a group, those of a Tuple space in a group as `_i
 …; texts are variable-length strings. Attributes of the file are total_episodes, total_steps, env_id
 and both spaces in Minari's JSON, which Minari itself keeps in a `metadata.json` beside the file.
 
-What Minari writes can be read, its JPEG images too (with Pillow); other `infos` are passed over.
-What is written here, Minari's `HDF5Storage` reads if the file is called `main_data.hdf5` and it is
-given the spaces. One exception: images of at least 32 × 32 pixels, which are exact here and JPEG
-there.
+What Minari writes can be read, its JPEG images too (with Pillow); other `infos`, and masks that are
+no rows of flags, are passed over. What is written here, Minari's `HDF5Storage` reads if the file is
+called `main_data.hdf5` and it is given the spaces. One exception: images of at least 32 × 32
+pixels, which are exact here and JPEG there.
 """
 
 import json
@@ -66,14 +66,24 @@ class Dataset:
         """Width of the action masks; 0 if no episode has any."""
         with _opened(self.path) as file:
             for index in self._ids:
-                if _MASK in (group := file[f"episode_{index}"]):
-                    return int(group[_MASK].shape[-1])
+                masks = _masks(file[f"episode_{index}"])
+                if masks is not None:
+                    return masks.shape[1]
         return 0
 
     @cached_property
     def mean_return(self) -> float:
         """Undiscounted return, averaged over episodes."""
         return float(np.mean([rewards[()].sum() for rewards in self._rewards()]))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the file from another one."""
+        return {
+            "episodes": self.total_episodes,
+            "steps": self.total_steps,
+            "mean_return": self.mean_return,
+        }
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes in the order in which they were recorded, each read when its turn comes.
@@ -90,7 +100,7 @@ class Dataset:
                 where = f"{self.path}: episode_{index}"
                 group = file[f"episode_{index}"]
                 parts = [_read(_member(group, name, where)) for name in _PARTS]
-                masks = group[_MASK][()] if _MASK in group else None
+                masks = _masks(group)
                 if masks is None and self.mask_dim:
                     masks = np.ones((len(parts[2]) + 1, self.mask_dim), bool)
                 yield checked(Episode(*parts, action_masks=masks), self.spec, where)
@@ -106,6 +116,21 @@ class Dataset:
         """
         if self.spec is not None:
             _check_spaces(self.path, self.spec, spec)
+
+    def check_masks(self, width: int) -> None:
+        """Refuse action masks that a policy does not understand.
+
+        Args:
+            width: Of the masks that it takes; 0 if it takes none.
+
+        Raises:
+            ConfigurationError: If those in the file are of another width.
+        """
+        if self.mask_dim not in (0, width):
+            takes = f"takes masks of {width} actions" if width else "takes no masks"
+            raise ConfigurationError(
+                f"{self.path} holds action masks of {self.mask_dim} actions, but the policy {takes}"
+            )
 
     def _rewards(self) -> Iterator[Any]:
         with _opened(self.path) as file:
@@ -156,6 +181,13 @@ def read_recorded(path: str | Path, spec: EnvSpec) -> Dataset:
     if recorded.spec is None:  # the file does not say: let the environment judge its rows
         recorded.spec = spec
     return recorded
+
+
+def spell(fingerprint: dict[str, Any]) -> str:
+    """A `Dataset.fingerprint` in words."""
+    return "{episodes} episodes of {steps} steps and mean return {mean_return:.4g}".format(
+        **fingerprint
+    )
 
 
 class DatasetWriter:
@@ -276,6 +308,18 @@ def _member(group: Any, name: str, where: str) -> Any:
     if name not in group:
         raise ConfigurationError(f"{where} has no {name!r}; it has {', '.join(group) or 'nothing'}")
     return group[name]
+
+
+def _masks(group: Any) -> np.ndarray | None:
+    """The action masks of an episode `[T+1, A]`, those of several parts one after the other; None
+    if there are none, or none of this form."""
+    if _MASK not in group:
+        return None
+    value, rows = _read(group[_MASK]), len(group["rewards"]) + 1
+    parts = [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
+    if any(part.ndim != 2 or len(part) != rows for part in parts):
+        return None
+    return np.concatenate(parts, axis=1).astype(bool)
 
 
 def _read(node: Any) -> Any:

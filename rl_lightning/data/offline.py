@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tqdm import tqdm
 
 from rl_lightning.data.blocks import batched, blocks
-from rl_lightning.data.dataset import Dataset, read_recorded
+from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
@@ -163,20 +163,9 @@ class OfflineDataModule(RLDataModule):
         """The episodes on disk."""
         return read_recorded(self.dataset, self.spec)
 
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells the file from another one."""
-        recorded = self.recorded
-        return {
-            "episodes": recorded.total_episodes,
-            "steps": recorded.total_steps,
-            "mean_return": recorded.mean_return,
-        }
-
     def open_source(self, seed: int) -> None:
         self.__dict__.pop("recorded", None)  # of an earlier run; the file may be another one now
-        self.__dict__.pop("fingerprint", None)
-        _ = self.fingerprint
+        _ = self.recorded.fingerprint
 
     def start(self) -> None:
         super().start()
@@ -189,6 +178,7 @@ class OfflineDataModule(RLDataModule):
         An agent that begins sees them all for its running statistics; one that goes on has them.
         """
         recorded, space = self.recorded, self.spec.action_space
+        recorded.check_masks(self.agent.policy.mask_dim)
         rows = recorded.total_steps + recorded.total_episodes
         buffer = ReplayBuffer(
             rows,
@@ -209,7 +199,7 @@ class OfflineDataModule(RLDataModule):
                 obs = batched(obs)
                 if begins:
                     agent.observe(obs)
-                mask = agent.read_mask({} if masks is None else {"action_mask": masks})
+                mask = None if masks is None else torch.from_numpy(masks)
                 action = torch.as_tensor(action, dtype=kind)
                 buffer.extend(agent.preprocess(obs), action, *rest, mask=mask)
                 bar.update(len(rest[0]))
@@ -260,7 +250,7 @@ class OfflineDataModule(RLDataModule):
             "num_envs": self.num_envs,
             "rng": rng_state(self._trainer.strategy.root_device),
             "encoder": self.agent.encoder.collection_state(),
-            "dataset": self.fingerprint,
+            "dataset": self.recorded.fingerprint,
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -269,14 +259,9 @@ class OfflineDataModule(RLDataModule):
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         super().load_shared_state(state)
-        if state["dataset"] != self.fingerprint:
+        now = self.recorded.fingerprint
+        if state["dataset"] != now:
             rank_zero_warn(
-                f"data.dataset: {self.dataset} holds {_spell(self.fingerprint)}, but training "
-                f"began with {_spell(state['dataset'])}: it goes on with what is there now"
+                f"data.dataset: {self.dataset} holds {spell(now)}, but training began with "
+                f"{spell(state['dataset'])}: it goes on with what is there now"
             )
-
-
-def _spell(fingerprint: dict[str, Any]) -> str:
-    return "{episodes} episodes of {steps} steps and mean return {mean_return:.4g}".format(
-        **fingerprint
-    )

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from rl_lightning.data.blocks import batched, cut
 from rl_lightning.data.recording import Episode
 from rl_lightning.data.replay import ReplayBuffer
-from rl_lightning.tree import row_count, rows
+from rl_lightning.tree import row_count, rows, to_device
 
 READ_ROWS = 256  # observations that an encoder is shown at a time
+CPU = torch.device("cpu")  # where the buffer is: rows are taken apart there
 
 
 def preload(
@@ -46,9 +47,9 @@ def preload(
             obs = batched(cut(episode.observations, start, start + READ_ROWS))
             if observe:
                 agent.observe(obs)
-            x = agent.preprocess(obs)
+            x = to_device(agent.preprocess(obs), CPU)
             masks = cut(episode.action_masks, start, start + READ_ROWS)
-            mask = agent.read_mask({} if masks is None else {"action_mask": masks})
+            mask = None if masks is None else torch.from_numpy(masks)
             for k in range(row_count(x)):
                 row, allowed = rows(x, np.array([k])), None if mask is None else mask[k : k + 1]
                 t = start + k - 1  # what led to this observation

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lightning.data.minari import pixels
+from rl_lightning.distributions import flat_mask
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 
@@ -125,7 +126,8 @@ def _mask(info: Mapping[str, Any], b: int) -> np.ndarray | None:
     """What environment b allows, bool `[A]`; None where it does not say."""
     if "action_mask" not in info or not info.get("_action_mask", {b: True})[b]:
         return None
-    return np.array(info["action_mask"][b], dtype=bool)
+    value = info["action_mask"][b]
+    return None if value is None else flat_mask(value).copy()
 
 
 def _stack_masks(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -133,7 +135,13 @@ def _stack_masks(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
     one = next((mask for mask in masks if mask is not None), None)
     if one is None:
         return None
-    return np.stack([np.ones_like(one) if mask is None else mask for mask in masks])
+    rows = [np.ones_like(one) if mask is None else mask for mask in masks]
+    if len({row.shape for row in rows}) > 1:
+        raise ConfigurationError(
+            "info['action_mask'] changes its shape within an episode: "
+            f"{sorted({str(list(row.shape)) for row in rows})}"
+        )
+    return np.stack(rows)
 
 
 def _row(space: gym.Space, obs: Any, b: int) -> Any:

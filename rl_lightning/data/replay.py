@@ -159,7 +159,7 @@ class ReplayBuffer:
         assert self.priorities is None
         assert self._end is None
         if "obs" not in self.columns:
-            self._make_columns(x, mask)
+            self._make_columns(x)
             self.columns["action"] = self._action_column(action)
         count = len(reward)
         flat = (self.head[0] + 1 + np.arange(count)) % self.rows
@@ -167,8 +167,7 @@ class ReplayBuffer:
         self._counts[0] += count
         self.columns["obs"].write(flat, x)
         self.columns["action"].write(flat, action)
-        if mask is not None:
-            self.columns["action_mask"].write(flat, mask)
+        self._write_mask(flat, mask)
         self._reward[flat] = reward
         flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
         self._flags[flat] = flags * starts
@@ -188,7 +187,7 @@ class ReplayBuffer:
         self, x: Stored, columns: np.ndarray, mask: Tensor | None, age: int = 0
     ) -> np.ndarray:
         if "obs" not in self.columns:
-            self._make_columns(x, mask)
+            self._make_columns(x)
         self.head[columns] = head = (self.head[columns] + 1) % self.rows
         self._counts[columns] += 1
         flat = head * self.num_envs + columns
@@ -200,14 +199,35 @@ class ReplayBuffer:
         if self.priorities is not None:
             self.priorities.remove(lost)
         self.columns["obs"].write(flat, x, age)
-        if mask is not None:
-            self.columns["action_mask"].write(flat, mask)
+        self._write_mask(flat, mask)
         if self._end is not None:
             self._end[flat] = -1
         self.arena.touch(len(flat))
         return flat
 
-    def _make_columns(self, x: Stored, mask: Tensor | None) -> None:
+    def _write_mask(self, flat: np.ndarray, mask: Tensor | None) -> None:
+        """Some rows have masks and others none, if recorded episodes differ from those played."""
+        if mask is None and "action_mask" not in self.columns:
+            return
+        if mask is None:
+            mask = torch.ones(len(flat), self.mask_dim, dtype=torch.bool)
+        elif "action_mask" not in self.columns:
+            self._make_mask_column(mask.shape[-1])
+            every = torch.ones(self.used, mask.shape[-1], dtype=torch.bool)
+            self.columns["action_mask"].write(np.arange(self.used), every)
+        self.columns["action_mask"].write(flat, mask)
+
+    @property
+    def mask_dim(self) -> int:
+        """Width of action masks; 0 where no row ever had one."""
+        column = self.columns.get("action_mask")
+        return 0 if column is None else column.array.shape[1]
+
+    def _make_mask_column(self, width: int) -> None:
+        example = torch.zeros(1, width, dtype=torch.bool)
+        self.columns["action_mask"] = DenseColumn(self.arena, "action_mask", self.size, example)
+
+    def _make_columns(self, x: Stored) -> None:
         self.columns["obs"] = make_column(
             self.arena,
             "obs",
@@ -219,8 +239,6 @@ class ReplayBuffer:
             stride=self.num_envs,
         )
         self._stacks = [c for c in leaves(self.columns["obs"]) if isinstance(c, StackColumn)]
-        if mask is not None:
-            self.columns["action_mask"] = DenseColumn(self.arena, "action_mask", self.size, mask)
 
     def _check_stacks(self, flat: np.ndarray, x: Stored) -> None:
         _check(self.columns["obs"], flat, x)
@@ -392,6 +410,7 @@ class ReplayBuffer:
             "counts": torch.from_numpy(self._counts.copy()),
             "first": torch.from_numpy(self._first.copy()),
             "once": once,
+            "mask_dim": self.mask_dim,
         }
         if self.priorities is not None:
             state |= self.priorities.state(self.used, self._starting)
@@ -403,7 +422,6 @@ class ReplayBuffer:
         state: dict[str, Any],
         x: Stored,
         action: Tensor,
-        mask: Tensor | None = None,
     ) -> None:
         """Restore what `save` wrote.
 
@@ -412,7 +430,6 @@ class ReplayBuffer:
             state: What it returned.
             x: An observation `[B, ...]`, for the columns' shapes.
             action: An action `[B, ...]`, likewise.
-            mask: A mask `[B, A]`, where the environments have them.
 
         Raises:
             ConfigurationError: If it was another kind of buffer.
@@ -423,7 +440,9 @@ class ReplayBuffer:
                 f"{len(state['head'])} environments, this one {self.rows} for {self.num_envs}; "
                 "resume with the same data.buffer_frames and data.num_envs"
             )
-        self._make_columns(x, mask)
+        self._make_columns(x)
+        if state["mask_dim"]:
+            self._make_mask_column(state["mask_dim"])
         self._stacks = []
         self.columns["action"] = self._action_column(action)
         self.head = state["head"].numpy().copy()

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from rl_lightning.data.dataset import read_recorded
+from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.hindsight import Hindsight, Strategy
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
@@ -45,8 +45,9 @@ class ReplayDataModule(RLDataModule):
         frames_per_epoch: Frames of each rank that make one epoch of the trainer, and so the grid on
             which validation and checkpoints happen; a multiple of `collect_frames`.
         total_frames: Budget, in frames of all ranks together, warm-up included.
-        dataset: HDF5 file of recorded episodes that the buffer begins with, besides what warm-up
-            adds; of several ranks, each reads its share. None: it begins empty.
+        dataset: HDF5 file, or folder of a Minari data set, of recorded episodes that the buffer
+            begins with, before warm-up; of several ranks, each reads its share. They take rows of
+            `buffer_frames`, and are the first to be overwritten. None: it begins empty.
         n_step: Steps of a return before it goes on with the value of what followed.
         prioritized: Draw transitions in proportion to |δ|^α (Schaul et al. 2016).
         priority_alpha: α; 0 is uniform.
@@ -186,6 +187,7 @@ class ReplayDataModule(RLDataModule):
         self.buffer: ReplayBuffer | None = None
         self.hindsight: Hindsight | None = None
         self._lost = False  # what was collected, in a run that goes on
+        self._began_with: dict[str, Any] | None = None
         self._sampled: Tensor | None = None
         self._spool: Spool | None = None
         self._resume_from: Path | None = None
@@ -281,8 +283,7 @@ class ReplayDataModule(RLDataModule):
             self.buffer = self.make_buffer()
             self._lost = self.frames > 0
             assert self.collector is not None
-            if self.dataset is not None:
-                self._read(self.dataset, self.buffer)
+            self._preload()
             if self.collector.x is not None:  # a resumed run, whose replay contents are gone
                 self.buffer.begin(self.collector.x, mask=self.collector.mask)
 
@@ -323,9 +324,33 @@ class ReplayDataModule(RLDataModule):
             encoder.synchronize()
             encoder.begin_rollout()  # a tuned model's features are standardised from here on
 
-    def _read(self, path: str, buffer: ReplayBuffer) -> None:
+    def _open(self) -> Dataset | None:
+        """The recorded episodes, if there are to be any."""
+        if self.dataset is None:
+            return None
+        recorded = read_recorded(self.dataset, self.spec)
+        recorded.check_masks(self.agent.policy.mask_dim)
+        return recorded
+
+    def _compare(self, known: dict[str, Any] | None) -> None:
+        """Say so if the contents that a run goes on from began with other recorded episodes."""
+        recorded = self._open()
+        now = None if recorded is None else recorded.fingerprint
+        self._began_with = known
+        if now is not None and now != known:
+            before = "no recorded episodes" if known is None else spell(known)
+            rank_zero_warn(
+                f"data.dataset: {self.dataset} holds {spell(now)}, but the saved replay contents "
+                f"began with {before}: they go on as they are, without it"
+            )
+
+    def _preload(self) -> None:
         """Let the buffer begin with recorded episodes."""
-        trainer, recorded = self._trainer, read_recorded(path, self.spec)
+        trainer, recorded, buffer = self._trainer, self._open(), self.buffer
+        if recorded is None:
+            return
+        assert buffer is not None
+        self._began_with = recorded.fingerprint
         share = islice(recorded.episodes(), trainer.global_rank, None, trainer.world_size)
         kind = action_example(self.spec.action_space, 1).dtype
         bar = tqdm(
@@ -343,10 +368,10 @@ class ReplayDataModule(RLDataModule):
             for encoder in agent.encoders:
                 encoder.synchronize()
                 encoder.begin_rollout()
-        if len(buffer) < written:
+        if lost := self._sum_over_ranks(written - len(buffer)):
             rank_zero_warn(
-                f"data.buffer_frames: of the {written} transitions of {path}, the buffer keeps "
-                f"{len(buffer)}; make it larger, also for what will be collected"
+                f"data.buffer_frames: {lost} of the {recorded.total_steps} transitions of "
+                f"{self.dataset} find no room; make it larger, also for what will be collected"
             )
 
     @property
@@ -427,7 +452,7 @@ class ReplayDataModule(RLDataModule):
 
     def rank_state(self) -> dict[str, Any]:
         self.feed_back()
-        return super().rank_state()
+        return {**super().rank_state(), "dataset": self._began_with}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         super().load_rank_state(state)
@@ -438,7 +463,8 @@ class ReplayDataModule(RLDataModule):
         folder = find_sidecar(self._resume_from, self._replay_name, self._trainer.global_rank)
         saved = torch.load(folder / "state.pt", weights_only=True)
         assert self.collector is not None
-        if self.collector.x is None:  # environments that cannot be copied begin anew
+        fresh = self.collector.x is None
+        if fresh:  # environments that cannot be copied, or that had not begun
             with self.acting() as agent:
                 self.collector.reset(agent)
         assert self.collector.x is not None
@@ -448,9 +474,9 @@ class ReplayDataModule(RLDataModule):
             saved,
             self.collector.x,
             action_example(self.spec.action_space, self.num_envs),
-            self.collector.mask,
         )
-        if state["envs"] is None:
+        self._compare(state["dataset"])
+        if fresh:
             self.buffer.begin(self.collector.x, mask=self.collector.mask)
 
     def _spooled(self) -> list[str] | None:

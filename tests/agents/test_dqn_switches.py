@@ -100,6 +100,8 @@ def test_importance_weights_scale_the_loss(monkeypatch):
     assert agent.loss(batch(weight=torch.tensor([0.25]))).item() == 0.25 * 4.5
     assert agent.take_priorities().item() == 3.0
     assert agent.take_priorities() is None
+    agent.row_errors = torch.tensor([-2.0, 1.0])  # an agent's δ may have a sign
+    assert agent.take_priorities().tolist() == [2.0, 1.0]
 
 
 def test_categorical_projects_the_shifted_distribution():

@@ -183,6 +183,18 @@ def test_masks_come_as_any_kind_of_sequence(kind):
     assert report(when, when, mask=kind(FIRST_ONLY))[0] == [both, both]
 
 
+def test_masks_of_several_parts_come_as_a_tuple():
+    """Gymnasium's own form for MultiDiscrete: the parts go one after the other."""
+    agent = PPO(EnvSpec(Reporter.observation_space, gym.spaces.MultiDiscrete([2, 3]), "Reporter"))
+    masks = np.empty(3, object)
+    masks[:] = [([1, 0], [0, 1, 1]), (np.array([1, 1]), np.array([1, 0, 0])), None]
+    read = agent.read_mask({"action_mask": masks}).int().tolist()
+    assert read == [[1, 0, 0, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    masks[0] = ([[1, 0]], [0, 1, 1], [[1], [1]])
+    with pytest.raises(ConfigurationError, match="takes masks of 5 actions"):
+        agent.read_mask({"action_mask": masks})
+
+
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_an_environment_without_a_mask_may_do_everything(kind):
     masks, *_ = report(("reset", "step"), (), ("step",), mask=kind(FIRST_ONLY))

@@ -35,7 +35,7 @@ def load(game, folder, **kwargs):
     buffer = game.make_buffer()
     state = torch.load(folder / "state.pt", weights_only=True)
     action = action_example(game.env.single_action_space, buffer.num_envs)
-    buffer.load(folder, state, game.collector.x, action, game.collector.mask)
+    buffer.load(folder, state, game.collector.x, action)
     return buffer
 
 

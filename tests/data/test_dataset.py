@@ -248,6 +248,30 @@ def test_minari_layout(tmp_path):
     assert list(episode.truncations) == [False, True]
 
 
+MASK = np.array([[1, 0], [0, 1], [1, 1]], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (MASK, MASK),
+        ({"_index_0": MASK, "_index_1": MASK[:, :1]}, np.concatenate([MASK, MASK[:, :1]], 1)),
+        (MASK[:2], None),
+        (np.zeros((3, 2, 2)), None),
+        (np.zeros(3), None),
+    ],
+)
+def test_masks_of_minari(mask, expected, tmp_path):
+    """Those of several parts are one after the other, and what is no T+1 rows is passed over."""
+    folder = minari(tmp_path / "set", np.zeros((3, 1), np.float32))
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        put(file["episode_0/infos"], "action_mask", mask)
+    dataset = read_dataset(folder)
+    assert dataset.mask_dim == (0 if expected is None else expected.shape[1])
+    (episode,) = dataset.episodes()
+    assert same(episode.action_masks, None if expected is None else expected.astype(bool))
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("lengths", ["equal", "different"])
 def test_images_of_minari(told, lengths, tmp_path):

@@ -111,7 +111,9 @@ def test_action_masks_by_hand(block, tmp_path, monkeypatch):
 
 def test_masks_of_another_width_are_refused(tmp_path):
     data = counters(masked(tmp_path / "data.hdf5", [[1, 0, 1], [0, 1, 1]]))
-    with pytest.raises(ConfigurationError, match=r"action_mask.* has shape \[3\].* of 2 actions"):
+    with pytest.raises(
+        ConfigurationError, match=r"holds action masks of 3 actions, but .* of 2 actions"
+    ):
         attached(DQN(data.spec), data)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from probes import Probe
 from recorded import record
-from test_offline import attached, count, counters
+from test_offline import COUNTER, attached, count, counters
 from training import make_trainer
 
 from rl_lightning import BC, DQN, MLPEncoder, QNetwork, ReplayDataModule
@@ -70,10 +71,10 @@ def preloaded(agent, path, observe=True, goals=0, **data):
     made = make_trainer(gradient_clip_val=None)
     made.strategy.connect(agent)
     module.trainer, module.her_goals = made, goals
-    buffer = module.make_buffer()
+    module.buffer = module.make_buffer()
     agent.frames = 0 if observe else 1
-    module._read(path, buffer)
-    return buffer
+    module._preload()
+    return module.buffer
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 4])
@@ -105,6 +106,7 @@ def test_ranks_share_them(tmp_path, monkeypatch):
     path = count(tmp_path / "data.hdf5", [1, 2, 3, 4, 5])
     agent, lengths = AGENT(counters(path).spec), []
     monkeypatch.setattr(L.Trainer, "world_size", property(lambda trainer: 2))
+    monkeypatch.setattr(ReplayDataModule, "_sum_over_ranks", lambda module, count: count)
     for rank in range(2):
         monkeypatch.setattr(L.Trainer, "global_rank", property(lambda trainer, rank=rank: rank))
         lengths.append(len(preloaded(agent, path)))
@@ -178,7 +180,7 @@ def test_running_statistics_see_them_once(observe, tmp_path):
 
 def test_what_does_not_fit_is_told(tmp_path):
     path = count(tmp_path / "data.hdf5", [60, 60, 60])
-    with pytest.warns(UserWarning, match=r"of the 180 transitions .* the buffer keeps \d+; make"):
+    with pytest.warns(UserWarning, match=r"\d+ of the 180 transitions of .* find no room; make"):
         train(path, buffer_frames=100, warmup_frames=0, total_frames=20)
 
 
@@ -211,7 +213,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     whole = run("whole", 2)[1].rows
     run("half", 1)
     reads = []
-    monkeypatch.setattr(ReplayDataModule, "_read", lambda *args: reads.append(args))
+    monkeypatch.setattr(ReplayDataModule, "_preload", lambda *args: reads.append(args))
     assert run("rest", 2, tmp_path / "half" / "last.ckpt")[1].rows == whole
     assert not reads  # they are in the saved contents
 
@@ -253,3 +255,118 @@ def test_from_offline_to_online_learning(tmp_path):
         assert torch.equal(begun[0][key], value), key
     assert module.frames == 60
     assert len(look.buffer) == 12 + 60
+
+
+def masked(path, mask, episodes=12):
+    """Episodes of the delayed probe, with its masks or without; actions keep to them."""
+    env = Probe("delayed", mask=True)
+    with DatasetWriter(
+        path, EnvSpec(env.observation_space, env.action_space, "Probe-v0")
+    ) as writer:
+        for _ in range(episodes):
+            obs, info = env.reset(seed=0)
+            seen, masks, steps, over = [obs], [info["action_mask"]], [], False
+            while not over:
+                action = int(np.argmax(masks[-1]))
+                obs, reward, over, _, info = env.step(action)
+                seen.append(obs)
+                masks.append(info["action_mask"])
+                steps.append((action, reward, over, False))
+            actions, *rest = zip(*steps, strict=True)
+            given = np.array(masks) if mask else None
+            writer.add(Episode(np.array(seen), np.array(actions), *map(np.array, rest), given))
+    return str(path)
+
+
+MASKED = {"env": "Probe-v0", "total_frames": 92, "buffer_frames": 60}
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(("recorded", "played"), [(True, True), (True, False), (False, True)])
+def test_masks_of_some_rows_only(recorded, played, split, tmp_path):
+    """Where there is none everything is allowed, in a ring that goes round, and resumed too."""
+    path = masked(tmp_path / "data.hdf5", recorded)
+    data = {**MASKED, "env_kwargs": {"task": "delayed", "mask": played}}
+    kept = {"callbacks": [saver(tmp_path)], "enable_checkpointing": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if split:
+            train(path, trainer={"max_epochs": 2, **kept}, **data)
+        _, look = train(path, ckpt_path=tmp_path / "last.ckpt" if split else None, **data)
+    index = torch.from_numpy(np.flatnonzero(look.buffer.flags.numpy() & 1))
+    batch = look.buffer.read(index, 1.0)
+    assert batch["action_mask"].gather(1, batch["action"].long()[:, None]).all()
+    assert batch["next_action_mask"].any(1).all()
+    assert len(index) > 20
+    if not played:  # every recorded row is gone
+        assert batch["action_mask"].all()
+
+
+@pytest.mark.parametrize("played", [True, False])
+def test_a_mask_column_that_comes_later(played, tmp_path):
+    buffer = preloaded(
+        AGENT(counters(count(tmp_path / "data.hdf5", [2])).spec), str(tmp_path / "data.hdf5")
+    )
+    assert buffer.mask_dim == 0
+    x, mask = torch.zeros(2, 1), torch.tensor([[True, False], [False, True]])
+    buffer.begin(x, mask=mask)
+    buffer.act(torch.zeros(2), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool))
+    buffer.push(x, mask=None if played else mask)
+    assert buffer.mask_dim == 2
+    newest = torch.from_numpy(buffer.head * 2 + np.arange(2)) - 2
+    read = buffer.read(newest, 1.0)
+    assert read["action_mask"].tolist() == mask.tolist()
+    assert read["next_action_mask"].tolist() == ([[True] * 2] * 2 if played else mask.tolist())
+    assert buffer.read(torch.tensor([0, 2]), 1.0)["action_mask"].all()  # recorded
+
+
+def test_masks_of_another_width_name_the_file(tmp_path):
+    path = tmp_path / "data.hdf5"
+    shown, one = np.zeros((2, 1), np.float32), np.ones(1)
+    with DatasetWriter(path, EnvSpec(COUNTER, gym.spaces.Discrete(2), "Counter-v0")) as writer:
+        masks = np.ones((2, 3), bool)
+        writer.add(Episode(shown, np.array([0]), one, one == 0, one == 1, masks))
+    with pytest.raises(ConfigurationError, match=r"data.hdf5 holds action masks of 3 actions, but"):
+        train(str(path))
+
+
+def test_other_episodes_than_those_of_the_contents_are_told(tmp_path):
+    first, other = count(tmp_path / "a.hdf5", [3, 4]), count(tmp_path / "b.hdf5", [5])
+    kept = {"callbacks": [saver(tmp_path)], "enable_checkpointing": True}
+    last = tmp_path / "last.ckpt"
+
+    def go_on(path, epochs):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            train(path, trainer={"max_epochs": epochs, **kept}, ckpt_path=last, total_frames=200)
+        return [str(w.message) for w in told if "contents began with" in str(w.message)]
+
+    train(first, trainer={"max_epochs": 1, **kept}, total_frames=200)
+    assert go_on(first, 2) == []
+    assert go_on(None, 3) == []  # they are in the contents anyway
+    (told,) = go_on(other, 4)
+    assert "b.hdf5 holds 1 episodes of 5 steps" in told
+    assert "began with 2 episodes of 7 steps" in told
+    with pytest.raises(ConfigurationError, match="there is no file"):
+        go_on(str(tmp_path / "none.hdf5"), 5)
+
+
+def test_a_checkpoint_of_before_the_first_frame(tmp_path):
+    """What is played after it does not go on a recorded episode."""
+    path = count(tmp_path / "data.hdf5", [3, 4, 5], first=100)
+    data = counters(path, total_updates=64, updates_per_epoch=64)
+    offline = make_trainer(
+        gradient_clip_val=None, callbacks=[saver(tmp_path)], enable_checkpointing=True
+    )
+    offline.fit(AGENT(data.spec), data)
+
+    class Save(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    begin = {"ckpt_path": tmp_path / "last.ckpt", "warmup_frames": 0}
+    train(path, trainer={"callbacks": [Save()]}, **begin)
+    _, look = train(path, ckpt_path=tmp_path / "early.ckpt", warmup_frames=0)
+    rows = [dict(zip(KEYS, row, strict=True)) for row in look.rows]
+    assert len(rows) == 12 + 60
+    assert all(row["next_obs"] == row["obs"] + 1 for row in rows)

@@ -113,19 +113,80 @@ def test_recorded_observations_of_every_kind(observation, action, vectorization,
 @pytest.mark.parametrize("vectorization", ["sync", "native"])
 @pytest.mark.parametrize("action", MASKS)
 def test_recorded_action_masks(action, vectorization, tmp_path):
-    """The probe's masks alternate; an episode has two steps, and so three masks."""
-    pair = {
+    """The probe's masks alternate, so that an episode of three steps ends with another than the
+    next one begins with."""
+    first, second = {
         "discrete": [0, 1],
         "multi_discrete": [np.array([1, 2]), np.array([0, 0])],
         "multi_binary": [np.array([1, 0], np.int8), np.array([0, 1], np.int8)],
     }[action]
-    masks = np.array(MASKS[action], bool)
-    actions = pair * 2 if vectorization == "sync" else [*pair, pair[0], *pair]
-    made = {"task": "delayed", "action": action, "mask": True}
+    masks, three = np.array(MASKS[action], bool), [first, second, first]
+    actions = three * 2 if vectorization == "sync" else [*three, first, *three]
+    made = {"task": "truncated", "horizon": 3, "action": action, "mask": True}
     episodes, _ = play(tmp_path / "data.hdf5", "Probe-v0", vectorization, 4, 2, actions, **made)
     assert len(episodes) == 4
     for episode in episodes:
-        np.testing.assert_array_equal(episode.action_masks, masks[[0, 1, 0]])
+        np.testing.assert_array_equal(episode.action_masks, masks[[0, 1, 0, 1]])
+
+
+class Masked(gym.Env):
+    """Three steps. `odd` environments may report other masks than even ones, or none."""
+
+    observation_space = s.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, masks, odd_masks=None, action_space=None):
+        self.masks, self.odd_masks = masks, odd_masks
+        self.action_space = action_space or s.Discrete(3)
+
+    def info(self):
+        masks = self.odd_masks if self.odd else self.masks
+        return {} if masks is None else {"action_mask": masks[self.steps]}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.odd = seed % 2
+        self.steps = 0
+        return np.zeros(1, np.float32), self.info()
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0, self.steps == 3, False, self.info()
+
+
+gym.register("Masked-v0", entry_point=Masked)
+A, B, ALL = [1, 0, 1], [0, 1, 1], [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"), [(None, None), ([A, A, B, None], [A, A, B, ALL]), ([B] * 4, [B] * 4)]
+)
+def test_each_environment_reports_for_itself(odd, expected, tmp_path):
+    masks = [A, B, A, B]
+    made = {"masks": masks, "odd_masks": odd}
+    actions = [2] * 6
+    episodes, said = play(tmp_path / "data.hdf5", "Masked-v0", "sync", 4, 2, actions, **made)
+    for episode, about in zip(episodes, said, strict=True):
+        # The loader's seed is 3: the first environment's is odd.
+        wanted = masks if about["env"] else expected
+        found = episode.action_masks.astype(int).tolist()
+        assert found == ([ALL] * 4 if wanted is None else wanted)
+
+
+def test_masks_of_several_parts_come_one_after_the_other(tmp_path):
+    """Gymnasium's own form for MultiDiscrete, a tuple of arrays."""
+    parts = (np.array([1, 0], np.int8), np.array([0, 1, 1], np.int8))
+    made = {"masks": [parts] * 4, "action_space": s.MultiDiscrete([2, 3])}
+    actions = [np.array([0, 1])] * 3
+    made["odd_masks"] = made["masks"]
+    (episode, _), _ = play(tmp_path / "data.hdf5", "Masked-v0", "sync", 2, 2, actions, **made)
+    assert episode.action_masks.astype(int).tolist() == [[1, 0, 0, 1, 1]] * 4
+
+
+def test_masks_of_changing_shape_are_refused(tmp_path):
+    made = {"masks": [A, A, [1, 1], A], "odd_masks": [A] * 4}
+    with pytest.raises(ConfigurationError, match="changes its shape within an episode"):
+        play(tmp_path / "data.hdf5", "Masked-v0", "sync", 2, 2, [2] * 3, **made)
 
 
 def gathered(space, rows):
