@@ -159,13 +159,20 @@ A, B, ALL = [1, 0, 1], [0, 1, 1], [1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("odd", "expected"), [(None, None), ([A, A, B, None], [A, A, B, ALL]), ([B] * 4, [B] * 4)]
+    ("kind", "odd", "expected"),
+    [
+        (list, None, None),
+        (np.array, None, None),  # a vector env says in `_action_mask` which rows mean something
+        (list, [A, A, B, None], [A, A, B, ALL]),
+        (np.array, [B] * 4, [B] * 4),
+    ],
 )
-def test_each_environment_reports_for_itself(odd, expected, tmp_path):
+def test_each_environment_reports_for_itself(kind, odd, expected, tmp_path):
     masks = [A, B, A, B]
-    made = {"masks": masks, "odd_masks": odd}
-    actions = [2] * 6
-    episodes, said = play(tmp_path / "data.hdf5", "Masked-v0", "sync", 4, 2, actions, **made)
+    made = {"masks": list(map(kind, masks)), "odd_masks": odd}
+    if odd is not None and None not in odd:
+        made["odd_masks"] = list(map(kind, odd))
+    episodes, said = play(tmp_path / "data.hdf5", "Masked-v0", "sync", 4, 2, [2] * 6, **made)
     for episode, about in zip(episodes, said, strict=True):
         # The loader's seed is 3: the first environment's is odd.
         wanted = masks if about["env"] else expected
