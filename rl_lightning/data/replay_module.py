@@ -437,7 +437,7 @@ class ReplayDataModule(RLDataModule):
 
     def forget(self) -> None:
         super().forget()
-        self.buffer, self._sampled = None, None
+        self.buffer, self._sampled, self._began_with = None, None, None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "replay": self._spooled()}
@@ -475,7 +475,7 @@ class ReplayDataModule(RLDataModule):
             self.collector.x,
             action_example(self.spec.action_space, self.num_envs),
         )
-        self._compare(state["dataset"])
+        self._compare(state.get("dataset"))
         if fresh:
             self.buffer.begin(self.collector.x, mask=self.collector.mask)
 
