@@ -60,6 +60,7 @@ THRESHOLDS = {
     "td3-pendulum": ("return", -170),
     "sac-pendulum": ("return", -170),
     "sac-mountaincar-continuous": ("return", 90),
+    "discrete_sac-lunarlander": ("return", 200),
     "sac-lunarlander": ("return", 200),
     "bc-cartpole": ("return", 475),
     "iql-pendulum": ("return", -250),
