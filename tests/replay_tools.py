@@ -272,7 +272,7 @@ def contents(buffer):
     index = torch.nonzero(buffer.flags & 1).squeeze(1)
     out = {"index": index, **buffer.read(index, 0.9, 3)}
     if buffer.priorities is not None:
-        buffer.priorities.settle(buffer._starting)
+        buffer.priorities.settle()
         out["priorities"] = torch.from_numpy(buffer.priorities.tree.leaves.copy())
         out["max"] = torch.tensor(buffer.priorities.largest)
     if buffer._end is not None:

@@ -7,6 +7,8 @@ import numpy as np
 
 from rl_lightning.data.recording import Episode
 
+READ_ROWS = 256  # observations that an encoder is shown at a time
+
 
 def blocks(episodes: Iterable[Episode], size: int) -> Iterator[tuple[Any, ...]]:
     """Rows of episodes one after the other, in blocks of `size` rows; the last one may be smaller.

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
+from tqdm import tqdm
 
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
@@ -198,6 +199,19 @@ class RLDataModule(L.LightningDataModule):
         finally:
             if switches:
                 agent.train(True)
+
+    @contextmanager
+    def reading(self, rows: int) -> Iterator[tuple[Any, tqdm]]:
+        """The agent, ready to preprocess recorded observations, and a bar for so many rows."""
+        quiet = not self._trainer.is_global_zero
+        bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
+        with self.acting() as agent, bar:
+            for encoder in agent.encoders:
+                encoder.begin_rollout()
+            yield agent, bar
+            for encoder in agent.encoders:
+                encoder.synchronize()
+                encoder.begin_rollout()  # a tuned model's features are standardised from here on
 
     def _modes_differ(self, agent: Any) -> bool:
         """Whether something in the agent may act otherwise in eval mode.

@@ -7,9 +7,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
-from tqdm import tqdm
 
-from rl_lightning.data.blocks import batched, blocks
+from rl_lightning.data.blocks import READ_ROWS, batched, blocks
 from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
@@ -19,8 +18,6 @@ from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.tree import to_device
-
-READ_ROWS = 256  # observations that an encoder is shown at a time
 
 
 class OfflineDataModule(RLDataModule):
@@ -189,12 +186,8 @@ class OfflineDataModule(RLDataModule):
             folder=storage_folder(self.storage, self.storage_dir),
         )
         kind = action_example(space, 1).dtype
-        quiet = not self._trainer.is_global_zero
-        bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
-        with self.acting() as agent, bar:
+        with self.reading(rows) as (agent, bar):
             begins = agent.frames == 0
-            for encoder in agent.encoders:
-                encoder.begin_rollout()
             for obs, action, *rest, masks in blocks(recorded.episodes(), READ_ROWS):
                 obs = batched(obs)
                 if begins:
@@ -203,9 +196,6 @@ class OfflineDataModule(RLDataModule):
                 action = torch.as_tensor(action, dtype=kind)
                 buffer.extend(agent.preprocess(obs), action, *rest, mask=mask)
                 bar.update(len(rest[0]))
-            for encoder in agent.encoders:
-                encoder.synchronize()
-                encoder.begin_rollout()  # a tuned model's features are standardised from here on
         buffer.arena.release()
         return buffer
 

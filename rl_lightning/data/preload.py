@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rl_lightning.data.blocks import batched, cut
+from rl_lightning.data.blocks import READ_ROWS, batched, cut
 from rl_lightning.data.recording import Episode
 from rl_lightning.data.replay import ReplayBuffer
 from rl_lightning.tree import row_count, rows, to_device
 
-READ_ROWS = 256  # observations that an encoder is shown at a time
 CPU = torch.device("cpu")  # where the buffer is: rows are taken apart there
 
 

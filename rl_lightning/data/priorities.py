@@ -9,9 +9,6 @@ from torch import Tensor
 
 from rl_lightning.data.sum_tree import SumTree
 
-Starting = Callable[[np.ndarray], np.ndarray]
-"""Rows, int64 `[N]` → whether transitions start there, bool `[N]`."""
-
 
 class Priorities:
     """Proportional prioritisation (Schaul et al. 2016) of a buffer's rows.
@@ -21,10 +18,12 @@ class Priorities:
 
     Args:
         size: Rows.
+        starting: Of rows, int64 `[N]`, says whether transitions start there, bool `[N]`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, starting: Callable[[np.ndarray], np.ndarray]) -> None:
         self.tree = SumTree(size)
+        self.starting = starting
         self.largest = 1.0
         self._new: list[np.ndarray] = []  # rows that wait for a priority
         self._gone: list[np.ndarray] = []  # rows that lost theirs
@@ -42,13 +41,13 @@ class Priorities:
         """What these rows held is gone."""
         self._gone.append(rows)
 
-    def draw(self, count: int, beta: float, starting: Starting) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, beta: float) -> tuple[Tensor, Tensor]:
         """Rows in proportion to their priorities, stratified.
 
         Returns:
             Rows, int64 `[count]`, and importance weights (n · P(i))^−β / max, float32 `[count]`.
         """
-        self.settle(starting)
+        self.settle()
         uniform = torch.rand(count, dtype=torch.float64).numpy()
         rows = self.tree.sample(uniform)
         share = self.tree.get(rows) / self.tree.total
@@ -56,18 +55,18 @@ class Priorities:
         weight = torch.from_numpy(weight / weight.max()).float()
         return torch.from_numpy(rows), weight
 
-    def change(self, index: Tensor, priority: Tensor, starting: Starting) -> None:
+    def change(self, index: Tensor, priority: Tensor) -> None:
         """Set the priorities of rows that were drawn before, `[N]` each."""
         values = priority.detach().double().cpu().numpy()
         rows = index.numpy()
         self.largest = max(self.largest, float(values.max()))
-        alive = starting(rows)
+        alive = self.starting(rows)
         if self._gone:  # since they were drawn: the row is another transition's, or none's
             alive &= ~np.isin(rows, np.concatenate(self._gone))
-        self.settle(starting)
+        self.settle()
         self.tree.update(rows[alive], values[alive])
 
-    def settle(self, starting: Starting) -> None:
+    def settle(self) -> None:
         """Bring the tree up to date with what was written."""
         if self._gone:
             gone = np.concatenate(self._gone)
@@ -75,13 +74,13 @@ class Priorities:
             self._gone.clear()
         if self._new:
             new = np.concatenate(self._new)
-            new = new[starting(new)]
+            new = new[self.starting(new)]
             self.tree.update(new, np.full(len(new), self.largest))
             self._new.clear()
 
-    def state(self, used: int, starting: Starting) -> dict[str, Any]:
+    def state(self, used: int) -> dict[str, Any]:
         """What `load` restores, of the first `used` rows."""
-        self.settle(starting)
+        self.settle()
         leaves = torch.from_numpy(self.tree.leaves[:used].copy())
         return {"priorities": leaves, "max_priority": self.largest}
 

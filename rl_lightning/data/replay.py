@@ -84,7 +84,7 @@ class ReplayBuffer:
         self._all = np.arange(num_envs)
         self._saved_counts: np.ndarray | None = None
         self._stacks: list[StackColumn] = []
-        self.priorities = Priorities(self.size) if prioritized else None
+        self.priorities = Priorities(self.size, self._starting) if prioritized else None
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -282,12 +282,12 @@ class ReplayBuffer:
             Rows, int64 `[count]`, and importance weights (n · P(i))^−β / max, float32 `[count]`.
         """
         assert self.priorities is not None
-        return self.priorities.draw(count, beta, self._starting)
+        return self.priorities.draw(count, beta)
 
     def set_priorities(self, index: Tensor, priority: Tensor) -> None:
         """Change the priorities (already raised to the power α) of drawn rows, `[N]` each."""
         assert self.priorities is not None
-        self.priorities.change(index, priority, self._starting)
+        self.priorities.change(index, priority)
 
     def _starting(self, rows: np.ndarray) -> np.ndarray:
         """Whether transitions start at rows, bool `[N]`."""
@@ -413,7 +413,7 @@ class ReplayBuffer:
             "mask_dim": self.mask_dim,
         }
         if self.priorities is not None:
-            state |= self.priorities.state(self.used, self._starting)
+            state |= self.priorities.state(self.used)
         return state
 
     def load(
@@ -439,6 +439,11 @@ class ReplayBuffer:
                 f"data.buffer_frames: the saved replay buffer has {state['rows']} rows for "
                 f"{len(state['head'])} environments, this one {self.rows} for {self.num_envs}; "
                 "resume with the same data.buffer_frames and data.num_envs"
+            )
+        if "mask_dim" not in state:
+            raise ConfigurationError(
+                f"the replay contents in {folder} are of an earlier version; set "
+                "data.save_replay: false to go on without them"
             )
         self._make_columns(x)
         if state["mask_dim"]:

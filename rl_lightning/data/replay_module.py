@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
-from tqdm import tqdm
 
 from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.hindsight import Hindsight, Strategy
@@ -353,21 +352,9 @@ class ReplayDataModule(RLDataModule):
         self._began_with = recorded.fingerprint
         share = islice(recorded.episodes(), trainer.global_rank, None, trainer.world_size)
         kind = action_example(self.spec.action_space, 1).dtype
-        bar = tqdm(
-            total=(recorded.total_steps + recorded.total_episodes) // trainer.world_size,
-            desc="reading",
-            unit=" rows",
-            delay=2.0,
-            leave=False,
-            disable=not trainer.is_global_zero,
-        )
-        with self.acting() as agent, bar:
-            for encoder in agent.encoders:
-                encoder.begin_rollout()
+        rows = (recorded.total_steps + recorded.total_episodes) // trainer.world_size
+        with self.reading(rows) as (agent, bar):
             written = preload(buffer, share, agent, kind, agent.frames == 0, bar)
-            for encoder in agent.encoders:
-                encoder.synchronize()
-                encoder.begin_rollout()
         if lost := self._sum_over_ranks(written - len(buffer)):
             rank_zero_warn(
                 f"data.buffer_frames: {lost} of the {recorded.total_steps} transitions of "

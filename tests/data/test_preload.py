@@ -302,8 +302,8 @@ def test_masks_of_some_rows_only(recorded, played, split, tmp_path):
         assert batch["action_mask"].all()
 
 
-@pytest.mark.parametrize("played", [True, False])
-def test_a_mask_column_that_comes_later(played, tmp_path):
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_mask_column_that_comes_later(silent, tmp_path):
     buffer = preloaded(
         AGENT(counters(count(tmp_path / "data.hdf5", [2])).spec), str(tmp_path / "data.hdf5")
     )
@@ -311,12 +311,12 @@ def test_a_mask_column_that_comes_later(played, tmp_path):
     x, mask = torch.zeros(2, 1), torch.tensor([[True, False], [False, True]])
     buffer.begin(x, mask=mask)
     buffer.act(torch.zeros(2), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool))
-    buffer.push(x, mask=None if played else mask)
+    buffer.push(x, mask=None if silent else mask)
     assert buffer.mask_dim == 2
     newest = torch.from_numpy(buffer.head * 2 + np.arange(2)) - 2
     read = buffer.read(newest, 1.0)
     assert read["action_mask"].tolist() == mask.tolist()
-    assert read["next_action_mask"].tolist() == ([[True] * 2] * 2 if played else mask.tolist())
+    assert read["next_action_mask"].tolist() == ([[True] * 2] * 2 if silent else mask.tolist())
     assert buffer.read(torch.tensor([0, 2]), 1.0)["action_mask"].all()  # recorded
 
 

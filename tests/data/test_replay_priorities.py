@@ -10,7 +10,7 @@ from rl_lightning.data.replay import ReplayBuffer
 
 
 def leaves(buffer):
-    buffer.priorities.settle(buffer._starting)
+    buffer.priorities.settle()
     return buffer.priorities.tree.leaves.copy()
 
 

@@ -53,7 +53,7 @@ def test_priorities_of_rows_whose_stack_is_cut_are_gone():
     game = Game("vector", 2, 40, stack=4, prioritized=True)
     for _ in range(30):
         game.play(7)
-        game.buffer.priorities.settle(game.buffer._starting)
+        game.buffer.priorities.settle()
         assert set(np.flatnonzero(game.buffer.priorities.tree.leaves)) == set(game.expected())
 
 

@@ -277,3 +277,15 @@ def test_the_spool_of_a_living_process_is_left_alone(tmp_path):
     for number, writer in enumerate(writers):
         writer.save(number)
         assert saved(writer.path) == number
+
+
+def test_contents_of_an_earlier_version_are_told(tmp_path):
+    train(tmp_path / "a", 1)
+    (folder,) = sidecars(tmp_path / "a" / "last.ckpt")
+    (file,) = folder.rglob("state.pt")
+    state = torch.load(file, weights_only=True)
+    del state["mask_dim"]
+    torch.save(state, file)
+    with pytest.raises(ConfigurationError, match=r"earlier version; .*save_replay: false"):
+        train(tmp_path / "b", 2, tmp_path / "a" / "last.ckpt")
+    train(tmp_path / "c", 2, tmp_path / "a" / "last.ckpt", save_replay=False)
