@@ -19,7 +19,7 @@ from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.dataset import read_dataset
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.explain import one_sentence, root_message
 
 # Lightning remarks that are right in general and wrong here.
@@ -160,7 +160,10 @@ class RLCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; exits with status 2 and one sentence on a wrong configuration."""
+    """Run the command line.
+
+    A wrong configuration ends in one sentence and status 2, a run that fails in one and status 1.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # `${seed_everything}` means the same in a file whether or not a subcommand stands above it.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -187,6 +190,8 @@ def main(args: list[str] | None = None) -> None:
         )
     except ConfigurationError as error:
         _fail(str(error))
+    except RunError as error:
+        _fail(str(error), status=1)
     except MisconfigurationException as error:
         _fail(str(error) + _way_out(str(error)))
     except RuntimeError as error:
@@ -208,9 +213,9 @@ def _any(things: list[Any], kind: type) -> bool:
     return any(isinstance(thing, kind) for thing in things)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"rl-lightning: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _checkpoint_line(callback: ModelCheckpoint) -> str:
