@@ -23,6 +23,7 @@ from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
+from rl_lightning.envs.state import StateError
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.types import EnvSpec
 
@@ -390,10 +391,11 @@ class RLDataModule(L.LightningDataModule):
         assert self._train_env is not None
         envs = None
         if self.snapshots.supported:
-            envs = [
-                torch.frombuffer(bytearray(state), dtype=torch.uint8)
-                for state in self.snapshots.take(self._train_env)
-            ]
+            try:
+                envs = self.snapshots.take(self._train_env)
+            except StateError as error:  # a spare one could be copied
+                envs, reason = None, f"the state of {self.env!r} cannot be saved now: {error}"
+                warnings.warn(reason, stacklevel=2)
         return {
             "num_envs": self.num_envs,
             "rng": rng_state(self._trainer.strategy.root_device),
@@ -408,15 +410,29 @@ class RLDataModule(L.LightningDataModule):
         assert self._train_env is not None
         agent = self.agent
         agent.encoder.load_collection_state(state["encoder"])
-        if state["envs"] is None:
+        reason = self._put_back(state["envs"])
+        if reason is None:
+            self.collector.load_state_dict(state["collector"], agent.device)
+        else:
             warnings.warn(
-                f"the state of {self.env!r} cannot be copied: training goes on with fresh episodes",
+                f"the state of {self.env!r} cannot be restored ({reason}): training goes on with "
+                "fresh episodes",
                 stacklevel=2,
             )
-        else:
-            self.snapshots.put(self._train_env, [e.numpy().tobytes() for e in state["envs"]])
-            self.collector.load_state_dict(state["collector"], agent.device)
         set_rng_state(state["rng"], self._trainer.strategy.root_device)
+
+    def _put_back(self, states: list[Any] | None) -> str | None:
+        """Restore the environments' own state; why not, if that is impossible."""
+        assert self._train_env is not None
+        if not self.snapshots.supported:
+            return self.snapshots.reason
+        if states is None:
+            return "it was not saved"
+        try:
+            self.snapshots.put(self._train_env, states)
+        except StateError as error:
+            return str(error)
+        return None
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Restore of `rank_state` what any number of environments and ranks can go on from."""

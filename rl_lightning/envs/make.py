@@ -10,6 +10,7 @@ from typing import Any, Literal
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from rl_lightning.envs.state import StatefulEnv
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, check_range
 
@@ -143,7 +144,7 @@ class _WorkerFactory:
     def __call__(self) -> gym.Env:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        return self.make()
+        return StatefulEnv(self.make())
 
 
 def _make_native(

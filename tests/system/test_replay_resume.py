@@ -244,10 +244,15 @@ def test_another_number_of_environments_goes_on_with_an_empty_buffer(tmp_path):
 
 
 def test_environments_that_cannot_be_copied_go_on_with_fresh_episodes(tmp_path, monkeypatch):
-    monkeypatch.setattr("rl_lightning.data.snapshot.Snapshots._try", lambda self, env: False)
+    monkeypatch.setattr(
+        "rl_lightning.data.snapshot.Snapshots._try", lambda self, env: "it is too large"
+    )
     train(EPSILON, {"env": "CartPole-v1"}, tmp_path, 1)
     module = make()
-    with pytest.warns(UserWarning, match="cannot be copied: training goes on with fresh episodes"):
+    with pytest.warns(
+        UserWarning,
+        match=r"cannot be restored \(it is too large\): training goes on with fresh episodes",
+    ):
         fit(EPSILON(module.spec), module, tmp_path / "last.ckpt")
     assert module.frames == 160
     assert len(module.buffer) > 100  # what was there, and what came

@@ -17,8 +17,7 @@ from training import make_trainer
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, LLMEncoder, MLPEncoder, QTable
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.data.snapshot import Snapshots, _Unpickler
-from rl_lightning.envs import make_env
+from rl_lightning.data.snapshot import Snapshots
 
 DATA = {"num_envs": 4, "rollout_steps": 32, "val_episodes": 4, "seed": 3}
 BATCHES = {"minibatch_size": 64, "passes": 2}
@@ -30,7 +29,7 @@ def same(a, b, path=""):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            if key != "envs":  # equal objects may pickle to different bytes
+            if key != "envs":  # Gymnasium seeds the spaces' own, unused generators by chance
                 same(a[key], b[key], f"{path}/{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), path
@@ -60,6 +59,7 @@ def train(make_agent, data_kwargs, folder, epochs, ckpt_path=None):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", ".*cannot be restored")
         trainer.fit(agent, data, ckpt_path=ckpt_path)
     return torch.load(Path(folder) / "last.ckpt", weights_only=True)
 
@@ -258,46 +258,6 @@ def test_environments_that_only_pickle_their_arguments_are_found_out():
 
     assert not Snapshots(gym.wrappers.TimeLimit(Fraud(), 50)).supported
     assert Snapshots(gym.make("CartPole-v1")).supported
-
-
-def test_snapshots_let_in_nothing_foreign():
-    import pickle
-
-    class Evil:
-        def __reduce__(self):
-            return (os.system, ("true",))
-
-    env = gym.make("CartPole-v1")
-    snapshots = Snapshots(env)
-    with pytest.raises(pickle.UnpicklingError, match="does not belong"):
-        snapshots._load(pickle.dumps({"state": Evil()}))
-    # What the environment's own modules have imported is no way in either.
-    unpickler = _Unpickler(b"", snapshots.packages)
-    for module, name in [("gymnasium.core", "deepcopy"), ("gymnasium.core", "np.save")]:
-        with pytest.raises(pickle.UnpicklingError, match="does not belong"):
-            unpickler.find_class(module, name)
-
-
-def test_loading_a_snapshot_calls_no_function_of_the_environments_packages():
-    import pickle
-
-    snapshots = Snapshots(gym.make("CartPole-v1"))
-    forged = b"cgymnasium.envs.registration\nload_env_creator\n(Vos:getcwd\ntR."
-    assert pickle.loads(forged) is os.getcwd  # a way out of the packages, for who may call it
-    with pytest.raises(pickle.UnpicklingError, match="no class"):
-        snapshots._load(forged)
-    old_style = b"(Vos:getcwd\nigymnasium.envs.registration\nload_env_creator\n."
-    with pytest.raises(pickle.UnpicklingError, match="no class"):
-        snapshots._load(old_style)
-    function = pickle.dumps({"describe": gym.make})
-    assert snapshots._load(function) == {"describe": gym.make}  # as a value it does no harm
-
-
-@pytest.mark.parametrize(
-    "env", ["MiniGrid-DoorKey-5x5-v0", "TextMaze-v0", "Taxi-v4", "Acrobot-v1", "Blackjack-v1"]
-)
-def test_these_environments_can_be_copied(env):
-    assert Snapshots(make_env(env)).supported
 
 
 COMMAND = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
