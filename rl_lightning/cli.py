@@ -21,6 +21,7 @@ from rl_lightning.data import RLDataModule
 from rl_lightning.data.dataset import read_dataset
 from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.explain import one_sentence, root_message
+from rl_lightning.stored_config import stored_configuration, take_trust
 
 # Lightning remarks that are right in general and wrong here.
 _NOISE = (
@@ -163,6 +164,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     A wrong configuration ends in one sentence and status 2, a run that fails in one and status 1.
+    `validate`, `test` and `predict` need no configuration where the checkpoint holds one; classes
+    outside this library are then imported only from packages named by `--trust`.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # `${seed_everything}` means the same in a file whether or not a subcommand stands above it.
@@ -174,20 +177,9 @@ def main(args: list[str] | None = None) -> None:
         lambda record: "litlogger" not in record.getMessage()
     )
     try:
-        RLCLI(
-            Agent,
-            RLDataModule,
-            parser_class=_Parser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1,
-            trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            args=args,
-        )
+        rest, trusted = take_trust(sys.argv[1:] if args is None else args)
+        with stored_configuration(rest, trusted) as arguments:
+            _run(arguments)
     except ConfigurationError as error:
         _fail(str(error))
     except RunError as error:
@@ -198,6 +190,23 @@ def main(args: list[str] | None = None) -> None:
         if "loading state_dict" not in str(error):
             raise
         _fail(f"the checkpoint does not fit this configuration: {error}")
+
+
+def _run(args: list[str]) -> None:
+    RLCLI(
+        Agent,
+        RLDataModule,
+        parser_class=_Parser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=1,
+        trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        args=args,
+    )
 
 
 def _way_out(message: str) -> str:

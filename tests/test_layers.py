@@ -5,13 +5,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
-    {"types", "charset", "errors", "tree", "checkpoints"},
+    {"types", "charset", "errors", "tree", "checkpoints", "trust"},
     {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},
     {"llm"},
     {"encoders", "envs"},
+    {"hyperparameters"},
     {"data", "agents"},
     {"callbacks"},
-    {"cli", "explain", "__main__"},
+    {"cli", "explain", "stored_config", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -3,20 +3,24 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.describe import describe_call
+from rl_lightning.agents.load import build_agent
+from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.exploration import uniform_action
+from rl_lightning.hyperparameters import describe_call, without_code_switch
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -336,6 +340,38 @@ class Agent(L.LightningModule):
 
     # --- hyper-parameters ---------------------------------------------------------------------
 
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        strict: bool | None = None,
+        trusted: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """The agent of a checkpoint; `Agent.load_from_checkpoint(path)` finds its class by itself.
+
+        No code of the file's runs, and none that it names is imported by surprise, see
+        `rl_lightning.trust`.
+
+        Args:
+            checkpoint_path: A local file.
+            map_location: Device of its tensors, and of the agent.
+            strict: Whether every weight must be in the file, and no other; None: as the class has
+                it.
+            trusted: Packages outside this library whose classes the checkpoint may name.
+            **kwargs: Arguments in the place of those that the agent was trained with.
+
+        Returns:
+            An agent of this class.
+
+        Raises:
+            ConfigurationError: If the file is damaged or no checkpoint, if it holds another kind of
+                agent, or if it names what may not be imported.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        return build_agent(cls, checkpoint, strict, trusted, kwargs)
+
     def _remember_arguments(self) -> None:
         call: Any = self._call
         args, kwargs = call
@@ -344,6 +380,7 @@ class Agent(L.LightningModule):
 
         if _given_hyperparameters.get() is not None:  # built by the command line
             self.save_hyperparameters(logger=False)
-            return
-        self._set_hparams(describe_call(type(self), self, args, kwargs))
+            self._set_hparams(without_code_switch(dict(self.hparams)))
+        else:
+            self._set_hparams(describe_call(type(self), self, args, kwargs))
         self._hparams_initial = copy.copy(self._hparams)

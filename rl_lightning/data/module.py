@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,17 +15,21 @@ import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
+from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.snapshot import Snapshots
+from rl_lightning.data.stored import stored_arguments
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.envs.state import StateError
 from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.hyperparameters import describe_call
 from rl_lightning.types import EnvSpec
 
 
@@ -56,8 +61,14 @@ class RLDataModule(L.LightningDataModule):
         ConfigurationError: If the environment or a number is wrong.
     """
 
+    _call: Any
     unit: str = "frame"
     """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "RLDataModule":
+        module = super().__new__(cls)
+        module._call = args, kwargs  # whatever a subclass hands on, these it was built with
+        return module
 
     def __init__(
         self,
@@ -78,6 +89,8 @@ class RLDataModule(L.LightningDataModule):
         record: str | None = None,
     ) -> None:
         super().__init__()
+        self._set_hparams(describe_call(type(self), self, *self._call))
+        del self._call
         positive = {
             "num_envs": num_envs,
             f"total_{self.unit}s": total_frames,
@@ -114,6 +127,33 @@ class RLDataModule(L.LightningDataModule):
         self._began: tuple[float, int] | None = None
         self._judged: Any = None
         self._differ = True
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: str | Path,
+        trusted: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """The data module that a checkpoint's agent was trained on, as it was before training.
+
+        `trainer.fit(agent, data, ckpt_path=path)` goes on where it stood. No code of the file's
+        runs, and none that it names is imported by surprise, see `rl_lightning.trust`. Where to
+        record and to keep a buffer on disk is not taken from the file.
+
+        Args:
+            checkpoint_path: A local file.
+            trusted: Packages outside this library that the checkpoint may name: modules of
+                environments, wrappers, describers.
+            **kwargs: Arguments in the place of those in the checkpoint.
+
+        Raises:
+            ConfigurationError: If the file is damaged or no checkpoint, does not hold such a data
+                module, or names what may not be imported.
+        """
+        hyper = read_checkpoint(checkpoint_path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+        made, given = stored_arguments(hyper, cls, str(checkpoint_path), trusted, kwargs)
+        return made(**given)
 
     # --- what subclasses say --------------------------------------------------------------------
 

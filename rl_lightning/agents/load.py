@@ -1,0 +1,69 @@
+"""From a checkpoint to an agent."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import instantiate_module
+
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.trust import loading_stranger
+
+
+def build_agent(
+    cls: Any,
+    checkpoint: Mapping[str, Any],
+    strict: bool | None,
+    trusted: Sequence[str],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """An agent with the arguments and weights of a checkpoint.
+
+    Args:
+        cls: What it must be.
+        checkpoint: As `read_checkpoint` returns it.
+        strict: See `torch.nn.Module.load_state_dict`; None: the agent's `strict_loading`.
+        trusted: Packages whose classes the checkpoint may name.
+        kwargs: Arguments in the place of the checkpoint's.
+
+    Raises:
+        ConfigurationError: If the checkpoint holds another kind of agent, names what it may not, or
+            if its weights do not fit.
+    """
+    hyper = checkpoint.get("hyper_parameters") or {}
+    if "_class_path" not in hyper and cls.__name__ in ("Agent", "ReplayAgent"):
+        raise ConfigurationError("the checkpoint does not say what agent it holds: name its class")
+    with loading_stranger(trusted):
+        made = stored_class(hyper, cls)
+        given = {k: v for k, v in check_hyperparameters(hyper).items() if k not in kwargs}
+        check_described(given)
+        known = inspect.signature(made.__init__).parameters
+        if unknown := [k for k in kwargs if k not in known]:
+            raise ConfigurationError(
+                f"{made.__name__} has no argument {unknown[0]!r}; it has "
+                f"{', '.join(k for k in known if k != 'self')}"
+            )
+        path = f"{made.__module__}.{made.__qualname__}"
+        agent: Any = instantiate_module(made, {"_class_path": path, **given, **kwargs})
+    agent.on_load_checkpoint(checkpoint)
+    load_weights(agent, checkpoint["state_dict"], strict)
+    device = next((t.device for t in checkpoint["state_dict"].values() if torch.is_tensor(t)), None)
+    return agent if device is None else agent.to(device)
+
+
+def load_weights(agent: L.LightningModule, weights: Mapping[str, Any], strict: bool | None) -> None:
+    """Load a state_dict.
+
+    Raises:
+        ConfigurationError: If it is one of another network.
+    """
+    try:
+        agent.load_state_dict(weights, strict=agent.strict_loading if strict is None else strict)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the checkpoint's weights do not fit this {type(agent).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error

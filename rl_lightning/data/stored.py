@@ -1,0 +1,70 @@
+"""A data module's arguments, out of a checkpoint."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+
+import rl_lightning.envs
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.trust import loading_stranger
+
+# Where to write is for whoever runs it to say.
+_NOT_FROM_A_FILE = ("record", "storage", "storage_dir")
+# These write files, or open windows, where the checkpoint says.
+_REFUSED_WRAPPERS = ("RecordVideo", "HumanRendering")
+
+
+def stored_arguments(
+    hyper: Mapping[str, Any] | None,
+    role: type,
+    where: str,
+    trusted: Sequence[str],
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Class and arguments of the data module that a checkpoint describes.
+
+    Args:
+        hyper: The checkpoint's `datamodule_hyper_parameters`.
+        role: What it must be.
+        where: The file, for messages.
+        trusted: Packages that it may name.
+        kwargs: Arguments in the place of those in the checkpoint.
+
+    Raises:
+        ConfigurationError: If there are none, if they are of another class, or if they name what
+            they may not.
+    """
+    if not hyper:
+        raise ConfigurationError(
+            f"checkpoint {where} does not say on what data its agent was trained, as those of an "
+            "earlier version do not: give --config (in Python, build the data module)"
+        )
+    with loading_stranger(trusted):
+        made = stored_class(hyper, role)
+        plain = check_hyperparameters(hyper)
+        given = {k: v for k, v in plain.items() if k not in (*kwargs, *_NOT_FROM_A_FILE)}
+        check_described(given)
+        for wrapper in given.get("wrappers") or ():
+            for name in [wrapper] if isinstance(wrapper, str) else wrapper:
+                _check_wrapper(name)
+    known = inspect.signature(made.__init__).parameters
+    for name in [*given, *kwargs]:
+        if name not in known:
+            raise ConfigurationError(f"checkpoint {where}: {made.__name__} has no argument {name}")
+    return made, {**given, **kwargs}
+
+
+def _check_wrapper(name: str) -> None:
+    last = name.rpartition(".")[2]
+    if "." not in name:
+        found = getattr(rl_lightning.envs, name, getattr(gym.wrappers, name, None))
+        if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
+            raise ConfigurationError(f"the checkpoint names the wrapper {name!r}, which is none")
+    if last in _REFUSED_WRAPPERS:
+        raise ConfigurationError(
+            f"the checkpoint wraps its environment in {last}, which writes files or opens windows: "
+            "give --config of your own"
+        )

