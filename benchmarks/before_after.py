@@ -1,0 +1,195 @@
+"""CPU seconds per frame of this tree against those of another one, in turn, pair by pair.
+
+    git worktree add ../before some-revision
+    python benchmarks/before_after.py --before ../before          # twelve pairs, about half an hour
+
+Every run has one thread and a process of its own; what is timed is the call of `fit`, in CPU
+seconds of the process, so that other work on the machine matters less. Printed are the median of
+the ratios after / before over the pairs and its 95 % interval, from the order of the pairs' ratios
+alone.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+SETTINGS = {
+    "PPO CartPole 8 x 128": 40_960,
+    "PPO CartPole 64 x 32 native": 163_840,
+    "DQN CartPole": 6_000,
+    "PPO pixels 84 x 84": 1_536,
+}
+
+
+def interval(ratios: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Order statistics that hold the median with at least this confidence, whatever the
+    distribution."""
+    ordered, n = sorted(ratios), len(ratios)
+    outside, k = 0.0, 0
+    while k < n // 2 and outside + 2 * comb(n, k) / 2**n <= 1 - level:
+        outside += 2 * comb(n, k) / 2**n
+        k += 1
+    return ordered[max(k - 1, 0)], ordered[n - max(k, 1)]
+
+
+def run(setting: str, frames: int) -> dict[str, Any]:
+    """Train once in this process; CPU seconds and a digest of what was learned."""
+    import resource
+    import warnings
+    from functools import partial
+
+    import gymnasium as gym
+    import lightning as L
+    import numpy as np
+    import torch
+    from common import prepare_process
+
+    import rl_lightning
+    from rl_lightning import DQN, PPO, NatureCNN, QNetwork, ReplayDataModule, RolloutDataModule
+
+    class Pixels(gym.Env):
+        """84 × 84 frames that cost nothing to make."""
+
+        observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        action_space = gym.spaces.Discrete(4)
+        frames = np.random.default_rng(0).integers(0, 256, (64, 84, 84, 4), np.uint8)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return self.frames[0], {}
+
+        def step(self, action):
+            self.t += 1
+            return self.frames[self.t % 64], float(action == 1), self.t == 200, False, {}
+
+    gym.register("Pixels-v0", entry_point=Pixels)
+    prepare_process()
+    warnings.simplefilter("ignore")
+    L.seed_everything(1, verbose=False)
+    if setting.startswith("DQN"):
+        data: Any = ReplayDataModule(
+            "CartPole-v1", total_frames=frames, warmup_frames=500, frames_per_epoch=500
+        )
+        agent: Any = DQN(data.spec, network=partial(QNetwork, hidden=(64, 64)))
+    elif "pixels" in setting:
+        data = RolloutDataModule(
+            "Pixels-v0", num_envs=8, rollout_steps=32, minibatch_size=64, passes=2,
+            total_frames=frames,
+        )  # fmt: skip
+        agent = PPO(data.spec, encoder=NatureCNN)
+    else:
+        native = "native" in setting
+        data = RolloutDataModule(
+            "CartPole-v1",
+            num_envs=64 if native else 8,
+            rollout_steps=32 if native else 128,
+            vectorization="native" if native else "sync",
+            minibatch_size=512 if native else 256,
+            passes=4,
+            total_frames=frames,
+            rollouts_per_epoch=10,
+        )
+        agent = PPO(data.spec)
+    trainer = L.Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    trainer.fit(agent, data)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    weights = torch.cat([p.detach().flatten().double() for p in agent.policy.parameters()])
+    return {
+        "tree": str(Path(rl_lightning.__file__).parents[1]),
+        "cpu_us_per_frame": 1e6 * used / data.frames,
+        "weights": float(weights.abs().sum()),
+    }
+
+
+def measure(tree: Path, setting: str, frames: int) -> dict[str, Any]:
+    """`run` in a process of its own, with the code of a tree."""
+    here = Path(__file__).resolve()
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tree), str(here.parent)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, here, "--run", setting, str(frames)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tree,
+    )
+    if done.returncode:
+        raise SystemExit(f"{setting} in {tree} failed:\n{done.stderr[-3000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if Path(found["tree"]) != tree:
+        raise SystemExit(f"{tree} was to be measured, {found['tree']} was")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--run", nargs=2)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run(args.run[0], int(args.run[1]))))
+        return
+    trees = {"before": args.before.resolve(), "after": Path(__file__).resolve().parents[1]}
+    rows: dict[str, Any] = {}
+    with tqdm(total=2 * args.pairs * len(args.settings), unit="run") as bar:
+        for setting in args.settings:
+            pairs = []
+            for index in range(args.pairs):
+                order = ["before", "after"] if index % 2 == 0 else ["after", "before"]
+                pair: dict[str, Any] = {}
+                for name in order:
+                    found = measure(trees[name], setting, SETTINGS[setting])
+                    pair[name] = {k: v for k, v in found.items() if k != "tree"}
+                    bar.update()
+                pairs.append(pair)
+            used = [
+                (p["before"]["cpu_us_per_frame"], p["after"]["cpu_us_per_frame"]) for p in pairs
+            ]
+            ratios = [after / before for before, after in used]
+            low, high = interval(ratios)
+            rows[setting] = {
+                "ratio": statistics.median(ratios),
+                "interval": [low, high],
+                "before": statistics.median(before for before, _ in used),
+                "after": statistics.median(after for _, after in used),
+                "same_weights": all(p["before"]["weights"] == p["after"]["weights"] for p in pairs),
+                "pairs": pairs,
+            }
+            row = rows[setting]
+            tqdm.write(
+                f"{setting}: after / before {row['ratio']:.3f} ({low:.3f} … {high:.3f}), "
+                f"{row['before']:.1f} → {row['after']:.1f} µs a frame, weights "
+                f"{'the same' if row['same_weights'] else 'DIFFER'}"
+            )
+            if args.out:
+                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
