@@ -23,6 +23,9 @@ from rl_lightning.charset import PRINTABLE
 Stored = Tensor | Mapping[str, Any]
 
 
+SPACES = ("observation_space", "action_space")
+
+
 class EnvSpec:
     """What an agent must know of its environment: the two *single* (unbatched) spaces and its id.
 
@@ -42,22 +45,27 @@ class EnvSpec:
         self.observation_space = observation_space
         self.action_space = action_space
         self.id = id
+        self._described: tuple[gym.Space, gym.Space, dict[str, Any]] | None = None
 
     def with_observation_space(self, space: gym.Space) -> "EnvSpec":
         """The same environment seen through `space`, e.g. one entry of a `Dict`."""
         return EnvSpec(space, self.action_space, self.id)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "observation_space": space_to_data(self.observation_space),
-            "action_space": space_to_data(self.action_space),
-            "id": self.id,
-        }
+        # Kept: on the way to another process, tensors must live until that has started.
+        spaces, known = (self.observation_space, self.action_space), self._described
+        if known is None or known[0] is not spaces[0] or known[1] is not spaces[1]:
+            known = self._described = (
+                *spaces,
+                {name: space_to_data(getattr(self, name)) for name in SPACES},
+            )
+        return {**known[2], "id": self.id}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.observation_space = space_from_data(state["observation_space"])
         self.action_space = space_from_data(state["action_space"])
         self.id = state["id"]
+        self._described = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and (

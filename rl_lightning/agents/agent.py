@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -14,6 +13,9 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents import prediction
+from rl_lightning.agents.copies import CopyableModule
+from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
@@ -29,7 +31,7 @@ from rl_lightning.types import EnvSpec, Rollout, Stored
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
 
 
-class Agent(L.LightningModule):
+class Agent(CopyableModule):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
@@ -94,6 +96,10 @@ class Agent(L.LightningModule):
         self._measure: Callable[[], Mapping[str, float]] = dict
         self._episodes: list[Mapping[str, Any]] = []
 
+    def run_state(self) -> dict[str, Any]:
+        """Attributes that belong to a run, and what they are in a copy, which is in none."""
+        return {"_measure": dict, "_episodes": [], "_mute": False}
+
     # --- what an algorithm is made of ---------------------------------------------------------
 
     def prepare(self, rollout: Rollout) -> TensorDict:
@@ -148,6 +154,8 @@ class Agent(L.LightningModule):
             a small network's forward pass.
         """
         return self.policy.act(x, explore, state, mask)
+
+    predict = prediction.predict
 
     def inspect(
         self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
@@ -255,20 +263,7 @@ class Agent(L.LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, in groups of one learning rate each; without `lr`: the optimizer's."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if self.encoder_lr is None:
-            return [{"params": trained}]
-        # All of them: a critic or a target may have an encoder of its own.
-        encoders = [self.encoder, *(m for m in self.modules() if isinstance(m, Encoder))]
-        inside = {id(p) for encoder in encoders for p in encoder.parameters()}
-        own = [p for p in trained if id(p) in inside]
-        rest = [p for p in trained if id(p) not in inside]
-        if not own:
-            raise ConfigurationError(
-                f"model.encoder_lr: {self.encoder_lr} means nothing, because nothing in "
-                f"{type(self.encoder).__name__} is trained; leave it out"
-            )
-        return [{"params": rest}, {"params": own, "lr": self.encoder_lr}]
+        return group_parameters(self, self.encoder, self.encoder_lr)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self._rates_set = False

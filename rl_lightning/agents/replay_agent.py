@@ -50,6 +50,9 @@ class ReplayAgent(Agent):
         self._target_update: TargetUpdate | None = None
         self._plain = False
 
+    def run_state(self) -> dict[str, Any]:
+        return {**super().run_state(), "row_errors": None, "_target_update": None, "_plain": False}
+
     def loss(self, batch: TensorDict) -> Tensor:
         """The loss of a batch of transitions.
 

@@ -3,9 +3,10 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,11 @@ class RLDataModule(L.LightningDataModule):
         self.val_explore = val_explore
         self.val_transcript_steps = val_transcript_steps
         self.record = record
+        self.clear()
 
+    def clear(self) -> None:
+        """Be as if there had been no run: a copy, which keeps the arguments, is in none."""
+        self.trainer = None
         self.frames = 0
         self.collector: Stepper | None = None
         self._train_env: VectorEnv | None = None
@@ -127,6 +132,14 @@ class RLDataModule(L.LightningDataModule):
         self._began: tuple[float, int] | None = None
         self._judged: Any = None
         self._differ = True
+        for name in ("_spare", "snapshots", "weak_metrics"):
+            self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.clear()
+        return new.__dict__
 
     @_restricted_classmethod
     def load_from_checkpoint(
@@ -385,6 +398,11 @@ class RLDataModule(L.LightningDataModule):
             "time/fps": self.fps(),
         }
 
+    @cached_property
+    def weak_metrics(self) -> Callable[[], Mapping[str, float]]:
+        """`metrics`, for an agent to hold: it must not keep this module and its buffer alive."""
+        return partial(_metrics_of, weakref.ref(self))
+
     def episode_metrics(self) -> dict[str, float]:
         """Averages over the last training episodes of this rank; empty where there are none."""
         return {} if self.collector is None else self.collector.episodes.metrics("train")
@@ -543,6 +561,11 @@ class RLDataModule(L.LightningDataModule):
         return self._eval_loaders[stage]
 
 
+def _metrics_of(held: weakref.ref[RLDataModule]) -> Mapping[str, float]:
+    data = held()
+    return {} if data is None else data.metrics()
+
+
 def _minds_mode(module: torch.nn.Module) -> bool:
     home = type(module).__module__
     if home.startswith("rl_lightning.llm"):
@@ -551,4 +574,5 @@ def _minds_mode(module: torch.nn.Module) -> bool:
         if home.endswith("activation"):
             return isinstance(module, torch.nn.RReLU | torch.nn.MultiheadAttention)
         return home.endswith(("dropout", "batchnorm", "instancenorm", "transformer"))
-    return not home.startswith("rl_lightning.")  # a stranger's may do anything
+    # A stranger's may do anything; what torch.compile wraps is looked at by itself.
+    return not home.startswith(("rl_lightning.", "torch._dynamo."))

@@ -116,7 +116,11 @@ class OfflineDataModule(RLDataModule):
         self.obs_dtype = obs_dtype
         self.storage = storage
         self.storage_dir = storage_dir
+
+    def clear(self) -> None:
+        super().clear()
         self.buffer: ReplayBuffer | None = None
+        self.__dict__.pop("recorded", None)
 
     # --- the clock ------------------------------------------------------------------------------
 
@@ -137,7 +141,7 @@ class OfflineDataModule(RLDataModule):
     def count(self, frames: int) -> None:
         progress = self.frames / self.planned_length
         self.frames += frames
-        self.agent.tick(self.frames, min(progress, 1.0), self.metrics)
+        self.agent.tick(self.frames, min(progress, 1.0), self.weak_metrics)
 
     def metrics(self) -> dict[str, float]:
         return {

@@ -183,6 +183,8 @@ class ReplayDataModule(RLDataModule):
         self.storage_dir = storage_dir
         self.save_replay = save_replay
 
+    def clear(self) -> None:
+        super().clear()
         self.buffer: ReplayBuffer | None = None
         self.hindsight: Hindsight | None = None
         self._lost = False  # what was collected, in a run that goes on
@@ -239,7 +241,7 @@ class ReplayDataModule(RLDataModule):
             frames = self._sum_over_ranks(frames)
         else:
             frames *= trainer.world_size
-        self.agent.tick(self.frames + frames, self.progress, self.metrics)
+        self.agent.tick(self.frames + frames, self.progress, self.weak_metrics)
         self.frames += frames
 
     def metrics(self) -> dict[str, float]:

@@ -109,6 +109,9 @@ class RolloutDataModule(RLDataModule):
         self.passes = passes
         self.rollouts_per_epoch = rollouts_per_epoch
         self.normalize_reward = normalize_reward
+
+    def clear(self) -> None:
+        super().clear()
         self._reward_norm: RewardNorm | None = None
 
     def make_collector(self, env: VectorEnv, seed: int) -> Collector:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.spaces import is_text
 from rl_lightning.types import EnvSpec
 
 
@@ -131,9 +132,7 @@ def _entries(space: gym.Space) -> tuple[np.ndarray, np.ndarray] | None:
     if isinstance(space, s.MultiBinary):
         size = int(np.prod(space.shape))
         return np.zeros(size, np.int64), np.full(size, 2)
-    if _is_text(space) or (
-        isinstance(space, s.Box) and not np.issubdtype(space.dtype, np.floating)
-    ):
+    if is_text(space) or (isinstance(space, s.Box) and not np.issubdtype(space.dtype, np.floating)):
         return None
     raise ValueError(
         f"TableEncoder cannot number {space}: numbers that hardly ever repeat need a network "
@@ -141,15 +140,11 @@ def _entries(space: gym.Space) -> tuple[np.ndarray, np.ndarray] | None:
     )
 
 
-def _is_text(space: gym.Space) -> bool:
-    return isinstance(space, gym.spaces.Text) or type(space).__name__ == "MissionSpace"
-
-
 def _keys(parts: list[tuple[gym.Space, Any]]) -> list[tuple[str, ...]]:
     """What tells the observations of B environments apart, as plain data."""
     columns = []
     for space, column in parts:
-        if not _is_text(space):
+        if not is_text(space):
             column = [row.tobytes().hex() for row in np.asarray(column, dtype=space.dtype)]
         columns.append(column)
     return list(zip(*columns, strict=True))

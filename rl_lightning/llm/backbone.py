@@ -12,6 +12,7 @@ from rl_lightning.errors import ConfigurationError
 from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.tokens import Tokens
 from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
+from rl_lightning.nn.compiled import name_inside
 
 
 class Backbone(nn.Module):
@@ -99,10 +100,9 @@ class Backbone(nn.Module):
     def digest(self) -> str:
         """A digest of the weights that training does not change (about a second per GB, once)."""
         if self._digest is None:
-            state = self.model.state_dict()
             hasher = hashlib.blake2b(digest_size=16)
-            for name in self._fixed:
-                tensor: Tensor = state[name].detach().cpu()
+            for name, fixed in self._fixed_tensors().items():
+                tensor = fixed.detach().cpu()
                 # The same weights have the same digest with and without adapters around them.
                 plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
                 hasher.update(f"{plain} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -147,12 +147,16 @@ class Backbone(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
         if self.reloadable:
-            tensors = self.model.state_dict(keep_vars=True)
-            memo.update({id(tensors[name]): tensors[name] for name in self._fixed})
+            memo.update({id(tensor): tensor for tensor in self._fixed_tensors().values()})
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
+
+    def _fixed_tensors(self) -> dict[str, Tensor]:
+        """What training does not change, by its name in `model` when nothing is compiled."""
+        tensors = self.model.state_dict(keep_vars=True)
+        return {name: tensors[name_inside(self.model, name)] for name in self._fixed}
 
 
 def _positions(model: nn.Module) -> int | None:
@@ -179,7 +183,7 @@ def _leave_out_fixed(
     assert isinstance(backbone, Backbone)
     if backbone.reloadable:
         for name in backbone._fixed:
-            del state[f"{prefix}model.{name}"]
+            del state[f"{prefix}{name_inside(backbone, f'model.{name}')}"]
 
 
 def _fill_in_fixed(
@@ -187,9 +191,8 @@ def _fill_in_fixed(
 ) -> None:
     assert isinstance(backbone, Backbone)
     if backbone.reloadable:
-        own = backbone.model.state_dict(keep_vars=True)
-        for name in backbone._fixed:
-            state.setdefault(f"{prefix}model.{name}", own[name])
+        for name, tensor in backbone._fixed_tensors().items():
+            state.setdefault(f"{prefix}{name_inside(backbone, f'model.{name}')}", tensor)
 
 
 def _forget_digest(backbone: nn.Module, incompatible: Any) -> None:

@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from rl_lightning.nn.compiled import plain_name
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,9 +40,10 @@ class TargetUpdate:
     """
 
     def __init__(self, online: nn.Module, target: nn.Module) -> None:
-        parameters, buffers = dict(online.named_parameters()), dict(online.named_buffers())
-        pairs = [(parameters[name], q) for name, q in target.named_parameters()]
-        own = [(buffers[name], q) for name, q in target.named_buffers()]
+        parameters = {plain_name(name): p for name, p in online.named_parameters()}
+        buffers = {plain_name(name): p for name, p in online.named_buffers()}
+        pairs = [(parameters[plain_name(name)], q) for name, q in target.named_parameters()]
+        own = [(buffers[plain_name(name)], q) for name, q in target.named_buffers()]
         self.pairs = [(p, q) for p, q in pairs if p is not q]
         self.buffers = [(p, q) for p, q in own if p is not q]
 
