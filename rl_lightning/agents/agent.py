@@ -373,9 +373,11 @@ class Agent(CopyableModule):
         del self._call
         from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
-        if _given_hyperparameters.get() is not None:  # built by the command line
+        if _given_hyperparameters.get() is None:
+            hparams = describe_call(type(self), self, args, kwargs)
+        else:  # built by the command line
             self.save_hyperparameters(logger=False)
-            self._set_hparams(without_code_switch(dict(self.hparams)))
-        else:
-            self._set_hparams(describe_call(type(self), self, args, kwargs))
+            hparams = dict(self.hparams)
+            self.hparams.clear()
+        self._set_hparams(without_code_switch(hparams))
         self._hparams_initial = copy.copy(self._hparams)

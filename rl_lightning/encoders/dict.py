@@ -1,5 +1,6 @@
 """Observations of several parts."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.sharing import sharing
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -52,10 +54,11 @@ class DictEncoder(Encoder):
         if not self.names:
             raise ValueError("DictEncoder: every entry of the observation space is ignored")
         # Not by name in a ModuleDict, which takes no "type", "keys" or "a.b".
-        self.parts = nn.ModuleList(
-            encoders.get(name, default)(spec.with_observation_space(entries[name]))
-            for name in self.names
-        )
+        with sharing():
+            self.parts = nn.ModuleList(
+                encoders.get(name, default)(spec.with_observation_space(entries[name]))
+                for name in self.names
+            )
         self.out_dim = sum(part.out_dim for _, part in self._named())
 
     def preprocess(self, obs: Any) -> Stored:
@@ -86,7 +89,14 @@ class DictEncoder(Encoder):
             part.synchronize()
 
     def metrics(self) -> dict[str, float]:
-        return {key: value for _, part in self._named() for key, value in part.metrics().items()}
+        """Of all entries; a name that several report gets the entry's: `llm/goal/cache_size`."""
+        reports = [(name, part.metrics()) for name, part in self._named()]
+        times = Counter(key for _, report in reports for key in report)
+        return {
+            key if times[key] == 1 else _of_entry(key, name): value
+            for name, report in reports
+            for key, value in report.items()
+        }
 
     def collection_state(self) -> dict[str, Any]:
         return {name: part.collection_state() for name, part in self._named()}
@@ -101,3 +111,8 @@ class DictEncoder(Encoder):
 
     def _entry(self, obs: Any, name: str) -> Any:
         return obs[int(name)] if self.is_tuple else obs[name]
+
+
+def _of_entry(key: str, name: str) -> str:
+    group, slash, rest = key.partition("/")
+    return f"{group}/{name}/{rest}" if slash else f"{name}/{key}"

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.llm import Backbone, Dtype, Pooling, TextCache, Tune, pool
+from rl_lightning.llm import (
+    Backbone,
+    Dtype,
+    Pooling,
+    TextCache,
+    Tokens,
+    TruncationSide,
+    Tune,
+    pool,
+)
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
+from rl_lightning.sharing import shared
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -27,6 +37,14 @@ class LLMEncoder(Encoder):
     with any matrix product. A remembered vector does not change, and `collection_state` holds them
     all.
 
+    Encoders of one policy that read with the same frozen model (two texts of a `DictEncoder`, a
+    critic's own encoder) have one copy of it, and with the same arguments one cache: see
+    `rl_lightning.sharing`. Each has its own statistics. Different agents share nothing.
+
+    No code comes with a model: files of Python beside its weights are not run, pickled weights are
+    read as tensors only, and control tokens in an observation, such as `[SEP]` or `<|im_end|>`, are
+    text like any other.
+
     Args:
         spec: Of an environment whose observations are text (`gymnasium.spaces.Text`, or minigrid's
             `MissionSpace`).
@@ -37,6 +55,10 @@ class LLMEncoder(Encoder):
         layers: Keep this many transformer layers only; None keeps all. Time is proportional to it.
         dtype: Of the weights. Features are float32 always.
         max_length: Most tokens of a text. What is longer is cut, with a warning.
+        truncation_side: Where it is cut, `"left"` or `"right"`; None: the tokenizer's own choice,
+            most often right.
+        split_special_tokens: Whether control tokens in a text are spelled out. False lets them act,
+            for texts whose control tokens you wrote yourself.
         normalize: Scale every vector to length 1.
         standardize: Subtract the mean of the vectors seen in training and divide by their standard
             deviation. Pooled sentence vectors lie close together: on TextMaze this decides whether
@@ -44,6 +66,7 @@ class LLMEncoder(Encoder):
             vectors move, they are those of the first rollout, in use from the second on
             (data-dependent initialisation, Salimans & Kingma 2016).
         cache_size: Most texts remembered (vectors if frozen, token ids if not); 0 remembers none.
+        cache_bytes: Most memory for them.
         batch_size: Texts the frozen model reads at a time.
         lora_rank: Rank of the adapters.
         lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
@@ -52,6 +75,9 @@ class LLMEncoder(Encoder):
         pretrained: False starts from random weights: the baseline that knows no language.
         config_overrides: Sizes of random weights that differ from the model's, by the names of its
             config, such as `{hidden_size: 64, intermediate_size: 256, num_attention_heads: 4}`.
+        trust_remote_code: Run the Python files that come with the model, and the quantisers and
+            kernels its config asks for. Read them first. It is never stored in a checkpoint, and
+            none can set it.
 
     Raises:
         ConfigurationError: If observations are not text, if there is no such model, or if an
@@ -77,6 +103,10 @@ class LLMEncoder(Encoder):
         gradient_checkpointing: bool = False,
         pretrained: bool = True,
         config_overrides: dict[str, Any] | None = None,
+        truncation_side: TruncationSide | None = None,
+        split_special_tokens: bool = True,
+        cache_bytes: int = 1_000_000_000,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         space = spec.observation_space
@@ -102,6 +132,9 @@ class LLMEncoder(Encoder):
             gradient_checkpointing=gradient_checkpointing,
             pretrained=pretrained,
             config_overrides=config_overrides,
+            truncation_side=truncation_side,
+            split_special_tokens=split_special_tokens,
+            trust_remote_code=trust_remote_code,
         )
         self.frozen = tune == "frozen"
         self.pooling: Pooling = pooling
@@ -114,11 +147,19 @@ class LLMEncoder(Encoder):
         self._first = RunningMoments(self.out_dim) if standardize and not self.frozen else None
         self._gathering = False  # asked of the statistics once a rollout, not at every step
         self._observed: tuple[Any, Tensor | None] = (None, None)
-        self.cache = (
-            TextCache(cache_size, self.out_dim)
+        own = (
+            TextCache(cache_size, self.out_dim, max_bytes=cache_bytes)
             if self.frozen
-            else TextCache(cache_size, max_length + 1, torch.int32)  # ids, then their number
+            # Ids, then their number.
+            else TextCache(cache_size, max_length + 1, torch.int32, max_bytes=cache_bytes)
         )
+        self.cache = own
+        if self.frozen and self.backbone.reloadable:
+            model_here = id(self.backbone.model)  # kept alive by what shares it
+            texts = (max_length, truncation_side, split_special_tokens, pooling, normalize)
+            size = (cache_size, cache_bytes, batch_size)
+            self.cache = shared((TextCache, model_here, texts, size), lambda: own)
+        self._speaks = self.cache is own  # one of those who share it counts and saves it
         self.register_load_state_dict_post_hook(_forget_vectors)
         self.register_buffer("_here", torch.zeros(1), persistent=False)  # knows the device
 
@@ -232,9 +273,10 @@ class LLMEncoder(Encoder):
     def metrics(self) -> dict[str, float]:
         """Since the last call: the share of texts that needed no model, and the texts remembered.
 
-        A text that occurs twice in one batch needs the model once: the second counts as a hit.
+        A text that occurs twice in one batch needs the model once: the second counts as a hit. Of
+        encoders that share a cache, one speaks for all.
         """
-        if not self.frozen:
+        if not self.frozen or not self._speaks:
             return {}
         out = {"llm/cache_size": float(len(self.cache))}
         if self.cache.lookups:
@@ -244,11 +286,12 @@ class LLMEncoder(Encoder):
 
     def collection_state(self) -> dict[str, Any]:
         """The remembered vectors: with them a resumed run is bit for bit the uninterrupted one."""
-        if not self.frozen:
+        if not self.frozen or not self._speaks:
             return {}
         texts, vectors = self.cache.state()
         return {
             "fingerprint": self._fingerprint(),
+            "split_special_tokens": self.backbone.tokens.split_special_tokens,
             "texts": texts,
             "vectors": vectors,
             "hits": self.cache.hits,
@@ -259,6 +302,11 @@ class LLMEncoder(Encoder):
         """Restore `collection_state`; one of another model is refused, with a warning."""
         if not self.frozen or not state:
             return
+        if not self._speaks:
+            # Of a time when it had a cache of its own: the run goes on with that, bit for bit.
+            cache = self.cache
+            self.cache = TextCache(cache.capacity, cache.width, max_bytes=cache.max_bytes)
+            self._speaks = True
         self.cache.clear()
         if state["fingerprint"] != self._fingerprint():
             warnings.warn(
@@ -267,12 +315,22 @@ class LLMEncoder(Encoder):
                 stacklevel=2,
             )
             return
-        self.cache.load_state(state["texts"], state["vectors"])
+        texts, vectors = state["texts"], state["vectors"]
+        tokens = self.backbone.tokens
+        if state.get("split_special_tokens", False) != tokens.split_special_tokens:
+            # Texts with control tokens were, or were not, read as text. Of a digest nobody knows.
+            same = [i for i, text in enumerate(texts) if _is_plain(text, tokens)]
+            texts, vectors = [texts[i] for i in same], vectors[same]
+        self.cache.load_state(texts, vectors)
         self.cache.hits, self.cache.lookups = state["hits"], state["lookups"]
 
     def _fingerprint(self) -> str:
         parts = [self.backbone.digest(), self.backbone.source["dtype"], self.pooling]
         return " ".join([*parts, str(self.normalize), self.backbone.tokens.fingerprint()])
+
+
+def _is_plain(text: str | bytes, tokens: Tokens) -> bool:
+    return isinstance(text, str) and not tokens.has_control_token(text)
 
 
 def _forget_vectors(encoder: nn.Module, incompatible: Any) -> None:

@@ -6,9 +6,10 @@ is quick.
 
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.cache import TextCache
-from rl_lightning.llm.load import Dtype, find_model, load_backbone
+from rl_lightning.llm.find import find_model
+from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.pool import Pooling, pool
-from rl_lightning.llm.tokens import Tokens
+from rl_lightning.llm.tokens import Tokens, TruncationSide
 from rl_lightning.llm.tune import Tune, tune_backbone
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Pooling",
     "TextCache",
     "Tokens",
+    "TruncationSide",
     "Tune",
     "find_model",
     "load_backbone",

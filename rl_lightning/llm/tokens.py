@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rl_lightning.errors import ConfigurationError
+
+TruncationSide = Literal["left", "right"]
 
 
 class Tokens:
@@ -18,17 +22,37 @@ class Tokens:
     Padding is done here, on the right, and always comes with an attention mask. So a tokenizer
     without a pad token (GPT-2, Llama) is as good as any other, and needs no new embedding row.
 
+    A text is text: `[SEP]` or `<|im_end|>` typed by a player or found on a page is spelled out in
+    ordinary tokens, and only the tokenizer's own template puts control tokens around it. Where the
+    vocabulary has the control token as a word of its own, which spelling out cannot avoid (T5's
+    Unigram), it becomes the unknown token. Texts without control tokens are not affected.
+
     Args:
-        tokenizer: A transformers tokenizer.
-        max_length: Most tokens of a text, special tokens included; longer texts are cut (where the
-            tokenizer's `truncation_side` says) and the first cut is warned of.
+        tokenizer: A transformers tokenizer. Several `Tokens` may share it.
+        max_length: Most tokens of a text, special tokens included; longer texts are cut, and the
+            first cut is warned of.
         limit: Positions the model has, or None where it has no limit.
+        truncation_side: Which end of a longer text is cut off; None: the tokenizer's own choice.
+        split_special_tokens: False lets control tokens in a text act, as they do in a prompt
+            template whose writer is trusted.
 
     Raises:
         ConfigurationError: If `max_length` is more than the model reads, or too little for text.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        limit: int | None = None,
+        truncation_side: TruncationSide | None = None,
+        split_special_tokens: bool = True,
+    ) -> None:
+        if truncation_side is not None and truncation_side not in get_args(TruncationSide):
+            raise ConfigurationError(
+                f"truncation_side={truncation_side!r}: use one of {get_args(TruncationSide)}, or "
+                "leave it out for the tokenizer's own"
+            )
         least = tokenizer.num_special_tokens_to_add() + 1
         if max_length < least:
             raise ConfigurationError(
@@ -43,6 +67,8 @@ class Tokens:
         self.pad_id = next(
             (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
         )
+        self.truncation_side = truncation_side or tokenizer.truncation_side
+        self.split_special_tokens = split_special_tokens
         self._warned = False
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -70,10 +96,64 @@ class Tokens:
     def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         if not texts:
             return []
+        self.tokenizer.truncation_side = self.truncation_side  # others may have set it
         out = self.tokenizer(
-            list(texts), padding=False, return_attention_mask=False, verbose=False, **options
+            list(texts),
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+            split_special_tokens=self.split_special_tokens,
+            **options,
         )
-        return out["input_ids"]
+        rows: list[list[int]] = out["input_ids"]
+        if self.split_special_tokens:
+            return [self._without_control(row) for row in rows]
+        return rows
+
+    def _without_control(self, row: list[int]) -> list[int]:
+        """Ids of a text, in which what looks like control tokens between the template's is not."""
+        first, behind = self._template
+        end = len(row) - behind
+        control = self._control_ids
+        if control.isdisjoint(row[first:end]):
+            return row
+        unknown = self.tokenizer.unk_token_id
+        instead = [] if unknown is None else [unknown]
+        body = [[i] if i not in control else instead for i in row[first:end]]
+        return [*row[:first], *(i for ids in body for i in ids), *row[end:]]
+
+    @cached_property
+    def _control(self) -> list[str]:
+        return control_tokens(self.tokenizer)
+
+    def has_control_token(self, text: str) -> bool:
+        """Whether a control token stands in a text, in any case and whatever it is taken for."""
+        return bool(self._control) and self._pattern.search(text) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._control)), re.IGNORECASE)
+
+    @cached_property
+    def _control_ids(self) -> set[int]:
+        ids = self.tokenizer.convert_tokens_to_ids(self._control)
+        return set(ids) - {self.tokenizer.unk_token_id, None}
+
+    @cached_property
+    def _template(self) -> tuple[int, int]:
+        """How many control tokens the template puts before and behind a text."""
+        around = self.tokenizer.num_special_tokens_to_add()
+        if not around:
+            return 0, 0
+        whole, bare = (
+            self.tokenizer("a", add_special_tokens=own, verbose=False)["input_ids"]
+            for own in (True, False)
+        )
+        first = next(
+            (i for i in range(around + 1) if whole[i : i + len(bare)] == bare),
+            around,
+        )
+        return first, around - first
 
     def pad(self, ids: Sequence[Sequence[int]], width: int | None = None) -> tuple[Tensor, Tensor]:
         """Right-pad to `width` tokens, or to the longest row.
@@ -89,15 +169,23 @@ class Tokens:
         return padded, mask
 
     def fingerprint(self) -> str:
-        """A digest of everything that decides which ids a text becomes."""
+        """A digest of everything that decides which ids a text without control tokens becomes."""
         if self.tokenizer.is_fast:
             rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
             rules = {k: v for k, v in rules.items() if k not in ("padding", "truncation")}
         else:
             rules = [type(self.tokenizer).__name__, self.tokenizer.get_vocab()]
-        side = self.tokenizer.truncation_side
-        text = json.dumps([rules, side, self.max_length, self.pad_id], sort_keys=True)
+        text = json.dumps(
+            [rules, self.truncation_side, self.max_length, self.pad_id], sort_keys=True
+        )
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __deepcopy__(self, memo: dict) -> "Tokens":
         return self  # never changes what it returns, and copying a vocabulary is slow
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """The strings that a tokenizer takes for control tokens where it may."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = {str(token) for token in added if token.special}
+    return sorted(special.union(tokenizer.all_special_tokens) - {""})

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.llm.trial import called_layers
 
 Tune = Literal["frozen", "lora", "full"]
 
@@ -33,7 +34,9 @@ def tune_backbone(
         lora_rank: Rank of the adapters.
         lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
         lora_targets: Names of the layers that get an adapter, such as `["query", "value"]`; None
-            for every linear layer (Schulman et al. 2025, "LoRA Without Regret").
+            for every linear layer that runs as a layer (Schulman et al. 2025, "LoRA Without
+            Regret"). Left out are those whose weights alone the model reads (Mamba's `dt_proj` and
+            `out_proj`) and those that text alone never reaches (Longformer's global attention).
         gradient_checkpointing: Recompute each layer in the backward pass: about a third slower,
             much less memory. Acts in training mode only.
 
@@ -60,23 +63,48 @@ def _add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None) -> n
         raise ConfigurationError(f"lora_rank={rank}: give 1 or more")
     from peft import LoraConfig, get_peft_model
 
+    linear = {name for name, child in model.named_modules() if _is_linear(child)}
+    useful = linear & called_layers(model)
+    if targets is not None and not any(_matches(name, targets) for name in useful):
+        named = sorted({name.split(".")[-1] for name in linear if _matches(name, targets)})
+        if named:
+            raise ConfigurationError(
+                f"lora_targets={targets}: this {model.config.model_type} reads the weights of "
+                f"{', '.join(named)} without calling the layer, or never for plain text, so that "
+                f"adapters there would do nothing; there are {_names(useful)}"
+            )
+    useless = linear - useful
+    if model.config.model_type in _MAMBA:
+        useless |= {name for name in linear if name.endswith("out_proj")}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear" if targets is None else targets,
+        exclude_modules=sorted(useless) if targets is None and useless else None,
     )
-    linear = [name for name, child in model.named_modules() if _is_linear(child)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's; peft corrects it
         warnings.filterwarnings("ignore", category=FutureWarning)  # peft's own use of transformers
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            there = sorted({name.split(".")[-1] for name in linear})
+            reason = " ".join(str(error).split())[:250]
             raise ConfigurationError(
-                f"lora_targets={targets}: there are {', '.join(there)} ({error})"
+                f"lora_targets={targets}: there are {_names(linear - useless)} ({reason})"
             ) from error
+
+
+# Their kernels read the weight of the mixers' out_proj without calling the layer; peft refuses it.
+_MAMBA = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+
+
+def _matches(name: str, targets: list[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _names(layers: set[str]) -> str:
+    return ", ".join(sorted({name.split(".")[-1] for name in layers}))
 
 
 def _is_linear(module: nn.Module) -> bool:

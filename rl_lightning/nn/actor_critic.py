@@ -12,6 +12,7 @@ from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import Activation, mlp, orthogonal_
 from rl_lightning.returns import next_values
+from rl_lightning.sharing import sharing
 from rl_lightning.types import EnvSpec, Rollout, Stored
 
 
@@ -54,10 +55,11 @@ class ActorCritic(nn.Module):
         critic: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = encoder(spec)
-        encoder_learns = any(p.requires_grad for p in self.encoder.parameters())
         separate = critic and not share_encoder
-        self.critic_encoder = encoder(spec) if separate and encoder_learns else None
+        with sharing():
+            self.encoder = encoder(spec)
+            encoder_learns = any(p.requires_grad for p in self.encoder.parameters())
+            self.critic_encoder = encoder(spec) if separate and encoder_learns else None
 
         def memory() -> Memory | None:
             return Memory(self.encoder.out_dim, recurrent_size, recurrent) if recurrent else None

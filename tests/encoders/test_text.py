@@ -314,8 +314,8 @@ def test_without_repetitions_the_order_is_kept_and_nothing_is_sorted(encoder):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_pad_token_in_the_text_is_text(encoder, pooling):
-    # GPT-2 is padded with its end-of-text token: same ids, another mask.
-    one = encoder("gpt2", tune="lora", pooling=pooling)
+    # Where control tokens act, GPT-2 is padded with its end-of-text token: same ids, another mask.
+    one = encoder("gpt2", tune="lora", pooling=pooling, split_special_tokens=False)
     texts = ("go", "go<|endoftext|>", "go<|endoftext|><|endoftext|>")
     x = one.preprocess((*texts, *texts))
     assert torch.equal(x["input_ids"][0], x["input_ids"][1])

@@ -229,7 +229,8 @@ def test_deep_copies_share_only_what_never_changes(tiny, tune):
     two = copy.deepcopy(one)
     pairs = list(zip(one.named_parameters(), two.named_parameters(), strict=True))
     for (name, p), (_, q) in pairs:
-        assert (p is q) == (not p.requires_grad), name
+        assert p is not q
+        assert (p.data_ptr() == q.data_ptr()) == (not p.requires_grad), name
     expected = run(one).detach()
     assert torch.equal(run(two), expected)
     two.requires_grad_(False)  # a target network
@@ -237,9 +238,17 @@ def test_deep_copies_share_only_what_never_changes(tiny, tune):
     perturb(one)
     assert torch.equal(run(two), expected)
     random = Backbone(tiny["bert"], pretrained=False)
-    assert not {id(p) for p in random.parameters()} & {
-        id(p) for p in copy.deepcopy(random).parameters()
+    assert not {p.data_ptr() for p in random.parameters()} & {
+        p.data_ptr() for p in copy.deepcopy(random).parameters()
     }
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_a_deep_copy_on_another_device_leaves_the_original_where_it_is(tiny, tune):
+    one = Backbone(tiny["bert"], tune=tune)
+    copy.deepcopy(one).to("meta")
+    assert {p.device.type for p in one.parameters()} == {"cpu"}
+    run(one)
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora", "full"])

