@@ -96,15 +96,19 @@ class Tokens:
     def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         if not texts:
             return []
-        self.tokenizer.truncation_side = self.truncation_side  # others may have set it
-        out = self.tokenizer(
-            list(texts),
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-            split_special_tokens=self.split_special_tokens,
-            **options,
-        )
+        tokenizer, side = self.tokenizer, self.tokenizer.truncation_side
+        tokenizer.truncation_side = self.truncation_side
+        try:
+            out = tokenizer(
+                list(texts),
+                padding=False,
+                return_attention_mask=False,
+                verbose=False,
+                split_special_tokens=self.split_special_tokens,
+                **options,
+            )
+        finally:
+            tokenizer.truncation_side = side  # another owner's may be the tokenizer's own
         rows: list[list[int]] = out["input_ids"]
         if self.split_special_tokens:
             return [self._without_control(row) for row in rows]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from rl_lightning import (
 )
 from rl_lightning.agents.agent import adam
 from rl_lightning.data import RolloutDataModule
+from rl_lightning.types import EnvSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 STATES = (0, 1, 2, 1)
@@ -178,3 +180,54 @@ def test_a_loaded_agent_can_be_saved_and_loaded_again(name, tmp_path):
     for generation in range(3):
         agent = kind.load_from_checkpoint(save(agent, tmp_path / f"{generation}.ckpt"))
         assert think(agent, observation) == expected
+
+
+# --- what a checkpoint cannot say -----------------------------------------------------------------
+
+
+def trusts(hparams):
+    """Whether code loading is switched on anywhere in these hyper-parameters."""
+    if isinstance(hparams, dict):
+        return "trust_remote_code" in hparams or any(map(trusts, hparams.values()))
+    return isinstance(hparams, list) and any(map(trusts, hparams))
+
+
+def trusting(model, kind):
+    """An encoder by `partial`, two inside a dictionary, or as a configuration has it."""
+    one = partial(LLMEncoder, model=model, max_length=48, trust_remote_code=True)
+    if kind == "dict":
+        return partial(DictEncoder, encoders={"text": one}, ignore=["vector"])
+    if kind == "twice":
+        return partial(one, tune="lora", trust_remote_code=True)
+    return one
+
+
+@pytest.mark.parametrize("kind", ["partial", "dict", "twice"])
+def test_trust_is_not_stored(kind, tmp_path):
+    model = tiny_model("bert", tmp_path / "model")
+    space = gym.spaces.Text(40)
+    if kind == "dict":
+        space = gym.spaces.Dict({"text": space, "vector": gym.spaces.Box(0, 1, (2,))})
+    agent = PPO(EnvSpec(space, gym.spaces.Discrete(2)), trusting(model, kind))
+    assert not trusts(dict(agent.hparams))
+    assert not trusts(dict(agent.hparams_initial))
+    path = save(agent, tmp_path / "agent.ckpt")
+    assert not trusts(torch.load(path, weights_only=True)["hyper_parameters"])
+    loaded = PPO.load_from_checkpoint(path)
+    assert loaded.encoder.out_dim == agent.encoder.out_dim
+
+
+def test_trust_given_on_the_command_line_is_not_stored_but_stays_in_its_configuration(tmp_path):
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+    model = tiny_model("bert", tmp_path / "model")
+    spec = EnvSpec(gym.spaces.Text(40), gym.spaces.Discrete(2))
+    init = {"model": model, "trust_remote_code": True}
+    given = {"encoder": {"class_path": "rl_lightning.LLMEncoder", "init_args": init}, "spec": spec}
+    given["networks"] = [{"init_args": {"trust_remote_code": True}}]
+    with _given_hyperparameters_context(given, "lightning.pytorch.cli.instantiate_module"):
+        agent = PPO(spec, partial(LLMEncoder, **init))
+    assert not trusts(dict(agent.hparams))
+    assert agent.hparams["encoder"]["init_args"] == {"model": model}
+    assert agent.hparams["spec"] is spec
+    assert trusts(given)

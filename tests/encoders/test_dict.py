@@ -123,6 +123,27 @@ def test_everything_else_of_the_contract_reaches_every_part():
     assert parts["number"].calls[-1] == {}
 
 
+def test_a_metric_of_several_entries_is_told_by_entry():
+    class Plain(Loud):
+        def metrics(self):
+            return {"plain": self.factor, "deep/er/name": 1.0, f"own/{self.factor:.0f}": 5.0}
+
+    space = s.Dict({"inner": TWO, "outer": ONE})
+    inner = partial(DictEncoder, default=partial(Plain, factor=2.0))
+    encoder = build(space, encoders={"inner": inner, "outer": partial(Plain, factor=3.0)})
+    assert encoder.metrics() == {
+        "kind/plain": 2.0,
+        "number/plain": 2.0,
+        "plain": 3.0,
+        "deep/kind/er/name": 1.0,
+        "deep/number/er/name": 1.0,
+        "deep/er/name": 1.0,
+        "own/kind/2": 5.0,
+        "own/number/2": 5.0,
+        "own/3": 5.0,
+    }
+
+
 @pytest.mark.parametrize("kind", ["dict", "tuple"])
 def test_rollouts_store_every_entry(kind):
     cnn = partial(ImpalaCNN, features=4, channels=(4,))

@@ -1,5 +1,7 @@
 import copy
 import io
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 
@@ -230,6 +232,29 @@ def test_another_models_cache_is_refused(encoder, other):
     with pytest.warns(UserWarning, match="another model"):
         two.load_collection_state(saved(one.collection_state()))
     assert two.metrics()["llm/cache_size"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*was cut")
+@pytest.mark.parametrize("split", [True, False])
+def test_vectors_of_texts_read_otherwise_are_not_restored(encoder, split):
+    """A version that took `[SEP]` in a text for a separator did not say so in what it saved."""
+    long = "far " * 400
+    one, two = encoder(split_special_tokens=not split), encoder(split_special_tokens=split)
+    texts = ("go", "go [SEP] now", "a [sep]", "SEP", long)
+    one.preprocess(texts)
+    state = saved(one.collection_state())
+    if split:
+        del state["split_special_tokens"]
+    two.load_collection_state(state)
+    # Of the long one only a digest is known.
+    assert two.cache.state()[0] == ["go", "SEP"]
+    assert torch.equal(two.preprocess(("go", "SEP")), one.preprocess(("go", "SEP")))
+    same = encoder(split_special_tokens=split)
+    same.load_collection_state(saved(two.collection_state()))
+    assert len(same.cache) == 2
+    two.preprocess((*texts, long))
+    same.load_collection_state(saved(two.collection_state()))
+    assert len(same.cache) == 5
 
 
 def test_nothing_to_resume_for_a_tuned_model(encoder):
@@ -477,6 +502,50 @@ def test_cache_size_bounds_the_memory(encoder, tune):
         encoder(tune=tune, batch_size=0)
     with pytest.raises(ConfigurationError, match="pooling='max'"):
         encoder(tune=tune, pooling="max")
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_cache_bytes_bounds_the_memory(encoder, tune):
+    one = encoder(tune=tune, cache_bytes=1000)
+    assert torch.equal(features(one), features(encoder(tune=tune)))
+    assert 0 < len(one.cache) < 5
+    assert one.cache.nbytes <= 1000
+    assert encoder(tune=tune).cache.max_bytes == 1_000_000_000
+    with pytest.raises(ConfigurationError, match="cache_bytes=-5"):
+        encoder(tune=tune, cache_bytes=-5)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_truncation_side(encoder, tune):
+    texts = ("go to the red ball " + "far away " * 9, "far away " * 9 + "go to the red ball")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        left, right, own = (
+            features(encoder(tune=tune, max_length=9, truncation_side=side), texts)
+            for side in ("left", "right", None)
+        )
+    assert torch.equal(own, right)
+    assert not torch.allclose(left, right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_control_tokens_in_an_observation_are_text(encoder, kind, tune):
+    control = {"bert": "[SEP]", "gpt2": "<|endoftext|>", "llama": "</s>", "t5": "</s>"}[kind]
+    texts = ("go", f"go {control} now")
+    text, acting = encoder(kind, tune=tune), encoder(kind, tune=tune, split_special_tokens=False)
+    assert torch.equal(features(text, texts[:1]), features(acting, texts[:1]))
+    assert not torch.allclose(features(text, texts)[1], features(acting, texts)[1])
+
+
+def test_trust_arrives_where_the_model_is_loaded(tiny, tmp_path):
+    folder = shutil.copytree(tiny["bert"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    asking = {**config, "fusion_config": {"patch_embeddings": True}}
+    (folder / "config.json").write_text(json.dumps(asking))
+    with pytest.raises(ConfigurationError, match="trust_remote_code: true"):
+        LLMEncoder(SPEC, str(folder))
+    assert LLMEncoder(SPEC, str(folder), trust_remote_code=True).out_dim == 32
 
 
 def test_lora_and_checkpointing_arguments_arrive(encoder):

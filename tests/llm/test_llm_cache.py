@@ -106,3 +106,87 @@ def test_what_is_added_in_inference_mode_can_be_overwritten_outside_it():
 def test_negative_size():
     with pytest.raises(ConfigurationError, match="cache_size=-1"):
         TextCache(-1, 2)
+
+
+# --- bounded in bytes -----------------------------------------------------------------------------
+
+
+def test_rows_and_keys_stay_within_the_bytes_given():
+    cache, compute = TextCache(10_000, 2, max_bytes=20_000), Rows()
+    for start in range(0, 1000, 50):
+        texts = [f"{i:0{1 + i % 300}d}" for i in range(start, start + 50)]
+        assert values(cache, texts, compute) == [float(t) for t in texts]
+        assert cache.nbytes <= 20_000
+    assert 20 < len(cache) < 120
+    newest = cache.state()[0][-1]
+    asked = len(compute.asked)
+    values(cache, (newest,), compute)
+    assert len(compute.asked) == asked
+
+
+def test_the_least_recently_used_go_first_by_bytes_too():
+    room = TextCache(10, 2)
+    values(room, ("1", "2", "3"), Rows())
+    cache, compute = TextCache(10, 2, max_bytes=room.nbytes), Rows()
+    values(cache, ("1", "2", "3"), compute)
+    values(cache, ("1",), compute)
+    values(cache, ("4",), compute)
+    assert cache.state()[0] == ["3", "1", "4"]
+    values(cache, ("0" * 100 + "5",), compute)  # needs the room of two
+    assert cache.state()[0][-1] == "0" * 100 + "5"
+    assert cache.state()[0][:-1] in (["4"], ["1", "4"])
+    assert cache.nbytes <= room.nbytes
+
+
+def test_what_is_larger_than_all_room_is_computed_and_not_kept():
+    cache, compute = TextCache(10, 2, max_bytes=300), Rows()
+    values(cache, ("1",), compute)
+    assert values(cache, ("0" * 900 + "7", "2"), compute) == [7, 2]
+    assert len(cache) == 1
+    none = TextCache(10, 2, max_bytes=0)
+    assert values(none, ("1", "1"), compute) == [1, 1]
+    assert len(none) == 0
+    with pytest.raises(ConfigurationError, match="cache_bytes=-1"):
+        TextCache(1, 2, max_bytes=-1)
+
+
+def test_a_long_text_is_known_by_a_digest():
+    cache, compute = TextCache(10, 2), Rows()
+    long, other = "0" * 2_000_000 + "1", "0" * 2_000_000 + "2"
+    assert values(cache, (long, other, "3", long), compute) == [1, 2, 3, 1]
+    assert values(cache, (other, long), compute) == [2, 1]
+    assert len(compute.asked) == 1
+    assert cache.hits == 1 + 2
+    assert cache.nbytes < 1000
+    assert values(cache, ("0" * 1024, "0" * 1025, "0" * 1026), compute) == [0, 0, 0]
+    assert len(cache) == 6
+
+
+@pytest.mark.parametrize("strange", ["\ud800" * 2000, "é" * 2000, "\0" * 2000])
+def test_any_long_text_has_a_digest(strange):
+    cache = TextCache(3, 2)
+    assert cache.get((strange,), lambda texts: torch.ones(len(texts), 2)).sum() == 2
+    assert cache.get((strange,), lambda texts: pytest.fail("asked again")).sum() == 2
+
+
+def test_state_with_digests_goes_through_a_checkpoint_file(tmp_path):
+    cache, compute = TextCache(4, 2), Rows()
+    long = "0" * 5000 + "9"
+    values(cache, ("1", long, "2"), compute)
+    torch.save(cache.state(), tmp_path / "state")
+    keys, rows = torch.load(tmp_path / "state", weights_only=True)
+    for saved in (keys, ["1", long, "2"]):  # today's, and one of when texts were kept whole
+        other = TextCache(4, 2)
+        other.load_state(saved, rows)
+        assert values(other, (long, "2", "1"), Rows()) == [9, 2, 1]
+        assert other.state()[0][0] == cache.state()[0][1]
+
+
+def test_dropped_rows_make_room_for_new_ones():
+    cache, compute = TextCache(50, 2, max_bytes=9_000), Rows()
+    for i in range(400):
+        text = f"{i:0{1 + (i * 7) % 900}d}"
+        assert values(cache, (text,), compute) == [float(i)]
+        kept = cache.state()[0]
+        assert values(cache, kept, Rows()) == [float(k) for k in kept]
+    assert len(cache._rows) <= 50
