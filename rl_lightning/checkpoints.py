@@ -25,6 +25,18 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ConfigurationError: If there is no such file, if it is damaged, if it is no checkpoint, or
             if reading it would need more than plain data and tensors.
     """
+    contents = read_archive(path, map_location)
+    if not isinstance(contents, Mapping) or "state_dict" not in contents:
+        raise ConfigurationError(f"checkpoint {path}: it holds no state_dict of an agent")
+    return dict(contents)
+
+
+def read_archive(path: str | Path, map_location: Any = "cpu", trusted: bool = False) -> Any:
+    """What `torch.save` wrote to a file, if it is whole and, unless `trusted`, plain data only.
+
+    Raises:
+        ConfigurationError: As `read_checkpoint` does.
+    """
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
@@ -41,7 +53,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if broken is not None:
         raise _damaged(path)
     try:
-        contents = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=not trusted)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"checkpoint {path}: it holds more than plain data and tensors, and loading that could "
@@ -51,9 +63,6 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise
     except Exception as error:
         raise _damaged(path) from error
-    if not isinstance(contents, Mapping) or "state_dict" not in contents:
-        raise ConfigurationError(f"checkpoint {path}: it holds no state_dict of an agent")
-    return dict(contents)
 
 
 def _damaged(path: Path) -> ConfigurationError:

@@ -237,6 +237,8 @@ class Agent(CopyableModule):
         self._rates_set = True
         if not self.trainer.optimizers:
             return
+        if self.lr_schedule == "constant" and self.trainer.lr_scheduler_configs:
+            return  # a search for a learning rate is trying out others
         scale = factor(self.lr_schedule, progress)
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["lr"] = rate * scale

@@ -20,13 +20,16 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
 from rl_lightning.checkpoints import read_checkpoint
+from rl_lightning.data.checkpoint_files import check_finite
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
+from rl_lightning.data.sidecar import install
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.data.stored import stored_arguments
+from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.envs.state import StateError
 from rl_lightning.errors import ConfigurationError, check_range
@@ -63,6 +66,8 @@ class RLDataModule(L.LightningDataModule):
     """
 
     _call: Any
+    minibatch: str | None = None
+    """The argument that splits experience into batches where there is no `batch_size`."""
     unit: str = "frame"
     """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
 
@@ -279,6 +284,15 @@ class RLDataModule(L.LightningDataModule):
 
     # --- loaders --------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Have the trainer save and load checkpoints safely, from here on and also after `fit`.
+
+        Unlike the trainer's `max_epochs`, which is put back, that stays: it belongs to no run.
+        """
+        install(self._trainer, type(self).__qualname__, lambda: self._running)
+        if stage == "fit":
+            check_tuners(self._trainer, self.minibatch)
+
     def val_dataloader(self) -> EpisodeLoader:
         return self._evaluation("val", self.val_seed)
 
@@ -357,6 +371,8 @@ class RLDataModule(L.LightningDataModule):
 
     def begin_clock(self) -> None:
         """Start measuring speed, once."""
+        if not self._running:  # a search for a learning rate has been here, and has restored
+            self.start()
         if self._began is None:
             self._began = (time.perf_counter(), self.frames)
 
@@ -418,23 +434,37 @@ class RLDataModule(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         if self._running:
             self._restored = self._all_ranks()  # for `save_checkpoint` and another `fit`
-        if self._train_env is not None:
-            self._train_env.close()
+        self._leave()
         for loader in self._eval_loaders.values():
             loader.env.close()
         if self._writer is not None:
             self._writer.close()
-        self._running = False
-        self.collector = self._train_env = self._writer = None
+        self._writer = None
         self._eval_loaders = {}
+
+    def on_exception(self, exception: BaseException) -> None:
+        # Lightning calls no `teardown` then; where collecting stood, nobody knows.
+        self._leave()
+
+    def _leave(self) -> None:
+        """End collecting, and put back what this module has set on the trainer."""
+        if self._running:
+            self._trainer.fit_loop.max_epochs = self._max_epochs
+        if self._train_env is not None:
+            self._train_env.close()
+        self._running = False
+        self.collector = self._train_env = None
 
     # --- exact resuming -------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
+        check_finite(self.agent)  # here, because it is asked on all ranks before any writes
         return {"frames": self.frames, "ranks": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._leave()  # a search for a learning rate restores in the middle of a run
+        self._began = None
         self.frames = state_dict["frames"]
         self._restored = state_dict["ranks"]
 

@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.checkpoints import read_archive
 from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.hindsight import Hindsight, Strategy
 from rl_lightning.data.module import RLDataModule
@@ -18,7 +18,8 @@ from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folde
 from rl_lightning.data.preload import preload
 from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay_collector import ReplayCollector
-from rl_lightning.data.sidecar import SidecarIO, Spool, find_sidecar, spool_place
+from rl_lightning.data.sidecar import Spool, find_sidecar, spool_place
+from rl_lightning.data.tuners import check_restart
 from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, check_range
@@ -187,12 +188,13 @@ class ReplayDataModule(RLDataModule):
         super().clear()
         self.buffer: ReplayBuffer | None = None
         self.hindsight: Hindsight | None = None
-        self._lost = False  # what was collected, in a run that goes on
+        self._lost: str | None = None  # why a run that goes on does so without its contents
         self._began_with: dict[str, Any] | None = None
         self._sampled: Tensor | None = None
         self._spool: Spool | None = None
         self._resume_from: Path | None = None
         self._replay_name: str | None = None
+        self._saved_envs: str | None = None  # whose contents these are, if they are other ones
 
     # --- the plan -------------------------------------------------------------------------------
 
@@ -254,10 +256,6 @@ class ReplayDataModule(RLDataModule):
         return ReplayCollector(env, seed, self.success_threshold)
 
     def train_dataloader(self) -> UpdateLoader:
-        trainer = self._trainer
-        if not isinstance(trainer.strategy.checkpoint_io, SidecarIO):
-            key = type(self).__qualname__
-            trainer.strategy.checkpoint_io = SidecarIO(trainer.strategy.checkpoint_io, key)
         self.start()
         return UpdateLoader(self)
 
@@ -282,7 +280,7 @@ class ReplayDataModule(RLDataModule):
         super().start()
         if self.buffer is None:
             self.buffer = self.make_buffer()
-            self._lost = self.frames > 0
+            self._lost = self._why_lost() if self.frames > 0 else None
             assert self.collector is not None
             self._preload()
             if self.collector.x is not None:  # a resumed run, whose replay contents are gone
@@ -311,19 +309,31 @@ class ReplayDataModule(RLDataModule):
             while self.frames < self.warmup_frames:  # steps that only reset are no frames
                 missing = self.warmup_frames - self.frames
                 self._play(math.ceil(missing / (self.num_envs * world)), True)
-        elif self._lost:
+        elif self._lost is not None:
             # Resumed without contents: the policy, not chance, fills the buffer anew.
             rank_zero_warn(
-                f"there are no replay contents to go on from: the policy plays {self.refill} "
-                "frames before learning goes on"
+                f"{self._lost}: the policy plays {self.refill} frames before learning goes on"
             )
             self._play(math.ceil(self.refill / (self.num_envs * world)), False)
         else:
             return
-        self._lost = False
+        self._lost = None
         for encoder in self.agent.encoders:
             encoder.synchronize()
             encoder.begin_rollout()  # a tuned model's features are standardised from here on
+
+    def _why_lost(self) -> str:
+        if self._replay_name is None:
+            return "there are no replay contents to go on from"
+        if not self.save_replay:
+            return "data.save_replay: false leaves the saved replay contents where they are"
+        if self._saved_envs is None:
+            return "the saved replay contents cannot be gone on from"
+        return (
+            f"the saved replay contents are those of {self._saved_envs} environments, not of "
+            f"data.num_envs: {self.num_envs} on {self._trainer.world_size} ranks, and stay where "
+            "they are"
+        )
 
     def _open(self) -> Dataset | None:
         """The recorded episodes, if there are to be any."""
@@ -420,6 +430,14 @@ class ReplayDataModule(RLDataModule):
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
+        self._close_spool()
+
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        self._close_spool()
+        self.buffer, self._replay_name = None, None  # perhaps in the middle of a row
+
+    def _close_spool(self) -> None:
         if self._spool is not None:
             self._spool.close()
             self._spool = None
@@ -427,6 +445,7 @@ class ReplayDataModule(RLDataModule):
     def forget(self) -> None:
         super().forget()
         self.buffer, self._sampled, self._began_with = None, None, None
+        self._replay_name = None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "replay": self._spooled()}
@@ -435,6 +454,9 @@ class ReplayDataModule(RLDataModule):
         super().load_state_dict(state_dict)
         name = state_dict.get("replay")
         self._replay_name = name if isinstance(name, str) else None  # a list: never moved in place
+        self._saved_envs = None
+        if self._replay_name is not None:
+            check_restart(self._trainer)
         path = self._trainer.ckpt_path
         self._resume_from = None if path is None else Path(path)
         self.buffer = None
@@ -450,7 +472,7 @@ class ReplayDataModule(RLDataModule):
         if self._replay_name is None or self._resume_from is None:
             return
         folder = find_sidecar(self._resume_from, self._replay_name, self._trainer.global_rank)
-        saved = torch.load(folder / "state.pt", weights_only=True)
+        saved = read_archive(folder / "state.pt")
         assert self.collector is not None
         fresh = self.collector.x is None
         if fresh:  # environments that cannot be copied, or that had not begun
@@ -458,21 +480,29 @@ class ReplayDataModule(RLDataModule):
                 self.collector.reset(agent)
         assert self.collector.x is not None
         self.buffer = self.make_buffer()
-        self.buffer.load(
-            folder,
-            saved,
-            self.collector.x,
-            action_example(self.spec.action_space, self.num_envs),
-        )
+        example = action_example(self.spec.action_space, self.num_envs)
+        try:
+            self.buffer.load(folder, saved, self.collector.x, example)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # what was changed by a stranger or a disk fails in many ways
+            raise ConfigurationError(
+                f"ckpt_path: the replay contents in {folder} are damaged ({error}); set "
+                "data.save_replay: false to go on without them"
+            ) from error
         self._compare(state.get("dataset"))
         if fresh:
             self.buffer.begin(self.collector.x, mask=self.collector.mask)
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        super().load_shared_state(state)
+        self._saved_envs = str(state["num_envs"])
 
     def _spooled(self) -> list[str] | None:
         if self.buffer is None or not self.save_replay or not len(self.buffer):
             return None
         trainer = self._trainer
-        if self._spool is None:
+        if self._spool is None or not self._spool.folder.is_dir():  # gone with a save after `fit`
             self._spool = Spool(spool_place(trainer), trainer.global_rank)
         buffer = self.buffer
         version = (self.frames, trainer.global_step)

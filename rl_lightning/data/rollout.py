@@ -49,6 +49,8 @@ class RolloutDataModule(RLDataModule):
         ConfigurationError: If a number is wrong or does not fit the others.
     """
 
+    minibatch = "data.minibatch_size"
+
     def __init__(
         self,
         env: str,
@@ -170,10 +172,13 @@ class RolloutDataModule(RLDataModule):
                     f"{length} steps; choose a multiple of {length}, or set model.sequence_length"
                 )
 
-    def train_dataloader(self) -> "RolloutLoader":
-        self.start()
+    def start(self) -> None:
+        super().start()
         if self.normalize_reward and self._reward_norm is None:
             self._reward_norm = RewardNorm(self.num_envs, self.agent.gamma)
+
+    def train_dataloader(self) -> "RolloutLoader":
+        self.start()
         return RolloutLoader(self)
 
     def next_batch(self) -> tuple[TensorDict, int]:

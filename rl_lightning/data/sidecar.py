@@ -2,27 +2,38 @@
 
 `last.ckpt` holds no transitions; it names a folder `last.replay.<id>` next to it, with one folder
 per rank. The order of events makes a save atomic: every rank writes its contents to a spool, the
-folder is linked together and renamed into place, only then the checkpoint (which Lightning writes
-atomically) replaces the one before it, and only then that one's folder goes. Killed in between,
-there is either the old checkpoint with its folder or the new one with its own.
+folder is linked together and renamed into place, only then the checkpoint (atomically, see
+`CheckpointFiles`) replaces the one before it, and only then that one's folder goes. Killed in
+between, there is either the old checkpoint with its folder or the new one with its own.
 """
 
-import contextlib
+import io
 import os
+import re
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.data.arena import link
+from rl_lightning.data.checkpoint_files import (
+    CheckpointFiles,
+    flush,
+    flush_folder,
+    is_remote,
+    lock,
+    saving,
+)
 from rl_lightning.errors import ConfigurationError
 
 
@@ -35,13 +46,16 @@ class Spool:
     """
 
     def __init__(self, place: Path, rank: int) -> None:
-        place.mkdir(parents=True, exist_ok=True)
-        prefix = f".replay-rank{rank}-"
-        for old in place.glob(f"{prefix}*"):  # what a killed process left: its lock went with it
-            if _lock(old, "r") is not None:
-                shutil.rmtree(old, ignore_errors=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        self._lock = _lock(self.folder, "w")
+        with saving(f"replay contents in {place}"):
+            place.mkdir(parents=True, exist_ok=True)
+            prefix = f".replay-rank{rank}-"
+            # What a killed process left: its lock went with it.
+            for old in place.glob(f"{prefix}*"):
+                if _is_abandoned(old):
+                    shutil.rmtree(old, ignore_errors=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            self._lock = (self.folder / "lock").open("w")
+            lock(self._lock)
         self._clean = weakref.finalize(self, shutil.rmtree, str(self.folder), ignore_errors=True)
         self._newest: tuple[Any, Path] | None = None
 
@@ -54,9 +68,16 @@ class Spool:
         """
         if self._newest is None or self._newest[0] != version:
             folder = self.folder / uuid.uuid4().hex
-            folder.mkdir()
-            state = save(folder)
-            torch.save(state, folder / "state.pt")
+            try:
+                with saving(f"replay contents in {self.folder.parent}"):
+                    folder.mkdir()
+                    contents = io.BytesIO()
+                    torch.save(save(folder), contents)
+                    (folder / "state.pt").write_bytes(contents.getbuffer())
+                    _flush_all(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             old, self._newest = self._newest, (version, folder)
             if old is not None:
                 shutil.rmtree(old[1], ignore_errors=True)
@@ -67,15 +88,41 @@ class Spool:
         self._clean()
 
 
-def _lock(folder: Path, mode: str) -> IO[Any] | None:
-    """A spool's lock, if nobody holds it."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl  # not on every system: there, nothing is cleaned up
+def _is_abandoned(spool: Path) -> bool:
+    try:
+        with (spool / "lock").open() as file:
+            return lock(file)
+    except OSError:
+        return False
 
-        file = (folder / "lock").open(mode)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    return None
+
+def _flush_all(folder: Path) -> None:
+    """Have a snapshot's new files on the disk; those with other names were flushed before."""
+    for path in folder.iterdir():
+        if path.stat().st_nlink == 1:
+            with path.open("r+b") as file:
+                flush(file)
+    flush_folder(folder)
+
+
+class PairedFiles(CheckpointFiles):
+    """Checkpoint files that take replay contents they no longer name along.
+
+    Args:
+        key: The data module's entry in a checkpoint.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        name = (checkpoint.get(self.key) or {}).get("replay")
+        _remove(path, but=name)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        _remove(path)
 
 
 class SidecarIO(CheckpointIO):
@@ -84,36 +131,61 @@ class SidecarIO(CheckpointIO):
     Args:
         inner: What saves and loads the checkpoint itself.
         key: The data module's entry in a checkpoint.
+        keeps_spools: Whether spools serve further saves; otherwise they go after each.
     """
 
-    def __init__(self, inner: CheckpointIO, key: str) -> None:
+    def __init__(
+        self, inner: CheckpointIO, key: str, keeps_spools: Callable[[], bool] = lambda: True
+    ) -> None:
         self.inner = inner
         self.key = key
+        self.keeps_spools = keeps_spools
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         spooled = (checkpoint.get(self.key) or {}).get("replay")
         if not spooled:
-            self.inner.save_checkpoint(checkpoint, path, storage_options)
-            _remove(path)
+            self._save(checkpoint, path, storage_options)
             return
-        if "://" in str(path):
-            rank_zero_warn(f"replay contents are not saved to {path}: only to local folders")
-            checkpoint[self.key]["replay"] = None
-            self.inner.save_checkpoint(checkpoint, path, storage_options)
-            return
-        path = Path(path)
+        try:
+            if is_remote(path):
+                rank_zero_warn(f"replay contents are not saved to {path}: only to local folders")
+                checkpoint[self.key]["replay"] = None
+                self._save(checkpoint, path, storage_options)
+            else:
+                self._save_both(checkpoint, Path(path), spooled, storage_options)
+        finally:
+            checkpoint[self.key]["replay"] = spooled
+            if not self.keeps_spools():
+                for folder in spooled:
+                    shutil.rmtree(Path(folder).parent, ignore_errors=True)
+
+    def _save_both(
+        self, checkpoint: Any, path: Path, spooled: list[str], storage_options: Any
+    ) -> None:
         folder = path.parent / f"{path.stem}.replay.{uuid.uuid4().hex[:12]}"
         building = path.parent / f".{folder.name}"
-        building.mkdir(parents=True)
-        for rank, source in enumerate(spooled):
-            (building / f"rank{rank}").mkdir()
-            for file in Path(source).iterdir():
-                link(file, building / f"rank{rank}" / file.name)
-        os.replace(building, folder)
-        checkpoint[self.key]["replay"] = folder.name
+        before = _identity(path)
+        try:
+            with saving(f"checkpoint {path}"):
+                building.mkdir(parents=True)
+                for rank, source in enumerate(spooled):
+                    (building / f"rank{rank}").mkdir()
+                    for file in Path(source).iterdir():
+                        link(file, building / f"rank{rank}" / file.name)
+                os.replace(building, folder)
+            checkpoint[self.key]["replay"] = folder.name
+            self._save(checkpoint, path, storage_options)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            # Not where the new checkpoint stands, or another plugin may still write it.
+            if type(self.inner) is PairedFiles and _identity(path) == before:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _save(self, checkpoint: Any, path: Any, storage_options: Any) -> None:
         self.inner.save_checkpoint(checkpoint, path, storage_options)
-        checkpoint[self.key]["replay"] = spooled
-        _remove(path, but=folder)
+        if not isinstance(_base(self.inner), PairedFiles):  # which do so in their own time
+            _remove(path, but=(checkpoint.get(self.key) or {}).get("replay"))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         return self.inner.load_checkpoint(path, *args, **kwargs)
@@ -126,31 +198,92 @@ class SidecarIO(CheckpointIO):
         self.inner.teardown()
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def install(trainer: Any, key: str, keeps_spools: Callable[[], bool]) -> None:
+    """Have a trainer save and load checkpoints as told here, from now on.
+
+    A plugin of the user's stays: one that only says when files are written (`AsyncCheckpointIO`)
+    has ours written, one that writes them itself answers for them. So do strategies that shard.
+
+    Args:
+        trainer: The trainer; a second time replaces the first.
+        key: As in `SidecarIO`, as is `keeps_spools`.
+    """
+    strategy = trainer.strategy
+    if type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+        return
+    inner, files = strategy.checkpoint_io, PairedFiles(key)
+    if isinstance(inner, SidecarIO):
+        inner = inner.inner
+    outer = inner
+    while isinstance(outer, _WrappingCheckpointIO):
+        if _is_plain(outer._checkpoint_io):
+            outer._checkpoint_io = files
+            break
+        outer = outer._checkpoint_io
+    strategy.checkpoint_io = SidecarIO(files if _is_plain(inner) else inner, key, keeps_spools)
+
+
+def _is_plain(inner: CheckpointIO | None) -> bool:
+    return inner is None or type(inner) in (TorchCheckpointIO, PairedFiles)
+
+
+def _base(inner: CheckpointIO | None) -> CheckpointIO | None:
+    while isinstance(inner, _WrappingCheckpointIO):
+        inner = inner._checkpoint_io
+    return inner
+
+
 def sidecars(path: Path) -> list[Path]:
     """The folders with replay contents that belong to a checkpoint's name, finished or not."""
+    if not path.parent.is_dir():
+        return []
     names = (f"{path.stem}.replay.", f".{path.stem}.replay.")
     return [p for p in path.parent.iterdir() if p.is_dir() and p.name.startswith(names)]
 
 
-def _remove(path: Any, but: Path | None = None) -> None:
-    if "://" not in str(path):
+def _remove(path: Any, but: str | None = None) -> None:
+    if not is_remote(path):
         for folder in sidecars(Path(path)):
-            if folder != but:
+            if folder.name != but:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_sidecar(checkpoint: Path, name: str, rank: int) -> Path:
     """Where a rank's replay contents of a checkpoint lie.
 
+    The name comes out of the checkpoint, and that perhaps from a stranger: it may lead to a folder
+    beside the checkpoint, and to nothing else.
+
     Raises:
-        ConfigurationError: If they are gone.
+        ConfigurationError: If they are gone, or elsewhere.
     """
+    if not re.fullmatch(r"[^/\\\0]+\.replay\.[0-9a-f]+", name):
+        raise ConfigurationError(
+            f"ckpt_path: {checkpoint} names replay contents {name!r}, which is no folder beside it "
+            "that this library would have made; set data.save_replay: false to go on without them"
+        )
     folder = checkpoint.parent / name / f"rank{rank}"
     if not (folder / "state.pt").is_file():
         raise ConfigurationError(
             f"ckpt_path: {checkpoint} goes with replay contents in {folder.parent}, which are not "
             "there (or not whole); move them along with it, or set data.save_replay: false to fill "
             "the buffer anew"
+        )
+    files = list(folder.iterdir())
+    links = [p for p in (folder.parent, folder, *files) if p.is_symlink()]
+    if strange := links + [p for p in files if not p.is_file()]:
+        raise ConfigurationError(
+            f"ckpt_path: {checkpoint} goes with replay contents of which {strange[0]} is a link or "
+            "no file; copy the files themselves, or set data.save_replay: false"
         )
     return folder
 

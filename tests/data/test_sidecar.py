@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning import DQN
-from rl_lightning.data import ReplayDataModule, sidecar
-from rl_lightning.data.sidecar import SidecarIO, Spool, find_sidecar, sidecars
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.data import ReplayDataModule, checkpoint_files, sidecar
+from rl_lightning.data.sidecar import PairedFiles, SidecarIO, Spool, find_sidecar, sidecars
+from rl_lightning.errors import ConfigurationError, RunError
 
 SMALL = {
     "env": "CartPole-v1",
@@ -156,7 +155,7 @@ class Writer:
     def __init__(self, folder):
         self.path = Path(folder) / "last.ckpt"
         self.spool = Spool(Path(folder), 0)
-        self.io = SidecarIO(TorchCheckpointIO(), "data")
+        self.io = SidecarIO(PairedFiles("data"), "data")
 
     def save(self, number):
         def contents(folder):
@@ -211,7 +210,7 @@ def test_other_checkpoints_of_similar_names_keep_their_folders(tmp_path):
         assert saved(tmp_path / name) == name
 
 
-STAGES = ("spooling", "spooled", "renamed", "replaced")
+STAGES = ("spooling", "spooled", "renamed", "written", "replaced")
 
 
 def interrupt(stage, how, monkeypatch):
@@ -225,7 +224,12 @@ def interrupt(stage, how, monkeypatch):
     elif stage == "spooled":
         monkeypatch.setattr(sidecar.os, "replace", happen)
     elif stage == "renamed":
-        monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", happen)
+        monkeypatch.setattr(checkpoint_files, "replace_file", happen)
+    elif stage == "written":
+        replace = os.replace
+        monkeypatch.setattr(
+            os, "replace", lambda a, b: happen() if a.suffix == ".tmp" else replace(a, b)
+        )
     else:
         monkeypatch.setattr(sidecar, "_remove", happen)
 
@@ -240,8 +244,10 @@ def test_a_failing_save_leaves_the_checkpoint_before_it(stage, tmp_path):
     writer.save(1)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(stage, fail, patch)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises((RunError, OSError), match="no space"):
             writer.save(2)
+    if stage != "replaced":
+        assert len(names(tmp_path)) == 3  # checkpoint, folder, spool; nothing half-written
     assert saved(writer.path) == (2 if stage == "replaced" else 1)
     writer.save(3)  # and the next one cleans up
     assert saved(writer.path) == 3
