@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	OMP_NUM_THREADS=1 $(BIN)/rl-lightning fit --config configs/ppo/textmaze.yaml
 	OMP_NUM_THREADS=1 $(BIN)/rl-lightning validate --config configs/ppo/textmaze.yaml \
-		--ckpt_path checkpoints/ppo-textmaze/best.ckpt
+		--ckpt_path best
 	@echo "curves: make tensorboard    checkpoints: checkpoints/ppo-textmaze/"
 
 test: install

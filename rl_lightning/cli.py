@@ -10,13 +10,15 @@ from typing import Any, NoReturn
 from zipfile import is_zipfile
 
 import torch.distributed as dist
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from rl_lightning.agents import Agent
-from rl_lightning.callbacks import FrameProgressBar, GracefulStop, TextPanel
+from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, TextPanel
+from rl_lightning.callbacks.run_folder import find_checkpoint
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.dataset import read_dataset
 from rl_lightning.errors import ConfigurationError, RunError
@@ -80,6 +82,11 @@ class RLCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         checkpoint = self._get(self.config_init, "checkpoint")
+        if (checkpoint.filename or "").casefold() == "last":
+            raise ConfigurationError(
+                f"checkpoint.filename: {checkpoint.filename} is the name of the last epoch's file; "
+                "choose another for the best one's, e.g. best"
+            )
         # Lightning's own `save_last` waits for a better best; this one does not.
         last = ModelCheckpoint(
             dirpath=checkpoint.dirpath,
@@ -95,11 +102,17 @@ class RLCLI(LightningCLI):
         if wanted.enable_progress_bar is not False and not _any(own, ProgressBar):
             callbacks.append(FrameProgressBar())
         if wanted.enable_checkpointing is not False:
-            callbacks.append(last)
+            goes_on_from = self._get(self.config, "ckpt_path")
+            callbacks += [last, RunFolder([checkpoint, last], self._dump(), goes_on_from)]
         else:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+    def _dump(self) -> str:
+        """This command's configuration, all values written out."""
+        name = self.config.subcommand
+        return self._parser(name).dump(self.config[name], skip_none=False)
 
     def _parse_ckpt_path(self) -> None:
         """The configuration decides what is built; a checkpoint only fills it."""
@@ -108,15 +121,12 @@ class RLCLI(LightningCLI):
         if path in (None, "hpc"):
             return
         if path in ("last", "best"):
-            name = "last" if path == "last" else config.checkpoint.filename
-            if config.checkpoint.dirpath is None:
-                raise ConfigurationError(f"ckpt_path: {path} needs checkpoint.dirpath, or a file")
-            found = Path(config.checkpoint.dirpath) / f"{name}.ckpt"
-            if path == "last" and self.config.subcommand == "fit" and not found.is_file():
-                warnings.warn(f"there is no {found} to go on from: training starts", stacklevel=1)
-                config.ckpt_path = None
+            saver, fit = config.checkpoint, self.config.subcommand == "fit"
+            now = yaml.safe_load(self._dump())
+            found = find_checkpoint(path, saver.dirpath, saver.filename, now, fit)
+            config.ckpt_path = path = None if found is None else str(found)
+            if path is None:
                 return
-            config.ckpt_path = path = str(found)
         if not Path(path).is_file():
             raise ConfigurationError(f"ckpt_path: there is no file {path}")
         if not is_zipfile(path):
