@@ -87,8 +87,8 @@ _PENDULUM = (
         "fit --config configs/ppo/pendulum.yaml --data.total_frames 32768 "
         "--checkpoint.dirpath checkpoints/ppo-pendulum-early",
         "predict --config configs/ppo/pendulum.yaml "
-        "--ckpt_path checkpoints/ppo-pendulum-early/last.ckpt --data.val_explore true "
-        "--data.val_episodes 200 --data.record datasets/pendulum.hdf5",
+        "--checkpoint.dirpath checkpoints/ppo-pendulum-early --ckpt_path last "
+        "--data.val_explore true --data.val_episodes 200 --data.record datasets/pendulum.hdf5",
     ),
 )
 PREPARE = {

@@ -196,8 +196,10 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error), status=1)
     except MisconfigurationException as error:
         _fail(str(error) + _way_out(str(error)))
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
+    except (RuntimeError, ValueError, KeyError) as error:  # as torch and Lightning say it
+        if "checkpoint contains only the model" in str(error):
+            _fail("ckpt_path: the checkpoint holds weights only, with which training cannot go on")
+        if not any(mark in str(error) for mark in ("loading state_dict", "loaded state dict")):
             raise
         _fail(f"the checkpoint does not fit this configuration: {error}")
 

@@ -177,13 +177,24 @@ def test_a_mistake_ends_with_one_sentence(option, tmp_path, capfd):
 
 def test_a_checkpoint_of_another_network_is_one_sentence_too(tmp_path, capfd):
     checkpoints, _ = fit(tmp_path)
+    best = checkpoints / "best.ckpt"
     capfd.readouterr()
     where = [f"--checkpoint.dirpath={checkpoints}", "--trainer.logger=false"]
     with pytest.raises(SystemExit) as exit_info:
-        main(["validate", *CARTPOLE, *where, "--ckpt_path=best", "--model.network.hidden=[8]"])
+        main(["validate", *CARTPOLE, *where, f"--ckpt_path={best}", "--model.network.hidden=[8]"])
     assert exit_info.value.code == 2
     assert "does not fit this configuration" in capfd.readouterr().err
-    main(["validate", *CARTPOLE, *where, "--ckpt_path=best", "--data.val_episodes=2"])
+    other = torch.load(best, weights_only=True)
+    other["optimizer_states"][0]["param_groups"] *= 2
+    torch.save(other, checkpoints / "groups.ckpt")
+    del other["optimizer_states"]
+    torch.save(other, checkpoints / "weights.ckpt")
+    for name, why in [("groups", "does not fit this conf"), ("weights", "holds weights only")]:
+        with pytest.raises(SystemExit) as exit_info:
+            main(["fit", *CARTPOLE, *where, f"--ckpt_path={checkpoints}/{name}.ckpt"])
+        assert exit_info.value.code == 2
+        assert why in capfd.readouterr().err
+    main(["validate", *CARTPOLE, *SHORT, *where, "--ckpt_path=best", "--data.val_episodes=2"])
     with pytest.raises(SystemExit) as exit_info:
         main(["validate", *CARTPOLE, "--checkpoint.dirpath=nowhere", "--ckpt_path=last"])
     assert exit_info.value.code == 2
