@@ -1,6 +1,10 @@
 """The exceptions whose message is the whole explanation."""
 
+import difflib
 import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
 
 
 class ConfigurationError(ValueError):
@@ -21,12 +25,65 @@ class RunError(RuntimeError):
     """
 
 
-def check_range(name: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Refuse a hyper-parameter outside `[low, high]`; None passes.
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Refuse a hyper-parameter outside `[low, high]`, NaN and infinity; None passes.
+
+    Infinity is refused even where `high` is: what is switched off or unlimited is None, or left
+    out, and a product of infinity and 0 is NaN.
 
     Raises:
         ConfigurationError: That names the argument, the value and the range.
     """
-    if value is not None and not low <= value <= high:
+    if value is None:
+        return
+    if isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a number, not {value!r}")
+    if not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ConfigurationError(f"{name} must be {allowed}, not {value}")
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be finite, not {value}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuse NaN, infinity and what is no number; None passes.
+
+    Raises:
+        ConfigurationError: That names the argument and the value.
+    """
+    if value is not None and (isinstance(value, str) or not math.isfinite(value)):
+        raise ConfigurationError(f"{name} must be a finite number, not {value!r}")
+
+
+def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """A count in `[low, high]` as an int: whole floats such as 1e5 are meant as what they equal.
+
+    Raises:
+        ConfigurationError: If it is no whole number, None included, or outside the range.
+    """
+    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        raise ConfigurationError(f"{name} must be a whole number, at least {low}, not {value}")
+    if value < low:
+        raise ConfigurationError(f"{name} must be at least {low}, not {int(value)}")
+    if value > high:
+        raise ConfigurationError(f"{name} must be at most {high:,}, not {int(value)}")
+    return int(value)
+
+
+def whole_seed(name: str, value: Any) -> int:
+    """A seed as an int in [0, 2³²), which is what NumPy's and other generators take.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    return whole(name, value, 0, 2**32 - 1)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Names that exist, those most like `name` first."""
+    names = list(dict.fromkeys(known))
+    return sorted(names, key=lambda n: -difflib.SequenceMatcher(None, name, n).ratio())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

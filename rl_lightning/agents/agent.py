@@ -17,6 +17,7 @@ from rl_lightning.agents import prediction
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent
+from rl_lightning.agents.optimizer import make_optimizer
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
@@ -272,7 +273,7 @@ class Agent(CopyableModule):
         groups: Any = self.parameter_groups()
         if len(groups) == 1 and "lr" not in groups[0]:
             groups = groups[0]["params"]
-        optimizer = self.optimizer(groups)
+        optimizer = make_optimizer(self.optimizer, groups)
         # Not in the groups, where a checkpoint's would replace them: the configuration decides.
         self._rates = [group["lr"] for group in optimizer.param_groups]
         # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is

@@ -13,7 +13,7 @@ from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_finite, check_range, whole
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.nn.q_network import QNetwork, pick
 from rl_lightning.nn.target import make_target
@@ -77,7 +77,7 @@ class DQN(ReplayAgent):
     ) -> None:
         super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
-        check_range("target_update_frames", target_update_frames, 0)
+        target_update_frames = whole("target_update_frames", target_update_frames, 0)
         if distribution not in ("none", "categorical", "quantile"):
             raise ConfigurationError(
                 f"distribution must be none, categorical or quantile, not {distribution!r}"
@@ -86,14 +86,15 @@ class DQN(ReplayAgent):
             raise ConfigurationError(f"error must be huber or mse, not {error!r}")
         outputs = 1
         if distribution != "none":
-            check_range("atoms", atoms, 2)
-            outputs = atoms
+            outputs = whole("atoms", atoms, 2)
         if distribution == "categorical" and value_range is None:
             raise ConfigurationError(
                 "distribution: categorical needs value_range, the lowest and highest discounted "
                 "return: [0, 100] for a reward of 1 per step and gamma 0.99; or use quantile"
             )
         low, high = (float(v) for v in value_range or (0.0, 1.0))
+        for bound in (low, high):
+            check_finite("value_range", bound)
         if not low < high:
             raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
         # Built by the command line or by `partial`, a network takes further keywords too.

@@ -12,7 +12,7 @@ from rl_lightning import losses
 from rl_lightning.agents.agent import Agent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range
+from rl_lightning.errors import check_range, whole
 from rl_lightning.nn.actor_critic import ActorCritic
 from rl_lightning.returns import gae
 from rl_lightning.schedules import Schedule, factor
@@ -88,7 +88,8 @@ class PPO(Agent):
         self.value_coef = value_coef
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
-        self.sequence_length = sequence_length
+        if sequence_length is not None:
+            self.sequence_length = whole("model.sequence_length", sequence_length, 1)
         self._stop = False
 
     def prepare(self, rollout: Rollout) -> TensorDict:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.agents.agent import Agent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.table import TableEncoder
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_finite, check_range
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.nn.q_network import pick
 from rl_lightning.returns import next_values
@@ -125,6 +125,7 @@ class QTable(Agent):
             raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
         check_range("alpha", alpha, 0.0, 1.0)
         check_range("alpha_decay", alpha_decay, 0.0, 1.0)
+        check_finite("initial_value", initial_value)
         factor(alpha_schedule, 0.0)
         self.policy = Table(spec, encoder, 2 if method == "double_q" else 1, initial_value)
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]

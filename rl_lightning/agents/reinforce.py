@@ -11,7 +11,7 @@ from rl_lightning import losses
 from rl_lightning.agents.agent import Agent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range
+from rl_lightning.errors import check_range, whole
 from rl_lightning.nn.actor_critic import ActorCritic
 from rl_lightning.returns import discounted_returns, ends_within, gae
 from rl_lightning.schedules import Schedule
@@ -67,7 +67,8 @@ class REINFORCE(Agent):
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef
         self.normalize_advantage = normalize_advantage
-        self.sequence_length = sequence_length
+        if sequence_length is not None:
+            self.sequence_length = whole("model.sequence_length", sequence_length, 1)
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps

@@ -13,7 +13,7 @@ from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range
+from rl_lightning.errors import check_finite, check_range
 from rl_lightning.exploration import ActionNoise
 from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.target import make_target
@@ -73,6 +73,7 @@ class SAC(ReplayAgent):
         super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("temperature", temperature, 1e-8)
+        check_finite("target_entropy", target_entropy)
         check_range("actor_lr", actor_lr, 0.0)
         check_range("temperature_lr", temperature_lr, 0.0)
         make: Callable[..., ContinuousNetwork] = network

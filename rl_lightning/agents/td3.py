@@ -12,7 +12,7 @@ from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range
+from rl_lightning.errors import check_range, whole
 from rl_lightning.exploration import ActionNoise, GaussianNoise
 from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.target import make_target
@@ -68,7 +68,7 @@ class TD3(ReplayAgent):
         super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
-        check_range("policy_delay", policy_delay, 1)
+        policy_delay = whole("policy_delay", policy_delay, 1)
         check_range("target_noise", target_noise, 0.0)
         check_range("target_noise_clip", target_noise_clip, 0.0)
         make: Callable[..., ContinuousNetwork] = network

@@ -67,7 +67,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return checkpoint
 
 
-def check_finite(agent: torch.nn.Module) -> None:
+def check_weights(agent: torch.nn.Module) -> None:
     """Refuse to save an agent with whom nobody could go on.
 
     A buffer may hold infinite constants, such as the bounds of a space, but no NaN.

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
 from rl_lightning.checkpoints import read_checkpoint
-from rl_lightning.data.checkpoint_files import check_finite
+from rl_lightning.data.checkpoint_files import check_weights
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader
@@ -29,12 +29,15 @@ from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.sidecar import install
 from rl_lightning.data.snapshot import Snapshots
 from rl_lightning.data.stored import stored_arguments
+from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.envs.state import StateError
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_finite, whole, whole_seed
 from rl_lightning.hyperparameters import describe_call
 from rl_lightning.types import EnvSpec
+
+MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 
 
 class RLDataModule(L.LightningDataModule):
@@ -97,28 +100,21 @@ class RLDataModule(L.LightningDataModule):
         super().__init__()
         self._set_hparams(describe_call(type(self), self, *self._call))
         del self._call
-        positive = {
-            "num_envs": num_envs,
-            f"total_{self.unit}s": total_frames,
-            "val_episodes": val_episodes,
-            "val_num_envs": val_num_envs,
-        }
-        for name, value in positive.items():
-            check_range(f"data.{name}", value, 1)
+        check_finite("data.success_threshold", success_threshold)
         self.env = env
-        self.num_envs = num_envs
-        self.total_frames = total_frames
+        self.num_envs = whole("data.num_envs", num_envs, 1, MOST_ENVS)
+        self.total_frames = whole(f"data.total_{self.unit}s", total_frames, 1)
         self.env_kwargs = dict(env_kwargs or {})
         self.wrappers: Sequence[WrapperSpec] = wrappers or []
         self.vectorization: Vectorization = vectorization
-        self.seed = seed
+        self.seed = None if seed is None else whole_seed("data.seed", seed)
         self.success_threshold = success_threshold
-        self.val_episodes = val_episodes
-        self.val_num_envs = val_num_envs
+        self.val_episodes = whole("data.val_episodes", val_episodes, 1)
+        self.val_num_envs = whole("data.val_num_envs", val_num_envs, 1, MOST_ENVS)
         self.val_env_kwargs = dict(val_env_kwargs or {})
-        self.val_seed = val_seed
+        self.val_seed = whole_seed("data.val_seed", val_seed)
         self.val_explore = val_explore
-        self.val_transcript_steps = val_transcript_steps
+        self.val_transcript_steps = whole("data.val_transcript_steps", val_transcript_steps, 0)
         self.record = record
         self.clear()
 
@@ -290,8 +286,14 @@ class RLDataModule(L.LightningDataModule):
         Unlike the trainer's `max_epochs`, which is put back, that stays: it belongs to no run.
         """
         install(self._trainer, type(self).__qualname__, lambda: self._running)
-        if stage == "fit":
-            check_tuners(self._trainer, self.minibatch)
+        if stage != "fit":
+            return
+        check_tuners(self._trainer, self.minibatch)
+        if (reason := trains_nothing(self._trainer)) is not None:  # no loader is asked for then
+            rank_zero_warn(
+                f"nothing is trained: {reason}; leave it out, or give Trainer(max_epochs=-1), to "
+                f"train until {self._budget} are used up"
+            )
 
     def val_dataloader(self) -> EpisodeLoader:
         return self._evaluation("val", self.val_seed)
@@ -322,14 +324,8 @@ class RLDataModule(L.LightningDataModule):
         trainer = self._trainer
         loop = trainer.fit_loop
         if not self._running:
-            if str(trainer.precision) in ("16-true", "bf16-true", "64-true"):
-                raise ConfigurationError(
-                    f"trainer.precision: {trainer.precision} would round observations, returns and "
-                    "statistics too; use 32-true or a mixed precision such as bf16-mixed (a "
-                    "language model's own dtype is LLMEncoder's dtype)"
-                )
+            check_trainer(trainer, self._budget)
             self.check(self.agent)
-            self._check_limits()
             seed = self._seed() + trainer.global_rank * self.num_envs
             if trainer.global_rank > 0:
                 # Lightning seeds all ranks alike; their actions must not be sampled alike.
@@ -346,7 +342,8 @@ class RLDataModule(L.LightningDataModule):
                 f"{self.frames} so far; raise it to go on"
             )
         self.plan(self.epoch)
-        if loop.max_epochs == self._max_epochs and self._max_epochs != self._planned:
+        ends = loop.max_epochs == self._max_epochs != self._planned
+        if ends and not trains_nothing(trainer):  # that is said already
             rank_zero_warn(
                 f"max_epochs={self._max_epochs} ends training before {self._budget} are used up; "
                 "give Trainer(max_epochs=-1) for the whole budget"
@@ -359,15 +356,6 @@ class RLDataModule(L.LightningDataModule):
     @property
     def _budget(self) -> str:
         return f"data.total_{self.unit}s={self.total_frames}"
-
-    def _check_limits(self) -> None:
-        trainer: Any = self._trainer
-        limit = trainer.limit_train_batches
-        if not trainer.fast_dev_run and limit != 1.0:
-            raise ConfigurationError(
-                f"trainer.limit_train_batches: {limit} would throw away what an epoch was planned "
-                f"for; make data.total_{self.unit}s smaller, or epochs shorter"
-            )
 
     def begin_clock(self) -> None:
         """Start measuring speed, once."""
@@ -459,7 +447,7 @@ class RLDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
-        check_finite(self.agent)  # here, because it is asked on all ranks before any writes
+        check_weights(self.agent)  # here, because it is asked on all ranks before any writes
         return {"frames": self.frames, "ranks": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, whole
 from rl_lightning.tree import to_device
 
 
@@ -101,18 +101,11 @@ class OfflineDataModule(RLDataModule):
             val_transcript_steps=val_transcript_steps,
             record=record,
         )
-        positive = {
-            "batch_size": batch_size,
-            "updates_per_epoch": updates_per_epoch,
-            "n_step": n_step,
-        }
-        for name, value in positive.items():
-            check_range(f"data.{name}", value, 1)
         check_storage(obs_dtype, storage, storage_dir)
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.updates_per_epoch = updates_per_epoch
-        self.n_step = n_step
+        self.batch_size = whole("data.batch_size", batch_size, 1)
+        self.updates_per_epoch = whole("data.updates_per_epoch", updates_per_epoch, 1)
+        self.n_step = whole("data.n_step", n_step, 1)
         self.obs_dtype = obs_dtype
         self.storage = storage
         self.storage_dir = storage_dir

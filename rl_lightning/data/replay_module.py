@@ -22,7 +22,7 @@ from rl_lightning.data.sidecar import Spool, find_sidecar, spool_place
 from rl_lightning.data.tuners import check_restart
 from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_range, whole
 from rl_lightning.schedules import anneal
 from rl_lightning.tree import to_device
 
@@ -134,23 +134,20 @@ class ReplayDataModule(RLDataModule):
             val_transcript_steps,
             record,
         )
+        num_envs, total_frames = self.num_envs, self.total_frames
+        buffer_frames = whole("data.buffer_frames", buffer_frames, 1)
+        batch_size = whole("data.batch_size", batch_size, 1)
         collect_frames = num_envs if collect_frames is None else collect_frames
-        positive = {
-            "buffer_frames": buffer_frames,
-            "batch_size": batch_size,
-            "collect_frames": collect_frames,
-            "gradient_steps": gradient_steps,
-            "frames_per_epoch": frames_per_epoch,
-            "n_step": n_step,
-            "frame_stack": frame_stack,
-        }
-        for name, value in positive.items():
-            check_range(f"data.{name}", value, 1)
-        check_range("data.warmup_frames", warmup_frames, 0)
+        collect_frames = whole("data.collect_frames", collect_frames, 1)
+        gradient_steps = whole("data.gradient_steps", gradient_steps, 1)
+        frames_per_epoch = whole("data.frames_per_epoch", frames_per_epoch, 1)
+        n_step = whole("data.n_step", n_step, 1)
+        frame_stack = whole("data.frame_stack", frame_stack, 1)
+        warmup_frames = whole("data.warmup_frames", warmup_frames, 0)
         check_range("data.priority_alpha", priority_alpha, 0.0)
         check_range("data.priority_beta", priority_beta, 0.0, 1.0)
         check_range("data.priority_eps", priority_eps, 0.0)
-        check_range("data.her_goals", her_goals, 0)
+        her_goals = whole("data.her_goals", her_goals, 0)
         _check_multiple("collect_frames", collect_frames, "num_envs", num_envs)
         _check_multiple("frames_per_epoch", frames_per_epoch, "collect_frames", collect_frames)
         check_storage(obs_dtype, storage, storage_dir)
@@ -164,6 +161,12 @@ class ReplayDataModule(RLDataModule):
                 f"data.warmup_frames: {warmup_frames} leave nothing of data.total_frames: "
                 f"{total_frames} to learn in"
             )
+        for name, value, unit in (
+            ("batch_size", batch_size, 1),
+            ("collect_frames", collect_frames, 1),
+            ("n_step", n_step, num_envs),
+        ):
+            _check_room(buffer_frames, name, value, unit)
         self.buffer_frames = buffer_frames
         self.batch_size = batch_size
         self.warmup_frames = warmup_frames
@@ -218,6 +221,8 @@ class ReplayDataModule(RLDataModule):
                 f"data.prioritized: {type(agent).__name__} does not say how wrong it was on each "
                 "row; set data.prioritized: false"
             )
+        world = self._trainer.world_size
+        _check_room(self.buffer_frames, "warmup_frames", -(-self.warmup_frames // world), 1, world)
 
     def plan(self, epoch: int) -> None:
         done = self.frames
@@ -514,4 +519,23 @@ def _check_multiple(name: str, value: int, other: str, unit: int) -> None:
         raise ConfigurationError(
             f"data.{name}: {value} is no multiple of data.{other}: {unit}; choose e.g. "
             f"{max(round(value / unit), 1) * unit}"
+        )
+
+
+def _check_room(buffer_frames: int, name: str, value: int, unit: int, world: int = 1) -> None:
+    """Refuse a buffer that would forget a frame before it was of use.
+
+    Args:
+        buffer_frames: Frames of a rank that the buffer holds.
+        name: The argument that needs room.
+        value: Its share of one rank.
+        unit: Frames of the buffer that 1 of it takes.
+        world: Ranks that share it.
+    """
+    if value * unit > buffer_frames:
+        each = f" · num_envs: {unit}" if unit > 1 else ""
+        share = f" over {world} ranks" if world > 1 else ""
+        raise ConfigurationError(
+            f"data.buffer_frames: {buffer_frames} hold less than data.{name}: {value * world}"
+            f"{each}{share}; make it at least {value * unit}, or data.{name} smaller"
         )

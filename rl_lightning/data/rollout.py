@@ -13,7 +13,7 @@ from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.reward import RewardNorm
 from rl_lightning.data.storage import flatten_sequences, flatten_steps
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, whole
 
 
 class RolloutDataModule(RLDataModule):
@@ -91,25 +91,18 @@ class RolloutDataModule(RLDataModule):
             val_transcript_steps,
             record,
         )
-        positive = {
-            "rollout_steps": rollout_steps,
-            "minibatch_size": 1 if minibatch_size is None else minibatch_size,
-            "passes": passes,
-            "rollouts_per_epoch": rollouts_per_epoch,
-        }
-        for name, value in positive.items():
-            check_range(f"data.{name}", value, 1)
-        size = num_envs * rollout_steps
-        if size % (minibatch_size or size):
+        self.rollout_steps = whole("data.rollout_steps", rollout_steps, 1)
+        size = self.num_envs * self.rollout_steps
+        part = size if minibatch_size is None else whole("data.minibatch_size", minibatch_size, 1)
+        if size % part:
             raise ConfigurationError(
-                f"data.minibatch_size: {minibatch_size} does not divide the rollout of "
-                f"num_envs · rollout_steps = {num_envs} · {rollout_steps} = {size} frames; "
-                f"choose e.g. {_nearest_divisor(size, minibatch_size or size)}"
+                f"data.minibatch_size: {part} does not divide the rollout of "
+                f"num_envs · rollout_steps = {self.num_envs} · {self.rollout_steps} = {size} "
+                f"frames; choose e.g. {_nearest_divisor(size, part)}"
             )
-        self.rollout_steps = rollout_steps
-        self.minibatch_size = minibatch_size or size
-        self.passes = passes
-        self.rollouts_per_epoch = rollouts_per_epoch
+        self.minibatch_size = part
+        self.passes = whole("data.passes", passes, 1)
+        self.rollouts_per_epoch = whole("data.rollouts_per_epoch", rollouts_per_epoch, 1)
         self.normalize_reward = normalize_reward
 
     def clear(self) -> None:
@@ -153,7 +146,6 @@ class RolloutDataModule(RLDataModule):
                 "use PPO"
             )
         length = agent.sequence_length
-        check_range("model.sequence_length", length, 1)
         if length is not None and not self._recurrent(agent):
             raise ConfigurationError(
                 f"model.sequence_length: {length} means nothing without memory; leave it out, or "
@@ -277,4 +269,6 @@ class RolloutLoader:
 
 
 def _nearest_divisor(size: int, wanted: int) -> int:
-    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(d - wanted))
+    small = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
+    divisors = sorted({*small, *(size // d for d in small)})
+    return min(divisors, key=lambda d: abs(d - wanted))

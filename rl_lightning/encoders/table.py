@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, whole
 from rl_lightning.spaces import is_text
 from rl_lightning.types import EnvSpec
 
@@ -41,7 +41,7 @@ class TableEncoder(Encoder):
 
     def __init__(self, spec: EnvSpec, capacity: int = 100_000) -> None:
         super().__init__()
-        check_range("capacity", capacity, 1)
+        capacity = whole("capacity", capacity, 1)
         self.space, self.id = spec.observation_space, spec.id
         self.capacity = capacity
         entries = [_entries(leaf) for leaf in _leaves(self.space)]

@@ -64,7 +64,7 @@ class MLPEncoder(Encoder):
             raise ValueError(f"normalize needs a Box observation space, not {space}")
         self.norm = RunningNorm(size, clip) if normalize else None
         self.trunk = mlp(size, hidden, activation)
-        self.out_dim = hidden[-1] if hidden else size
+        self.out_dim = int(hidden[-1]) if hidden else size
 
     def preprocess(self, obs: Any) -> Tensor:
         """Array `[B, ...]` → float32 `[B, D]`."""

@@ -12,7 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rl_lightning.envs.state import StatefulEnv
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, whole
 
 Vectorization = Literal["sync", "async", "native"]
 WrapperSpec = str | dict[str, dict[str, Any] | None]
@@ -90,7 +90,7 @@ def make_vector_env(
     Raises:
         ConfigurationError: If anything about the description is wrong.
     """
-    check_range("num_envs", num_envs, 1)
+    num_envs = whole("num_envs", num_envs, 1)
     if vectorization == "native":
         return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
     make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)

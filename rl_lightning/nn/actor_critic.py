@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl_lightning.distributions import DiagonalGaussian
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
-from rl_lightning.nn.mlp import Activation, mlp, orthogonal_
+from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
 from rl_lightning.returns import next_values
 from rl_lightning.sharing import sharing
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -55,6 +55,7 @@ class ActorCritic(nn.Module):
         critic: bool = True,
     ) -> None:
         super().__init__()
+        hidden = widths(hidden)
         separate = critic and not share_encoder
         with sharing():
             self.encoder = encoder(spec)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.distributions import SquashedGaussian
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.nn.ensemble import Ensemble
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation
+from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 from rl_lightning.types import EnvSpec, Stored
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al. 2018, the authors' code
@@ -71,7 +71,7 @@ class ContinuousNetwork(nn.Module):
         self.critics = Ensemble(
             critics,
             features + self.size,
-            hidden if critic_hidden is None else critic_hidden,
+            hidden if critic_hidden is None else widths(critic_hidden, "critic_hidden"),
             1,
             activation,
             layer_norm,
@@ -128,7 +128,7 @@ def _plain_mlp(
             f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
         )
     layers: list[nn.Module] = []
-    for width in hidden:
+    for width in widths(hidden):
         layers += [nn.Linear(in_dim, width), ACTIVATIONS[activation]()]
         in_dim = width
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation
+from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 
 
 class Ensemble(nn.Module):
@@ -42,9 +42,9 @@ class Ensemble(nn.Module):
             )
         self.activation = ACTIVATIONS[activation]()
         self.layer_norm = layer_norm
-        widths = [in_dim, *hidden, out_dim]
+        sizes = [in_dim, *widths(hidden), out_dim]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for fan_in, fan_out in itertools.pairwise(widths):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             bound = 1.0 / math.sqrt(fan_in)
             self.weights.append(torch.empty(count, fan_in, fan_out).uniform_(-bound, bound))
             self.biases.append(torch.empty(count, 1, fan_out).uniform_(-bound, bound))

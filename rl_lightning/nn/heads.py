@@ -16,6 +16,7 @@ from rl_lightning.distributions import (
     SquashedGaussian,
     mask_logits,
 )
+from rl_lightning.errors import check_finite
 from rl_lightning.nn.mlp import orthogonal_
 
 # Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a
@@ -155,6 +156,7 @@ class GaussianHead(ActionHead):
         self.shape = space.shape
         size = int(np.prod(space.shape))
         self.linear = orthogonal_(nn.Linear(in_dim, size), gain=0.01)
+        check_finite("log_std_init", log_std_init)
         self.log_std = nn.Parameter(torch.full((size,), float(log_std_init)))
         low = torch.from_numpy(space.low.astype(np.float32).reshape(-1))
         high = torch.from_numpy(space.high.astype(np.float32).reshape(-1))

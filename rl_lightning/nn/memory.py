@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.errors import whole
+
 Recurrent = Literal["lstm", "gru"]
 
 
@@ -21,8 +23,7 @@ class Memory(nn.Module):
 
     def __init__(self, in_dim: int, size: int, kind: Recurrent) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"recurrent_size must be positive, not {size}")
+        size = whole("recurrent_size", size, 1)
         self.kind = kind
         self.out_dim = size
         self.state_dim = 2 * size if kind == "lstm" else size

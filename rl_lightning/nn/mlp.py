@@ -6,6 +6,8 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
+from rl_lightning.errors import ConfigurationError, whole
+
 M = TypeVar("M", bound=nn.Module)
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -24,6 +26,18 @@ def orthogonal_(layer: M, gain: float = math.sqrt(2.0)) -> M:
     return layer
 
 
+def widths(hidden: Sequence[int], name: str = "hidden") -> list[int]:
+    """Widths of layers as ints.
+
+    Raises:
+        ConfigurationError: If one is no positive whole number.
+    """
+    try:
+        return [whole(name, width, 1) for width in hidden]
+    except (TypeError, ConfigurationError) as error:
+        raise ConfigurationError(f"{name} must hold positive widths, not {hidden!r}") from error
+
+
 def mlp(in_dim: int, hidden: Sequence[int], activation: Activation = "tanh") -> nn.Sequential:
     """Linear → activation, once per entry of `hidden`: `[N, in_dim]` → `[N, hidden[-1]]`.
 
@@ -35,9 +49,7 @@ def mlp(in_dim: int, hidden: Sequence[int], activation: Activation = "tanh") -> 
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     layers: list[nn.Module] = []
-    for width in hidden:
-        if width < 1:
-            raise ValueError(f"hidden must hold positive widths, not {list(hidden)}")
+    for width in widths(hidden):
         layers += [orthogonal_(nn.Linear(in_dim, width)), ACTIVATIONS[activation]()]
         in_dim = width
     return nn.Sequential(*layers)

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rl_lightning.errors import check_range
+
 
 class RunningMoments(nn.Module):
     """Mean and variance of a stream of vectors, merged batch by batch in float64.
@@ -87,6 +89,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, size: int, clip: float = 10.0) -> None:
         super().__init__()
+        check_range("clip", clip, 1e-12)
         self.clip = clip
         self.running = RunningMoments(size)
 

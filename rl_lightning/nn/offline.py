@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rl_lightning.distributions import Distribution
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.heads import make_head
-from rl_lightning.nn.mlp import Activation, mlp, orthogonal_
+from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -56,7 +56,7 @@ class OfflineNetwork(nn.Module):
         critics: int = 2,
     ) -> None:
         super().__init__()
-        space = spec.action_space
+        space, hidden = spec.action_space, widths(hidden)
         self.encoder = encoder(spec)
         width = self.encoder.out_dim
         head_in = hidden[-1] if hidden else width

@@ -7,7 +7,7 @@ import gymnasium as gym
 from torch import Tensor, nn
 
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation
+from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
 from rl_lightning.types import EnvSpec, Stored
 
@@ -46,6 +46,7 @@ class QNetwork(nn.Module):
             raise ConfigurationError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
             )
+        hidden = widths(hidden)
         self.encoder = encoder(spec)
         self.actions, self.outputs = int(space.n), outputs
         self.dueling, self.noisy = dueling, noisy

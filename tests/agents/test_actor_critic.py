@@ -58,7 +58,7 @@ def test_an_unknown_activation_is_refused():
 def test_impossible_widths_are_refused(bad):
     with pytest.raises(ValueError, match="hidden must hold positive widths"):
         build(hidden=(4, bad))
-    with pytest.raises(ValueError, match=f"recurrent_size must be positive, not {bad}"):
+    with pytest.raises(ValueError, match=f"recurrent_size must be at least 1, not {bad}"):
         build(recurrent="gru", recurrent_size=bad)
 
 

@@ -54,7 +54,7 @@ def train(agent=DQN, ask=lambda module: module, **data):
 
 def test_buffer_frames():
     assert train(buffer_frames=50).buffer.size == 50 + 2
-    assert train(buffer_frames=6).buffer.size == 6 + 2
+    assert train(buffer_frames=6, warmup_frames=6).buffer.size == 6 + 2
 
 
 def test_buffer_frames_are_all_there_are():
@@ -205,7 +205,10 @@ def test_numbers_that_do_not_fit_are_refused_at_once(data, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"buffer_frames": 3}, "buffer_frames: 3 hold no transition; make it at least .* = 4"),
+        (
+            {"buffer_frames": 3, "batch_size": 1, "warmup_frames": 0},
+            "buffer_frames: 3 hold no transition; make it at least .* = 4",
+        ),
         ({"her_goals": 4}, "her_goals: 4 needs an environment with achieved_goal"),
         ({"her_goals": 4, "vectorization": "native"}, "her_goals: 4 needs an environment with"),
     ],

@@ -256,7 +256,13 @@ def actions(monkeypatch):
 
 
 GREEDY = partial(DQN, exploration=None)
-LONG = {"warmup_frames": 2000, "frames_per_epoch": 200, "collect_frames": 200, "total_frames": 2200}
+LONG = {
+    "buffer_frames": 3000,
+    "warmup_frames": 2000,
+    "frames_per_epoch": 200,
+    "collect_frames": 200,
+    "total_frames": 2200,
+}
 
 
 def test_warm_up_is_uniform_and_then_the_policy_acts(actions):
