@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from zipfile import is_zipfile
 
 import torch.distributed as dist
@@ -19,10 +19,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, TextPanel
 from rl_lightning.callbacks.run_folder import find_checkpoint
+from rl_lightning.config_file import refuse_repeated_keys
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.dataset import read_dataset
-from rl_lightning.errors import ConfigurationError, RunError
-from rl_lightning.explain import one_sentence, root_message
+from rl_lightning.errors import ConfigurationError, nearest
+from rl_lightning.explain import root_message
+from rl_lightning.failures import explain_failure
+from rl_lightning.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
 from rl_lightning.stored_config import stored_configuration, take_trust
 
 # Lightning remarks that are right in general and wrong here.
@@ -36,15 +39,6 @@ _NOISE = (
     "args parameter is intended",
     "LeafSpec",
 )
-
-
-class _Parser(LightningArgumentParser):
-    """Reports a mistake in one sentence instead of the whole usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a nested parser: the outermost one reports
-            super().error(message, ex)
-        _fail(one_sentence(message))
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -72,6 +66,10 @@ class RLCLI(LightningCLI):
                 "checkpoint.save_on_train_epoch_end": True,
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_parsed(self.config[self.config.subcommand])
 
     def instantiate_classes(self) -> None:
         try:
@@ -107,7 +105,16 @@ class RLCLI(LightningCLI):
         else:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:
+            raise ConfigurationError(f"trainer: {error}") from error
+        check_devices(trainer, wanted.precision)
+        return trainer
+
+    def before_fit(self) -> None:
+        data: Any = self.datamodule
+        data.check(self.model)  # first: what Lightning says of a wrong pair is about something else
 
     def _dump(self) -> str:
         """This command's configuration, all values written out."""
@@ -141,6 +148,8 @@ class RLCLI(LightningCLI):
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
                     print(_checkpoint_line(callback))
+                elif isinstance(callback, ModelCheckpoint) and data.frames:
+                    print(_missing_line(callback, self.trainer.callback_metrics))
         if self.stopper.received is not None:
             if self.trainer.is_global_zero:
                 print("stopped early; the same command with --ckpt_path last goes on")
@@ -186,29 +195,23 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
+    refuse_repeated_keys()
     try:
         rest, trusted = take_trust(sys.argv[1:] if args is None else args)
-        with stored_configuration(rest, trusted) as arguments:
+        with stored_configuration(join_negative_numbers(rest), trusted) as arguments:
             _run(arguments)
-    except ConfigurationError as error:
-        _fail(str(error))
-    except RunError as error:
-        _fail(str(error), status=1)
-    except MisconfigurationException as error:
-        _fail(str(error) + _way_out(str(error)))
-    except (RuntimeError, ValueError, KeyError) as error:  # as torch and Lightning say it
-        if "checkpoint contains only the model" in str(error):
-            _fail("ckpt_path: the checkpoint holds weights only, with which training cannot go on")
-        if not any(mark in str(error) for mark in ("loading state_dict", "loaded state dict")):
+    except Exception as error:
+        found = explain_failure(error)
+        if found is None:
             raise
-        _fail(f"the checkpoint does not fit this configuration: {error}")
+        fail(*found)
 
 
 def _run(args: list[str]) -> None:
     RLCLI(
         Agent,
         RLDataModule,
-        parser_class=_Parser,
+        parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
@@ -221,22 +224,8 @@ def _run(args: list[str]) -> None:
     )
 
 
-def _way_out(message: str) -> str:
-    """What Lightning cannot know of agents that learn from replay."""
-    if "gradient clipping is not supported" in message:
-        return " These agents clip by model.max_grad_norm."
-    if "gradient accumulation is not supported" in message:
-        return " For these agents make data.batch_size larger."
-    return ""
-
-
 def _any(things: list[Any], kind: type) -> bool:
     return any(isinstance(thing, kind) for thing in things)
-
-
-def _fail(message: str, status: int = 2) -> NoReturn:
-    print(f"rl-lightning: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 def _checkpoint_line(callback: ModelCheckpoint) -> str:
@@ -244,6 +233,15 @@ def _checkpoint_line(callback: ModelCheckpoint) -> str:
     if callback.monitor is None:
         return f"last: {where}"
     return f"best {callback.monitor} {float(callback.best_model_score or 0):.4g}: {where}"
+
+
+def _missing_line(callback: ModelCheckpoint, logged: Any) -> str:
+    """Why there is no best checkpoint."""
+    if callback.monitor is None or callback.monitor in logged:
+        return "no checkpoint was due"
+    names = nearest(callback.monitor, (name for name in logged if name != "step"))
+    there = f"; there is {', '.join(names[:3])}" if names else ""
+    return f"no best checkpoint: {callback.monitor} was never logged{there}"
 
 
 def _short(path: str | Path) -> str:

@@ -4,9 +4,32 @@ import difflib
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
+from typing import Any
+
+import rl_lightning
+from rl_lightning.errors import nearest
 
 # What to write where a type alone says too little, by argument.
 _HINTS = {"wrappers": "; write Name, or {Name: {argument: value}} for one with arguments"}
+# What stands where, by the argument's name: what it is, and what it is derived from.
+_ROLES = {
+    "model": ("agent", "rl_lightning.agents.Agent"),
+    "data": ("data module", "rl_lightning.data.RLDataModule"),
+    "encoder": ("encoder", "rl_lightning.encoders.Encoder"),
+    "network": ("network for this agent", ""),
+    "optimizer": ("optimizer", "torch.optim.Optimizer"),
+    "exploration": ("exploration", "rl_lightning.exploration.ValueExploration"),
+    "noise": ("action noise", "rl_lightning.exploration.ActionNoise"),
+    "logger": ("logger", "lightning.pytorch.loggers.Logger"),
+    "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
+}
+_SPELLING = "a class is written as NAME, or {class_path: NAME, init_args: {argument: value}}"
+_MANY = 12  # names are more than a reader looks through
+_HELP = "; --help lists the arguments"
+_CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
+_HOMES = ("rl_lightning.", "torch.optim", "lightning.pytorch.")
+_TOP = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "config")
 _WRAPPING = ("Does not validate against", "Parser key", "Problem with given class_path")
 
 
@@ -21,14 +44,16 @@ def root_message(error: BaseException) -> str:
     return one_sentence(str(error))
 
 
-def one_sentence(report: str) -> str:
+def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     """What is wrong with which argument, and what would be right.
 
     Args:
         report: The message of a jsonargparse error.
+        args: The command line.
     """
-    if report.startswith("unrecognized arguments"):
-        return report + "; --help lists the arguments"
+    simple = _of_the_command_line(report, args)
+    if simple:
+        return simple
     keys = [k for k in re.findall(r'Parser key "([^"]+)"', report) if k]
     nested = re.search(r"NestedArg\(key='([^']+)', val=", report)
     where = ".".join(dict.fromkeys(keys))
@@ -36,43 +61,148 @@ def one_sentence(report: str) -> str:
         where = f"{keys[0]}.{nested[1]}" if keys else nested[1]
     prefix = f"{where}: " if where else ""
 
+    undecodable = re.search(r"codec can't decode byte (0x\w+)", report)
+    if undecodable:
+        return f"{prefix}the file is no text in UTF-8 (byte {undecodable[1]}); save it as UTF-8"
+    twice = re.search(r"\S+ stands there twice \(lines? [\d, ]+\); leave one out", report)
+    if twice:
+        return prefix + twice[0]
+    owners = re.findall(r"Problem with given class_path '([^']+)'", report)
     refused = re.search(r"Option '([^']+)' is not accepted", report)
-    if refused:
-        owners = re.findall(r"Problem with given class_path '([^']+)'", report)
+    unknown = re.search(r"unrecognized arguments: --([^\s=]+)", report)
+    if refused or unknown:
         # A callable's report names the class last, behind the refused option.
         owners += re.findall(
             r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", report
         )
-        return _unknown_option(keys, refused[1], owners[-1] if owners else "")
+        option = (refused or unknown or [""])[1]
+        direct = re.search(r"class_path '([^']+)':\s+(?:Option|unrecognized)", report)
+        owner = direct[1] if direct else owners[-1] if owners else ""
+        return _unknown_option(keys, option, owner)
     missing = re.search(r'(Key|Option) "?([\w.]+)"? is required', report)
     if missing:
         return f"{prefix}{missing[2]} is required"
-    name = re.search(r"Expected a dot import path string: (\S+)", report)
+    missing = re.search(r"the following arguments are required: ([\w., ]+)", report)
+    if missing and owners:
+        owner = owners[-1].rpartition(".")[2] if len(keys) == 1 else "this class"
+        return f"{'.'.join(dict.fromkeys(keys))}: {owner} needs {missing[1].strip()}"
+    if "object has no attribute 'keys'" in report and owners:
+        owner = owners[-1].rpartition(".")[2]
+        return f"{prefix}init_args must be a mapping of {owner}'s arguments, or be left out"
+    stranger = re.search(r"Import path does not correspond to a subclass of \w+", report)
+    stranger = stranger or re.search(r"Expected '[^']+' to be a subclass of \w+", report)
+    given = re.findall(r"(?:Got value|Given value): (.+?)(?:\. Got value.*)?$", report, re.M)
+    given = [g for g in given if not g.startswith(("NestedArg", "Namespace"))]
+    value = given[0] if given else (nested and _value(report)) or "something else"
+    if stranger:
+        return _wrong_class(where, str(value).strip("'"))
+    unspelt = ("Not a valid subclass of", "Key must be a string", "argument of type 'int' is not")
+    if any(mark in report for mark in unspelt):
+        return f"{prefix}{_SPELLING}, not {value}"
+    name = re.search(r"Expected a dot import path string: ?(\S*)", report)
     expected = [
         _readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", report, re.M)
     ]
-    noise = ("dot import", "path but")
+    noise = ("dot import", "path but", "instantiatable class")
     expected = [e for e in dict.fromkeys(expected) if e and not e.startswith(noise)]
     expected = [e for e in expected if e != "null"] or expected
-    given = re.findall(r"(?:Got value|Given value): (.+?)(?:\. Got value.*)?$", report, re.M)
-    given = [g for g in given if not g.startswith(("NestedArg", "Namespace"))]
-    if name and not [e for e in expected if e not in ("null", "list")]:
-        return f"{prefix}no class {name[1]!r} can be imported; give its name or its dotted path"
+    containers = {"null", "list", "Iterable", "bool"}
+    if name and not set(expected) - containers and not _looks_plain(name[1]):
+        return _wrong_class(where, name[1])
     if expected:
-        value = given[0] if given else (nested and _value(report)) or "something else"
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
     return " ".join(report.replace("Parser key", "").split())
 
 
+def _of_the_command_line(report: str, args: Sequence[str]) -> str | None:
+    """Reports about options and files, without the nesting of classes."""
+    if report.startswith("unrecognized arguments: "):
+        words = report.removeprefix("unrecognized arguments: ")
+        option = words.split()[0].partition("=")[0].lstrip("-")
+        return f"unrecognized arguments: {words}{_near_option(option)}"
+    if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", report):
+        return f"{found[2]}: there is no such argument{_near_option(found[2])}"
+    if found := re.match(r"Option '([^']+)' is not accepted before subcommand '(\w+)'", report):
+        return f"{found[1]}: write arguments and --config behind {found[2]}, not before it"
+    if report.startswith("Unexpected config:"):
+        content = " ".join(report.removeprefix("Unexpected config:").split())
+        what = f"{content[:60]!r}" if content else "nothing"
+        return f"config: expected a file, or a mapping with model, data and trainer, not {what}"
+    if found := re.match(r"the following arguments are required: (.+)", report):
+        names = ", ".join(re.sub(r"^\w+\.", "", name) for name in found[1].split(", "))
+        return f"the following arguments are required: {names}; give --config FILE, or name classes"
+    if found := re.match(r"argument (\S+): expected one argument", report):
+        # argparse names what `data.num_envs` is nested in.
+        name = found[1].split("/")[-1]
+        for word, following in zip(args, [*args[1:], "-"], strict=True):
+            if word.startswith(name) and "=" not in word and following.startswith("-"):
+                return f"{word} needs a value behind it"
+    return None
+
+
+def _near_option(option: str) -> str:
+    """What a misspelt option may have meant."""
+    group, dot, _ = option.partition(".")
+    homes = {"trainer": "lightning.Trainer", "checkpoint": _CHECKPOINT}
+    known = list(_TOP)
+    if dot and group in homes:
+        known = [f"{group}.{p}" for p in inspect.signature(import_class(homes[group])).parameters]
+    elif dot:
+        option = group
+    near = difflib.get_close_matches(option, known, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near and near[0] != option else _HELP
+
+
+def import_class(path: str) -> Any:
+    """What a dotted path names; None if there is nothing."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def class_names(base: Any, name: str) -> list[str]:
+    """Classes that may stand where one derived from `base` must, those most like `name` first."""
+    found, todo = [], [base]
+    while todo:
+        todo += (children := todo.pop().__subclasses__())
+        # Classes that others are derived from are choices too, unless they are bases alone.
+        found += [c.__name__ for c in children if c.__module__.startswith(_HOMES)]
+    abstract = ("_", "Abstract", "Dummy", "Lightning", "ReplayAgent")
+    return nearest(name, sorted(f for f in found if not f.startswith(abstract)))
+
+
+def _wrong_class(where: str, name: str) -> str:
+    """A class that does not exist, or exists and is of another kind."""
+    role, base = _ROLES.get(where.removesuffix(".class_path").rpartition(".")[2], ("", ""))
+    short = name.rpartition(".")[2]
+    exists = short in rl_lightning.__all__ or import_class(name) is not None
+    if exists and role:
+        said = f"{where}: {name} is no {role}"
+    else:
+        said = f"{where}: no class {name!r} can be imported; give its name or its dotted path"
+    names = class_names(import_class(base), short) if base else []
+    if len(names) > _MANY:
+        return f"{said}; nearest are {', '.join(names[:5])}"
+    return f"{said}; there are {', '.join(names)}" if names else said
+
+
+def _looks_plain(name: str) -> bool:
+    """Whether a word is a value rather than the name of a class."""
+    return name in ("true", "false", "yes", "no")
+
+
 def _unknown_option(keys: list[str], option: str, owner: str) -> str:
-    module, _, name = owner.rpartition(".")
+    name = owner.rpartition(".")[2]
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     try:
-        cls = getattr(importlib.import_module(module), name)
-        known = [p for p in inspect.signature(cls).parameters if p != "spec"]
-    except (ImportError, AttributeError, ValueError):
+        known = [p for p in inspect.signature(import_class(owner)).parameters if p != "spec"]
+    except (TypeError, ValueError):
         return f"{where}{owner} has no argument {option!r}"
+    if option.startswith(("class_path", "init_arg")):
+        return f"{where}{name} has no argument {option!r}; {_SPELLING}"
     near = difflib.get_close_matches(option, known, 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
     return f"{where}{name} has no argument {option!r}; {hint}"
@@ -84,7 +214,7 @@ def _readable(kind: str) -> str:
     if literal:
         return " or ".join(part.strip().strip("'") for part in literal[1].split(","))
     kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
-    return "null" if kind == "NoneType" else kind
+    return {"NoneType": "null", "Sequence": "list", "Iterable": "list"}.get(kind, kind)
 
 
 def _value(report: str) -> str:

@@ -12,7 +12,7 @@ LAYERS = [
     {"hyperparameters"},
     {"data", "agents"},
     {"callbacks"},
-    {"cli", "explain", "stored_config", "__main__"},
+    {"cli", "config_file", "explain", "failures", "parser", "stored_config", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

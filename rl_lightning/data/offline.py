@@ -149,7 +149,7 @@ class OfflineDataModule(RLDataModule):
         if not {"replay", "recordings"} & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded data; use BC, IQL or another "
-                "agent that learns from replay, or its own data module, RolloutDataModule"
+                "agent that learns from replay, or its own data module: --data RolloutDataModule"
             )
 
     @cached_property

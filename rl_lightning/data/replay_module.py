@@ -214,15 +214,14 @@ class ReplayDataModule(RLDataModule):
         if "replay" not in agent.learns_from:
             own = "RolloutDataModule" if "rollouts" in agent.learns_from else "OfflineDataModule"
             raise ConfigurationError(
-                f"{type(agent).__name__} does not learn from replay: its data module is {own}"
+                f"{type(agent).__name__} does not learn from replay: its data module is {own}, not "
+                f"{type(self).__name__}; give --data {own}"
             )
         if self.prioritized and not agent.tells_priorities:
             raise ConfigurationError(
                 f"data.prioritized: {type(agent).__name__} does not say how wrong it was on each "
                 "row; set data.prioritized: false"
             )
-        world = self._trainer.world_size
-        _check_room(self.buffer_frames, "warmup_frames", -(-self.warmup_frames // world), 1, world)
 
     def plan(self, epoch: int) -> None:
         done = self.frames
@@ -279,6 +278,8 @@ class ReplayDataModule(RLDataModule):
         )
 
     def start(self) -> None:
+        world = self._trainer.world_size
+        _check_room(self.buffer_frames, "warmup_frames", -(-self.warmup_frames // world), 1, world)
         if self.her_goals and self.hindsight is None:
             spare: Any = self._spare
             self.hindsight = Hindsight(spare, self.her_goals, self.her_strategy)

@@ -137,7 +137,8 @@ class RolloutDataModule(RLDataModule):
         if "rollouts" not in agent.learns_from:
             own = "ReplayDataModule" if "replay" in agent.learns_from else "OfflineDataModule"
             raise ConfigurationError(
-                f"{name} does not learn from rollouts: its data module is {own}"
+                f"{name} does not learn from rollouts: its data module is {own}, not "
+                f"{type(self).__name__}; give --data {own}"
             )
         if not agent.reuses_rollouts and self.passes * self.minibatches > 1:
             raise ConfigurationError(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,41 @@ def test_the_command_line_trains_on_two_ranks(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained 8,192 of 8,192 frames" in done.stdout
     assert done.stdout.count("trained") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_other_with_one_sentence(rank, tmp_path):
+    command = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
+    command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.logger=false"]
+    command += ["--data.total_frames=1e9", "--data.rollouts_per_epoch=2", "--data.passes=1"]
+    with subprocess.Popen(
+        [*command, f"--checkpoint.dirpath={tmp_path}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as parent:
+        while not (tmp_path / "last.ckpt").exists():  # both are training
+            assert parent.poll() is None
+            time.sleep(0.1)
+        os.kill(parent.pid if rank == 0 else child_of(parent.pid), signal.SIGKILL)
+        errors = parent.communicate(timeout=120)[1]  # until the other has closed it too
+    lines = [line for line in errors.splitlines() if line.startswith("rl-lightning: error")]
+    assert len(lines) == 1
+    assert f"rank {1 - rank} stops, because another rank is gone" in lines[0]
+    assert "Traceback" not in errors
+    assert "gloo" not in lines[0]
+    assert parent.returncode == (1 if rank else -signal.SIGKILL)
+
+
+def child_of(parent):
+    """The process that a rank 0 has started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # ended meanwhile
+            continue
+        if above == parent and b"fit" in words:
+            return int(path.name)
+    raise AssertionError("there is no second rank")
