@@ -97,8 +97,7 @@ def take_whole_floats(action: Any) -> None:
 def _with_whole_numbers(hint: Any) -> Any:
     if hint is int:
         return WholeNumber
-    inner = typing.get_args(hint)
-    origin: Any = typing.get_origin(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if not inner or origin is Literal:
         return hint
     if origin in (Union, UnionType):
@@ -106,7 +105,8 @@ def _with_whole_numbers(hint: Any) -> Any:
             return hint
         return Union[tuple(_with_whole_numbers(part) for part in inner)]  # noqa: UP007
     if origin in (list, tuple, set, Sequence):
-        return origin[tuple(_with_whole_numbers(part) for part in inner)]
+        kind: Any = origin
+        return kind[tuple(_with_whole_numbers(part) for part in inner)]
     if origin is dict:
         return dict[inner[0], _with_whole_numbers(inner[1])]
     return hint

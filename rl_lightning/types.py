@@ -68,9 +68,13 @@ class EnvSpec:
         self._described = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, EnvSpec) and (
-            self.observation_space == other.observation_space
-            and self.action_space == other.action_space
+        return isinstance(other, EnvSpec) and all(
+            # Of each what a checkpoint keeps: an agent's spec is the same before and after.
+            space_from_data(space_to_data(own)) == space_from_data(space_to_data(others))
+            for own, others in (
+                (self.observation_space, other.observation_space),
+                (self.action_space, other.action_space),
+            )
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -110,11 +114,45 @@ class Rollout:
     final_mask: Tensor | None = None
 
 
+class OpaqueSpace(gym.Space):
+    """Stands in a checkpoint for a space of a third party's class, which plain data cannot rebuild.
+
+    It has no elements. An encoder that ignores such an entry loads and acts as before; one that
+    reads it is given the environment's own space with `load_from_checkpoint(path, spec=...)`.
+
+    Args:
+        name: Name of its class.
+        text: What it says of itself.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(None, None)
+        self.name = name
+        self.text = text
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        return False
+
+    def sample(self, mask: Any = None, probability: Any = None) -> Any:
+        raise NotImplementedError(f"{self} is known by its name only, so it has no samples")
+
+    def contains(self, x: Any) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OpaqueSpace) and (self.name, self.text) == (other.name, other.text)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 def space_to_data(space: gym.Space) -> dict[str, Any]:
     """Describe a Gymnasium space by plain data and tensors (the inverse of `space_from_data`).
 
-    Raises:
-        TypeError: For a space that has no such description.
+    What is no space of Gymnasium's comes back as an `OpaqueSpace`.
     """
     s = gym.spaces
     if isinstance(space, s.Box):
@@ -125,12 +163,18 @@ def space_to_data(space: gym.Space) -> dict[str, Any]:
             "dtype": np.dtype(space.dtype).name,
         }
     if isinstance(space, s.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {
+            "kind": "Discrete",
+            "n": int(space.n),
+            "start": int(space.start),
+            "dtype": np.dtype(space.dtype).name,
+        }
     if isinstance(space, s.MultiDiscrete):
         return {
             "kind": "MultiDiscrete",
             "nvec": torch.from_numpy(np.asarray(space.nvec, dtype=np.int64)),
             "start": torch.from_numpy(np.asarray(space.start, dtype=np.int64)),
+            "dtype": np.dtype(space.dtype).name,
         }
     if isinstance(space, s.MultiBinary):
         return {"kind": "MultiBinary", "shape": list(space.shape)}
@@ -147,10 +191,19 @@ def space_to_data(space: gym.Space) -> dict[str, Any]:
         return {"kind": "Tuple", "spaces": [space_to_data(v) for v in space]}
     if type(space).__name__ == "MissionSpace":  # minigrid's instructions: text by another name
         return {"kind": "Text", "min_length": 0, "max_length": 1024, "charset": PRINTABLE}
-    raise TypeError(
-        f"cannot describe a space of type {type(space).__name__}: use Box, Discrete, "
-        "MultiDiscrete, MultiBinary, Text, Dict or Tuple, or wrap the environment so that it does"
-    )
+    if isinstance(space, s.Sequence):
+        inner = space_to_data(space.feature_space)
+        return {"kind": "Sequence", "space": inner, "stack": bool(space.stack)}
+    if isinstance(space, s.Graph):
+        edges = None if space.edge_space is None else space_to_data(space.edge_space)
+        return {"kind": "Graph", "nodes": space_to_data(space.node_space), "edges": edges}
+    if isinstance(space, s.OneOf):
+        return {"kind": "OneOf", "spaces": [space_to_data(v) for v in space]}
+    if isinstance(space, OpaqueSpace):
+        return {"kind": "Opaque", "name": space.name, "text": space.text}
+    name = type(space).__name__
+    silent = type(space).__repr__ is object.__repr__  # it would say where it lies in memory
+    return {"kind": "Opaque", "name": name, "text": f"{name}()" if silent else repr(space)}
 
 
 def space_from_data(data: Mapping[str, Any]) -> gym.Space:
@@ -161,9 +214,12 @@ def space_from_data(data: Mapping[str, Any]) -> gym.Space:
             low, high = data["low"].numpy(), data["high"].numpy()
             return s.Box(low, high, dtype=np.dtype(data["dtype"]).type)
         case "Discrete":
-            return s.Discrete(data["n"], start=data["start"])
+            dtype = np.dtype(data.get("dtype", "int64"))
+            return s.Discrete(data["n"], start=data["start"], dtype=dtype)
         case "MultiDiscrete":
-            return s.MultiDiscrete(data["nvec"].numpy(), start=data["start"].numpy())
+            dtype = np.dtype(data.get("dtype", "int64"))
+            nvec, start = data["nvec"].numpy().astype(dtype), data["start"].numpy().astype(dtype)
+            return s.MultiDiscrete(nvec, dtype=dtype.type, start=start)
         case "MultiBinary":
             return s.MultiBinary(data["shape"])
         case "Text":
@@ -174,5 +230,15 @@ def space_from_data(data: Mapping[str, Any]) -> gym.Space:
             return s.Dict({k: space_from_data(v) for k, v in data["spaces"].items()})
         case "Tuple":
             return s.Tuple([space_from_data(v) for v in data["spaces"]])
+        case "Sequence":
+            return s.Sequence(space_from_data(data["space"]), stack=data["stack"])
+        case "Graph":
+            edges: Any = None if data["edges"] is None else space_from_data(data["edges"])
+            nodes: Any = space_from_data(data["nodes"])
+            return s.Graph(nodes, edges)
+        case "OneOf":
+            return s.OneOf([space_from_data(v) for v in data["spaces"]])
+        case "Opaque":
+            return OpaqueSpace(data["name"], data["text"])
         case kind:
             raise ValueError(f"unknown kind of space: {kind!r}")

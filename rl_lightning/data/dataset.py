@@ -19,9 +19,10 @@ pixels, which are exact here and JPEG there.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +30,34 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.minari import describe, form_of, space_of
-from rl_lightning.data.recording import Episode, checked
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.data.episode_checks import checked
+from rl_lightning.data.hdf5_safety import (
+    check_all,
+    find,
+    import_h5py,
+    load,
+    opened,
+    part_of,
+    shortened,
+)
+from rl_lightning.data.layout import (
+    INFOS,
+    MASK,
+    episode_group,
+    episode_ids,
+    file_in,
+    mask_parts,
+    rewards_of,
+    step_count,
+    write_part,
+)
+from rl_lightning.data.minari import describe, space_of
+from rl_lightning.data.recorded_spaces import SPACES, check_spaces, spec_of
+from rl_lightning.data.recording import Episode
+from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.types import EnvSpec
 
-_SPACES = ("observation_space", "action_space")
 _PARTS = [field.name for field in fields(Episode) if field.name != "action_masks"]
-_MASK = "infos/action_mask"
 
 
 class Dataset:
@@ -64,17 +85,17 @@ class Dataset:
     @cached_property
     def mask_dim(self) -> int:
         """Width of the action masks; 0 if no episode has any."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             for index in self._ids:
-                masks = _masks(file[f"episode_{index}"])
-                if masks is not None:
-                    return masks.shape[1]
+                parts = mask_parts(*episode_group(file, index, self.path))
+                if parts:
+                    return sum(part.shape[1] for part in parts)
         return 0
 
     @cached_property
     def mean_return(self) -> float:
         """Undiscounted return, averaged over episodes."""
-        return float(np.mean([rewards[()].sum() for rewards in self._rewards()]))
+        return float(np.mean([load(rewards, str(self.path)).sum() for rewards in self._rewards()]))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -92,18 +113,32 @@ class Dataset:
         masks, those that do not allow everything.
 
         Raises:
-            ConfigurationError: If an episode is incomplete, if its lengths do not fit, if its rows
-                are not of the space, or if a reward is not finite.
+            ConfigurationError: If an episode is incomplete, if it takes anything from another file
+                or more memory than there is, or if it is not what an environment can have said,
+                see `checked`.
         """
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             for index in self._ids:
-                where = f"{self.path}: episode_{index}"
-                group = file[f"episode_{index}"]
-                parts = [_read(_member(group, name, where)) for name in _PARTS]
-                masks = _masks(group)
-                if masks is None and self.mask_dim:
-                    masks = np.ones((len(parts[2]) + 1, self.mask_dim), bool)
-                yield checked(Episode(*parts, action_masks=masks), self.spec, where)
+                yield self._read(*episode_group(file, index, self.path))
+
+    def _read(self, group: Any, where: str) -> Episode:
+        seen: set[int] = set()
+        found = {name: find(group, name, where, seen) for name in _PARTS}
+        masks = mask_parts(group, where) if self.mask_dim else []
+        width = sum(part.shape[1] for part in masks)
+        if masks and width != self.mask_dim:
+            raise ConfigurationError(
+                f"{where}: the action masks are {width} actions wide, but those of an earlier "
+                f"episode {self.mask_dim}"
+            )
+        found |= {str(i): part for i, part in enumerate(masks)}
+        steps = step_count(found["rewards"])
+        values = load(found, where, steps + 1)
+        allowed = np.ones((steps + 1, self.mask_dim), bool) if self.mask_dim else None
+        if masks:
+            allowed = np.concatenate([values[str(i)] for i in range(len(masks))], axis=1)
+        parts = (values[name] for name in _PARTS)
+        return checked(Episode(*parts, action_masks=allowed), self.spec, where)
 
     def check(self, spec: EnvSpec) -> None:
         """Refuse an environment whose observations or actions are not those recorded.
@@ -115,7 +150,7 @@ class Dataset:
             ConfigurationError: If the spaces differ.
         """
         if self.spec is not None:
-            _check_spaces(self.path, self.spec, spec)
+            check_spaces(self.path, self.spec, spec)
 
     def check_masks(self, width: int) -> None:
         """Refuse action masks that a policy does not understand.
@@ -133,10 +168,9 @@ class Dataset:
             )
 
     def _rewards(self) -> Iterator[Any]:
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             for index in self._ids:
-                group = file[f"episode_{index}"]
-                yield _member(group, "rewards", f"{self.path}: episode_{index}")
+                yield rewards_of(*episode_group(file, index, self.path))
 
 
 def read_dataset(path: str | Path) -> Dataset:
@@ -147,27 +181,17 @@ def read_dataset(path: str | Path) -> Dataset:
             `data/main_data.hdf5`).
 
     Raises:
-        ConfigurationError: If there is no such file, if it is none of recorded episodes, or if h5py
-            is not installed.
+        ConfigurationError: If there is no such file, if it is none of recorded episodes, if it lies
+            behind a link inside the folder, or if h5py is not installed.
     """
-    path = Path(path)
-    if path.is_dir():
-        inside = [path / "data" / "main_data.hdf5", path / "main_data.hdf5"]
-        found = next((file for file in inside if file.is_file()), None)
-        if found is None:
-            raise ConfigurationError(
-                f"there is no {inside[0]}; give an HDF5 file or the folder of a Minari data set in "
-                "HDF5 (not Arrow)"
-            )
-        path = found
-    with _opened(path) as file:
-        names = [n.removeprefix("episode_") for n in file if n.startswith("episode_")]
-        ids = sorted(int(name) for name in names if name.isdigit())
+    path = file_in(Path(path))
+    with opened(path) as file:
+        ids = episode_ids(file, path)
         if not ids:
             raise ConfigurationError(
                 f"{path} holds no group episode_0: it is not in Minari's layout, or empty"
             )
-        return Dataset(path, _spec(file, path), ids)
+        return Dataset(path, spec_of(file, path), ids)
 
 
 def read_recorded(path: str | Path, spec: EnvSpec) -> Dataset:
@@ -202,54 +226,96 @@ class DatasetWriter:
         spec: Spaces of what will be written.
 
     Raises:
-        ConfigurationError: If the file holds episodes of other spaces or is no file of episodes, if
-            a `.part` of it exists, if a space cannot be described, or if h5py is not installed.
+        ConfigurationError: If the file holds episodes of other spaces or takes something from
+            another file, if it is no file of episodes, if a `.part` of it exists, if it cannot be
+            written, if a space cannot be described, or if h5py is not installed.
     """
 
     def __init__(self, path: str | Path, spec: EnvSpec) -> None:
-        h5py = _h5py()
+        import_h5py()
         self.path = path = Path(path)
-        self._part = _part(path)
-        spaces = {name: describe(getattr(spec, name)) for name in _SPACES}
+        self._part = part_of(path)
+        spaces = {name: describe(getattr(spec, name), name) for name in SPACES}
         self.spec = EnvSpec(*(space_of(data) for data in spaces.values()), id=spec.id)
         if path.is_dir():
             raise ConfigurationError(f"{path} is a folder; give the name of an HDF5 file")
-        if self._part.exists():
+        if os.path.lexists(self._part):
             raise ConfigurationError(
                 f"{self._part} exists: another process is recording to {path}, or one was "
                 "interrupted; delete it, or rename it to keep the episodes that it holds"
             )
-        if path.exists():
-            with _opened(path) as file:
-                known = _spec(file, path) if all(name in file.attrs for name in _SPACES) else None
+        self.mask_dim = self._check_old() if os.path.lexists(path) else 0
+        try:
+            self._file = self._begin(spaces)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{path} cannot be written: {shortened(error)}; give data.record the name of a "
+                "file in a folder that can be written to"
+            ) from error
+
+    def _check_old(self) -> int:
+        """Whether episodes may be added to the file that is there; returns the masks' width."""
+        path = self.path
+        with opened(path) as file:
+            known = spec_of(file, path) if all(name in file.attrs for name in SPACES) else None
             if known is None:
                 raise ConfigurationError(
                     f"{path} does not say its spaces, so nothing can be added; choose another file"
                 )
-            _check_spaces(path, known, self.spec)
-            shutil.copyfile(path, self._part)
-            self._file = h5py.File(self._part, "r+")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._part, "x")
-            self._file.attrs.update({name: json.dumps(data) for name, data in spaces.items()})
-            self._file.attrs.update({"env_id": spec.id, "total_episodes": 0, "total_steps": 0})
+            check_spaces(path, known, self.spec)
+            check_all(file, path)
+            ids = episode_ids(file, path)
+            said = file.attrs.get("total_episodes")
+            steps = isinstance(file.attrs.get("total_steps"), np.integer)
+            if ids != list(range(len(ids))) or said != len(ids) or not steps:
+                raise ConfigurationError(
+                    f"{path} says that it holds {shortened(said, 20)} episodes, but it holds "
+                    f"{len(ids)}, so nothing can be added; choose another file"
+                )
+        return Dataset(path, known, ids).mask_dim
+
+    def _begin(self, spaces: dict[str, Any]) -> Any:
+        h5py = import_h5py()
+        if self.path.exists():
+            shutil.copyfile(self.path, self._part)
+            return h5py.File(self._part, "r+")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = h5py.File(self._part, "x")
+        file.attrs.update({name: json.dumps(data) for name, data in spaces.items()})
+        file.attrs.update({"env_id": self.spec.id, "total_episodes": 0, "total_steps": 0})
+        return file
 
     def add(self, episode: Episode) -> None:
         """Write one episode.
 
         Raises:
             ConfigurationError: As `Dataset.episodes`.
+            RunError: If the disk fails.
         """
         index = int(self._file.attrs["total_episodes"])
-        episode = checked(episode, self.spec, f"episode {index} for {self.path}")
+        where = f"episode {index} for {self.path}"
+        episode = checked(episode, self.spec, where)
+        if episode.action_masks is not None:
+            width = episode.action_masks.shape[1]
+            if width != (self.mask_dim or width):
+                raise ConfigurationError(
+                    f"{where}: the action masks are {width} actions wide, but those of an earlier "
+                    f"episode {self.mask_dim}"
+                )
+            self.mask_dim = width
+        try:
+            self._append(index, episode)
+        except (OSError, RuntimeError) as error:
+            raise self._lost(error) from error
+
+    def _append(self, index: int, episode: Episode) -> None:
         # A group gets its name last: no file, however it ends, shows half an episode.
         group = self._file.create_group(None)
         group.attrs.update({"id": index, "total_steps": len(episode)})
         for name in _PARTS:
-            _write(group, name, getattr(episode, name))
+            write_part(group, name, getattr(episode, name))
         if episode.action_masks is not None:
-            group.create_dataset(_MASK, data=episode.action_masks, compression="gzip")
+            group.create_dataset(f"{INFOS}/{MASK}", data=episode.action_masks, compression="gzip")
         self._file[f"episode_{index}"] = group
         self._file.attrs["total_episodes"] = index + 1
         self._file.attrs["total_steps"] += len(episode)
@@ -258,8 +324,17 @@ class DatasetWriter:
     def close(self) -> None:
         """Give the file its name."""
         if self._file:
-            self._file.close()
-            self._part.replace(self.path)
+            try:
+                self._file.close()
+                self._part.replace(self.path)
+            except (OSError, RuntimeError) as error:
+                raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> RunError:
+        return RunError(
+            f"episodes could not be written to {self._part}: {shortened(error)}; what {self.path} "
+            "held before is as it was: make room, or give data.record another place, and begin anew"
+        )
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -268,113 +343,5 @@ class DatasetWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ConfigurationError(
-            'recorded episodes need h5py: pip install "rl-lightning[offline]"'
-        ) from error
-    return h5py
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    h5py = _h5py()
-    if not path.is_file():
-        part = _part(path)
-        hint = f"; {part} is what an interrupted recording left" if part.exists() else ""
-        raise ConfigurationError(f"there is no file {path}{hint}")
-    if not h5py.is_hdf5(path):
-        raise ConfigurationError(f"{path} is no HDF5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read, it may be incomplete: {error}") from error
-
-
-def _member(group: Any, name: str, where: str) -> Any:
-    if name not in group:
-        raise ConfigurationError(f"{where} has no {name!r}; it has {', '.join(group) or 'nothing'}")
-    return group[name]
-
-
-def _masks(group: Any) -> np.ndarray | None:
-    """The action masks of an episode `[T+1, A]`, those of several parts one after the other; None
-    if there are none, or none of this form."""
-    if _MASK not in group:
-        return None
-    value, rows = _read(group[_MASK]), len(group["rewards"]) + 1
-    parts = [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
-    if any(part.ndim != 2 or len(part) != rows for part in parts):
-        return None
-    return np.concatenate(parts, axis=1).astype(bool)
-
-
-def _read(node: Any) -> Any:
-    h5py = _h5py()
-    if isinstance(node, h5py.Group):
-        entries = {key: _read(child) for key, child in node.items()}
-        if "_index_0" in entries:
-            return tuple(entries[f"_index_{i}"] for i in range(len(entries)))
-        return entries
-    if h5py.check_string_dtype(node.dtype):
-        return node.asstr()[()].tolist()
-    return node[()]
-
-
-def _write(group: Any, name: str, value: Any) -> None:
-    if isinstance(value, tuple):
-        value = {f"_index_{i}": entry for i, entry in enumerate(value)}
-    if isinstance(value, dict):
-        inner = group.create_group(name)
-        for key, entry in value.items():
-            _write(inner, key, entry)
-    elif isinstance(value, list):
-        group.create_dataset(name, data=value, dtype=_h5py().string_dtype())
-    elif value.dtype == np.uint8 and value.ndim > 2:
-        group.create_dataset(name, data=value, compression="gzip", compression_opts=1)
-    else:
-        group.create_dataset(name, data=value)
-
-
-def _spec(file: Any, path: Path) -> EnvSpec | None:
-    """What the file's attributes say of the environment, or else the `metadata.json` beside it."""
-    said: Mapping[str, Any] = file.attrs
-    beside = path.with_name("metadata.json")
-    try:
-        if _SPACES[0] not in said and beside.is_file():
-            said = json.loads(beside.read_text())
-        if any(name not in said for name in _SPACES):
-            return None
-        spaces = [space_of(json.loads(said[name])) for name in _SPACES]
-        made = json.loads(said["env_spec"])["id"] if "env_spec" in said else "environment"
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"the spaces that belong to {path} cannot be read: {error!r}"
-        ) from error
-    return EnvSpec(*spaces, id=str(said.get("env_id", made)))
-
-
-def _check_spaces(path: Path, known: EnvSpec, spec: EnvSpec) -> None:
-    for name in _SPACES:
-        own, other = getattr(known, name), getattr(spec, name)
-        described = [describe(own), describe(other)]
-        if name == "observation_space":
-            described = [form_of(data) for data in described]
-        if described[0] != described[1]:
-            raise ConfigurationError(
-                f"{path} was recorded with the {name} {own}, but {spec.id!r} has {other}; use "
-                "another file, or the environment and wrappers it was recorded with"
-            )
+            with suppress(OSError, RuntimeError):  # what went wrong before is the news
+                self._file.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rl_lightning.data.collector import to_env
 from rl_lightning.data.episodes import read_success
+from rl_lightning.data.hdf5_safety import shortened
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.tree import first_row
 
@@ -112,7 +114,10 @@ class EpisodeLoader:
                 if writing:
                     head = [None if v is None else first_row(v) for v in (x, state, mask)]
                     thoughts = agent.inspect(*head)
-                    record = {"observation": readable(obs), **_plain(thoughts)}
+                    record = {
+                        "observation": readable(obs, env.single_observation_space),
+                        **_plain(thoughts),
+                    }
             action = to_env(out["action"])
             obs, reward, terminated, truncated, info = env.step(action)
             if self.recorder is not None:
@@ -148,18 +153,27 @@ class EpisodeLoader:
                 resetting = done
 
 
-def readable(obs: Any) -> str:
-    """Observation of environment 0 for a human reader."""
-    if isinstance(obs, dict):
-        return "; ".join(f"{key}: {readable(value)}" for key, value in obs.items())
-    if isinstance(obs, tuple) and obs and not isinstance(obs[0], str):
-        return "; ".join(readable(value) for value in obs)
-    if isinstance(obs, tuple):
-        return obs[0]
-    array = np.asarray(obs)
-    if array[0].size > 32:
-        return f"{array.dtype} array of shape {array.shape[1:]}"
-    return np.array2string(array[0], precision=3, suppress_small=True)
+def readable(obs: Any, space: gym.Space) -> str:
+    """Observation of environment 0 for a human reader.
+
+    Args:
+        obs: Of all environments, as a vector env returns them.
+        space: Of one environment's.
+    """
+    s = gym.spaces
+    if isinstance(space, s.Dict):
+        return "; ".join(f"{key}: {readable(obs[key], entry)}" for key, entry in space.items())
+    if isinstance(space, s.Tuple):
+        return "; ".join(readable(part, entry) for part, entry in zip(obs, space, strict=True))
+    first = obs[0]
+    if isinstance(first, str):
+        return first
+    if not isinstance(space, s.Box | s.Discrete | s.MultiDiscrete | s.MultiBinary):
+        return shortened(first)
+    array = np.asarray(first)
+    if array.size > 32:
+        return f"{array.dtype} array of shape {array.shape}"
+    return np.array2string(array, precision=3, suppress_small=True)
 
 
 def _plain(thoughts: dict[str, Tensor]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ def check_storage(obs_dtype: str, storage: str, storage_dir: str | None) -> None
     """Refuse what `data.obs_dtype`, `data.storage` and `data.storage_dir` cannot be.
 
     Raises:
-        ConfigurationError: If one of them is unknown, or the folder would not be used.
+        ConfigurationError: If one of them is unknown, or if the folder would not be used or is a
+            file.
     """
     if obs_dtype not in OBS_DTYPES:
         raise ConfigurationError(
@@ -26,8 +27,26 @@ def check_storage(obs_dtype: str, storage: str, storage_dir: str | None) -> None
         raise ConfigurationError(
             f"data.storage_dir: {storage_dir} means nothing with data.storage: memory"
         )
+    if storage_dir is not None and Path(storage_dir).exists() and not Path(storage_dir).is_dir():
+        raise ConfigurationError(f"data.storage_dir: {storage_dir} is a file; give a folder")
 
 
 def storage_folder(storage: str, storage_dir: str | None) -> Path | None:
-    """Where a buffer on disk makes its files; None for one in memory."""
-    return Path(storage_dir or tempfile.gettempdir()) if storage == "disk" else None
+    """Where a buffer on disk makes its files; None for one in memory.
+
+    Raises:
+        ConfigurationError: If the folder cannot be made or written to.
+    """
+    if storage != "disk":
+        return None
+    folder = Path(storage_dir or tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"data.storage_dir: no file can be made in {folder}: {error.strerror}; give a folder "
+            "that can be written to"
+        ) from error
+    return folder

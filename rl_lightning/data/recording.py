@@ -9,10 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lightning.data.minari import pixels
 from rl_lightning.distributions import flat_mask
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -160,93 +158,3 @@ def _stack(space: gym.Space, rows: Sequence[Any]) -> Any:
     if isinstance(space, gym.spaces.Tuple):
         return tuple(_stack(entry, [row[i] for row in rows]) for i, entry in enumerate(space))
     return list(rows) if isinstance(rows[0], str) else np.stack(rows)
-
-
-def checked(episode: Episode, spec: EnvSpec | None, where: str) -> Episode:
-    """The episode in the dtypes of its spaces, if its lengths, rows and rewards are right.
-
-    Args:
-        episode: What was recorded or read.
-        spec: Its spaces, or None where they are not known: then rows stay as they are.
-        where: Where it lies, for messages.
-
-    Raises:
-        ConfigurationError: If something about it is wrong.
-    """
-    flags = [np.asarray(x) for x in (episode.rewards, episode.terminations, episode.truncations)]
-    count = len(flags[0]) if flags[0].ndim else 0
-    if not count or any(x.shape != (count,) for x in flags):
-        raise ConfigurationError(
-            f"{where}: rewards, terminations and truncations must have the shape [T] with T at "
-            f"least 1, not {', '.join(str(list(x.shape)) for x in flags)}"
-        )
-    rewards = flags[0].astype(np.float64)
-    if not np.isfinite(rewards).all():
-        step = int(np.flatnonzero(~np.isfinite(rewards))[0])
-        raise ConfigurationError(f"{where}: the reward of step {step} is {rewards[step]}")
-    spaces = (None, None) if spec is None else (spec.observation_space, spec.action_space)
-    return Episode(
-        _rows(episode.observations, spaces[0], count, 1, f"{where}: observations"),
-        _rows(episode.actions, spaces[1], count, 0, f"{where}: actions"),
-        rewards,
-        flags[1].astype(bool),
-        flags[2].astype(bool),
-        _checked_masks(episode.action_masks, count, f"{where}: action masks"),
-    )
-
-
-def _checked_masks(masks: Any, steps: int, where: str) -> np.ndarray | None:
-    if masks is None:
-        return None
-    array = np.asarray(masks)
-    if array.ndim != 2 or len(array) != steps + 1:
-        raise ConfigurationError(
-            f"{where} have the shape {list(array.shape)}; with {steps} rewards it must be "
-            f"[{steps + 1}, actions], the final observation's being the last one"
-        )
-    return array.astype(bool)
-
-
-def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str) -> Any:
-    """`steps + more` rows of a space, in its dtypes; `space` None takes them as they are."""
-    s = gym.spaces
-    if isinstance(value, Mapping):
-        if space is not None and not (isinstance(space, s.Dict) and set(space) == set(value)):
-            raise ConfigurationError(
-                f"{where} has the entries {sorted(value)}, not those of {space}"
-            )
-        return {
-            key: _rows(value[key], space and space[key], steps, more, f"{where}/{key}")
-            for key in space or value
-        }
-    if isinstance(value, tuple):
-        if space is not None and not (isinstance(space, s.Tuple) and len(space) == len(value)):
-            raise ConfigurationError(f"{where} has {len(value)} entries, not those of {space}")
-        return tuple(
-            _rows(entry, space and space[i], steps, more, f"{where}/_index_{i}")
-            for i, entry in enumerate(value)
-        )
-    text = isinstance(value, list) and all(isinstance(row, str) for row in value)
-    array = np.asarray(value)
-    rows = len(array) if array.ndim else 0
-    if rows != steps + more:
-        final = ", the final observation being the last one" if more else ""
-        raise ConfigurationError(
-            f"{where} has {rows} rows; with {steps} rewards it must have {steps + more}{final}"
-        )
-    if text and (space is None or isinstance(space, s.Text)):
-        return value
-    if text or isinstance(space, s.Dict | s.Tuple | s.Text):
-        raise ConfigurationError(
-            f"{where} is {'text' if text else 'an array'}, not those of {space}"
-        )
-    array = pixels(array, None if space is None else space.shape)
-    if space is None:
-        return array
-    dtype = np.dtype(space.dtype)
-    if array.shape[1:] != space.shape or not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise ConfigurationError(
-            f"{where} has rows of shape {array.shape[1:]} and dtype {array.dtype}, "
-            f"not those of {space}"
-        )
-    return array.astype(dtype, copy=False)

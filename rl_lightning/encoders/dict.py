@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.sharing import sharing
 from rl_lightning.types import EnvSpec, Stored
 
@@ -24,7 +25,8 @@ class DictEncoder(Encoder):
         ignore: Entries to leave out.
 
     Raises:
-        ValueError: If the space is neither Dict nor Tuple, or a name is not one of its entries.
+        ValueError: If the space is neither Dict nor Tuple, if a name is not one of its entries, or
+            if an entry cannot be read by its encoder.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class DictEncoder(Encoder):
         # Not by name in a ModuleDict, which takes no "type", "keys" or "a.b".
         with sharing():
             self.parts = nn.ModuleList(
-                encoders.get(name, default)(spec.with_observation_space(entries[name]))
+                _part(name, encoders.get(name, default), spec.with_observation_space(entries[name]))
                 for name in self.names
             )
         self.out_dim = sum(part.out_dim for _, part in self._named())
@@ -116,3 +118,13 @@ class DictEncoder(Encoder):
 def _of_entry(key: str, name: str) -> str:
     group, slash, rest = key.partition("/")
     return f"{group}/{name}/{rest}" if slash else f"{name}/{key}"
+
+
+def _part(name: str, encoder: Callable[[EnvSpec], Encoder], spec: EnvSpec) -> Encoder:
+    try:
+        return encoder(spec)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"DictEncoder: the entry {name!r} cannot be read: {error}; name another encoder for it "
+            f"in encoders, or leave it out with ignore: [{name}]"
+        ) from error

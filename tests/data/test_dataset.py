@@ -110,7 +110,7 @@ def test_episodes_come_back_as_they_were(kind, tmp_path):
 
 def test_action_masks_come_back(tmp_path):
     """Of an episode without any, among others that have them, everything is allowed."""
-    masks = np.array([[0, 1], [1, 1], [1, 0]], bool)
+    masks = np.array([[1, 0], [1, 1], [0, 1]], bool)
     path = write(
         tmp_path / "data.hdf5", steps(1, 2), steps(1, 2, action_masks=masks.astype(np.int8))
     )

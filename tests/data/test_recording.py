@@ -88,7 +88,7 @@ def test_recorded_by_hand(vectorization, truncate, tmp_path):
 def test_recorded_observations_of_every_kind(observation, action, vectorization, tmp_path):
     """The delayed probe is in state 0, then 1, then ends in 1, and pays 0, then 1."""
     space = OBSERVATIONS[observation]
-    pair = {"discrete": [1, 0], "box": [np.array([x], np.float32) for x in (0.25, -4)]}[action]
+    pair = {"discrete": [1, 0], "box": [np.array([x], np.float32) for x in (0.25, -1)]}[action]
     actions = pair * 2 if vectorization == "sync" else [*pair, pair[0], *pair]
     episodes, _ = play(
         tmp_path / "data.hdf5",

@@ -1,0 +1,219 @@
+"""Reading a stranger's HDF5: nothing that lies outside the file, nothing larger than what is in it.
+
+HDF5 can name other files of the reader's machine in links, in external storage and in virtual data
+sets, can hold groups within themselves, and can claim rows without end that no byte stands behind.
+So data are looked up link by link, and measured before they are read.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rl_lightning.errors import ConfigurationError
+
+DEEPEST = 32  # groups, and spaces, within each other
+SMALL_BYTES = 64 * 2**20  # whatever a file says, this much may be allocated
+MOST_EXPANSION = 1100  # bytes out of one: what gzip, the densest filter in use, can reach is 1032
+
+Node = Any  # an h5py data set, or a dict of nodes: a group
+
+
+def import_h5py() -> Any:
+    """h5py, or a sentence on how to install it."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConfigurationError(
+            'recorded episodes need h5py: pip install "rl-lightning[offline]"'
+        ) from error
+    return h5py
+
+
+def part_of(path: Path) -> Path:
+    """Where an interrupted recording leaves its episodes."""
+    return path.with_name(f"{path.name}.part")
+
+
+def shortened(value: Any, most: int = 200) -> str:
+    """A stranger's text, or what has one, in one line of a message."""
+    text = " ".join(str(value).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file, open for reading; whatever is wrong with it becomes one sentence.
+
+    Raises:
+        ConfigurationError: If there is no such file, if it is no HDF5, or if reading it fails.
+    """
+    h5py = import_h5py()
+    if not path.is_file():
+        part = part_of(path)
+        hint = f"; {part} is what an interrupted recording left" if part.exists() else ""
+        raise ConfigurationError(f"there is no file {path}{hint}")
+    try:
+        if not h5py.is_hdf5(path):
+            raise ConfigurationError(f"{path} is no HDF5 file")
+        with h5py.File(path, "r") as file:
+            yield file
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a damaged file fails in h5py in any way there is
+        raise ConfigurationError(
+            f"{path} cannot be read, it may be incomplete or damaged: {type(error).__name__}: "
+            f"{shortened(error)}"
+        ) from error
+
+
+def find(group: Any, name: str, where: str, seen: set[int], apart: str = ": ") -> Node:
+    """What a group holds under a name: a data set that can be read, or a dict of such.
+
+    Args:
+        group: An open h5py group.
+        name: Of its entry; no path.
+        where: The group, for messages.
+        seen: Groups that were found already, each by its address in the file; added to.
+        apart: What stands between `where` and a name.
+
+    Raises:
+        ConfigurationError: If there is no such entry, if something of it may lie in another file,
+            or if it is neither numbers nor text that the file could hold.
+    """
+    h5py = import_h5py()
+    node = entry(group, name, where)
+    where = f"{where}{apart}{shortened(name, 60)}"
+    if isinstance(node, h5py.Dataset):
+        _check_data(node, where)
+        return node
+    address = h5py.h5o.get_info(node.id).addr
+    if address in seen or len(seen) > 10_000 or node.name.count("/") > DEEPEST:
+        raise ConfigurationError(
+            f"{where}: the group holds itself, stands in two places, or lies more than {DEEPEST} "
+            "groups deep, which no recording does"
+        )
+    seen.add(address)
+    return {key: find(node, key, where, seen, "/") for key in node}
+
+
+def entry(group: Any, name: str, where: str) -> Any:
+    """A group or data set that lies in this file under a name, not yet looked into.
+
+    Raises:
+        ConfigurationError: If there is no such entry, or if it is a link or a data type.
+    """
+    h5py = import_h5py()
+    if not holds(group, name):
+        raise ConfigurationError(f"{where} has no {name!r}; it has {listed(group)}")
+    kinds = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
+    kind = group.id.links.get_info(name.encode(errors="surrogateescape")).type
+    if kind != h5py.h5l.TYPE_HARD:
+        raise ConfigurationError(
+            f"{where}: {shortened(name, 60)!r} is {kinds.get(kind, 'a user-defined')} link, and "
+            "links can lead to other files of this machine; if you trust the file, put what it "
+            "leads to in its place (h5py's Group.copy with expand_soft and expand_external)"
+        )
+    node = group[name]
+    if not isinstance(node, h5py.Group | h5py.Dataset):
+        raise ConfigurationError(f"{where}: {shortened(name, 60)!r} is a data type, not data")
+    return node
+
+
+def holds(group: Any, name: str) -> bool:
+    """Whether there is something under a name; a link is not followed, as `name in group` would."""
+    return group.id.links.exists(name.encode(errors="surrogateescape"))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names of many."""
+    few = [shortened(name, 40) for name, _ in zip(names, range(9), strict=False)]
+    return ", ".join(few[:8] + ["…"] * (len(few) > 8)) or "nothing"
+
+
+def load(node: Node, where: str, rows: int | None = None) -> Any:
+    """What was found, read: arrays, lists of texts, dicts and tuples of these.
+
+    Args:
+        node: From `find`.
+        where: What it is, for messages.
+        rows: What a data set may have at most; None if that is not known.
+
+    Raises:
+        ConfigurationError: If it needs more memory than there is, or is large and has more rows.
+    """
+    claimed = _size(node, rows, where)
+    if claimed > memory():
+        raise ConfigurationError(
+            f"{where} claims {claimed / 2**30:,.1f} GiB, more than this machine's memory: the file "
+            "is damaged or forged, or its episodes are too long for this machine"
+        )
+    return _loaded(node, where)
+
+
+def check_all(file: Any, path: Path) -> None:
+    """Refuse a file of which any part may lie in another file.
+
+    Raises:
+        ConfigurationError: As `find`.
+    """
+    for name in file:
+        find(file, name, str(path), set())
+
+
+def memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_data(data: Any, where: str) -> None:
+    h5py = import_h5py()
+    if data.is_virtual or data.external:  # first: a virtual one's very shape is read elsewhere
+        kind = "a virtual data set" if data.is_virtual else "external storage"
+        raise ConfigurationError(
+            f"{where} is {kind}, which takes its numbers from other files of this machine; if you "
+            "trust the file, write the numbers themselves into it"
+        )
+    dtype = data.dtype
+    text, row = h5py.check_string_dtype(dtype), h5py.check_vlen_dtype(dtype)
+    if data.shape is None or not (dtype.kind in "biuf" or text is not None or row == "uint8"):
+        kind = "nothing" if data.shape is None else shortened(dtype, 60)
+        raise ConfigurationError(f"{where} holds {kind}, neither real numbers nor text")
+    size = math.prod(data.shape) * dtype.itemsize
+    if size > SMALL_BYTES and size > MOST_EXPANSION * data.id.get_storage_size():
+        raise ConfigurationError(
+            f"{where} claims the shape {list(data.shape)}, {size / 2**30:,.1f} GiB, but the file "
+            f"holds only {data.id.get_storage_size():,} bytes of it: it is damaged or forged"
+        )
+
+
+def _size(node: Node, rows: int | None, where: str) -> int:
+    if isinstance(node, dict):
+        return sum(_size(child, rows, f"{where}/{key}") for key, child in node.items())
+    size = math.prod(node.shape) * node.dtype.itemsize
+    if size > SMALL_BYTES and rows is not None and node.shape[:1] > (rows,):
+        raise ConfigurationError(
+            f"{where} claims {node.shape[0]:,} rows, but with {rows - 1:,} rewards there are "
+            f"{rows:,} at most: the file is damaged or forged"
+        )
+    return size
+
+
+def _loaded(node: Node, where: str) -> Any:
+    if isinstance(node, dict):
+        entries = {key: _loaded(child, where) for key, child in node.items()}
+        if "_index_0" not in entries:
+            return entries
+        names = [f"_index_{i}" for i in range(len(entries))]
+        if set(names) != set(entries):
+            raise ConfigurationError(
+                f"{where}: {listed(entries)} are no parts of a tuple, which are _index_0, …, "
+                f"{names[-1]}"
+            )
+        return tuple(entries[name] for name in names)
+    if import_h5py().check_string_dtype(node.dtype):
+        return node.asstr()[()].tolist()
+    return node[()]
