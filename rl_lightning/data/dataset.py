@@ -32,6 +32,7 @@ import numpy as np
 
 from rl_lightning.data.episode_checks import checked
 from rl_lightning.data.hdf5_safety import (
+    Node,
     check_all,
     find,
     import_h5py,
@@ -77,10 +78,10 @@ class Dataset:
     def total_episodes(self) -> int:
         return len(self._ids)
 
-    @cached_property
+    @property
     def total_steps(self) -> int:
         """Steps of all episodes together."""
-        return sum(len(rewards) for rewards in self._rewards())
+        return sum(self._lengths_and_returns[0])
 
     @cached_property
     def mask_dim(self) -> int:
@@ -92,10 +93,10 @@ class Dataset:
                     return sum(part.shape[1] for part in parts)
         return 0
 
-    @cached_property
+    @property
     def mean_return(self) -> float:
         """Undiscounted return, averaged over episodes."""
-        return float(np.mean([load(rewards, str(self.path)).sum() for rewards in self._rewards()]))
+        return float(np.mean(self._lengths_and_returns[1]))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Dataset:
 
     def _read(self, group: Any, where: str) -> Episode:
         seen: set[int] = set()
-        found = {name: find(group, name, where, seen) for name in _PARTS}
+        found: dict[str, Node] = {name: find(group, name, where, seen) for name in _PARTS}
         masks = mask_parts(group, where) if self.mask_dim else []
         width = sum(part.shape[1] for part in masks)
         if masks and width != self.mask_dim:
@@ -167,10 +168,16 @@ class Dataset:
                 f"{self.path} holds action masks of {self.mask_dim} actions, but the policy {takes}"
             )
 
-    def _rewards(self) -> Iterator[Any]:
+    @cached_property
+    def _lengths_and_returns(self) -> tuple[list[int], list[Any]]:
+        lengths, returns = [], []
         with opened(self.path) as file:
             for index in self._ids:
-                yield rewards_of(*episode_group(file, index, self.path))
+                group, where = episode_group(file, index, self.path)
+                rewards = load(rewards_of(group, where), where)
+                lengths.append(len(rewards))
+                returns.append(rewards.sum())
+        return lengths, returns
 
 
 def read_dataset(path: str | Path) -> Dataset:

@@ -182,7 +182,10 @@ def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str
         _check_finite(array, where)
         return array
     dtype = np.dtype(space.dtype)
-    if array.shape[1:] != space.shape or not np.can_cast(array.dtype, dtype, "same_kind"):
+    # An integer of any width, signed or not, will do: it is seen below whether it fits.
+    integers = array.dtype.kind in "iu" and dtype.kind in "iu"
+    castable = integers or np.can_cast(array.dtype, dtype, "same_kind")
+    if array.shape[1:] != space.shape or not castable:
         raise ConfigurationError(
             f"{where} has rows of shape {array.shape[1:]} and dtype {array.dtype}, "
             f"not those of {shortened(space)}"
@@ -197,6 +200,9 @@ def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str
 def _check_finite(array: np.ndarray, where: str) -> None:
     if array.dtype.kind != "f":
         return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):  # costs less than to ask each, and tells as much
+            return
     finite = np.isfinite(array)
     if not finite.all():
         step, *place = map(int, np.unravel_index(int(np.argmin(finite)), array.shape))

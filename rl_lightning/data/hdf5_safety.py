@@ -10,7 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rl_lightning.errors import ConfigurationError
 
@@ -18,7 +20,22 @@ DEEPEST = 32  # groups, and spaces, within each other
 SMALL_BYTES = 64 * 2**20  # whatever a file says, this much may be allocated
 MOST_EXPANSION = 1100  # bytes out of one: what gzip, the densest filter in use, can reach is 1032
 
-Node = Any  # an h5py data set, or a dict of nodes: a group
+
+class Rows(NamedTuple):
+    """A data set that may be read; what h5py takes its time to tell is asked once."""
+
+    data: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    text: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Node = Rows | dict[str, Any]  # or a group: a dict of nodes
 
 
 def import_h5py() -> Any:
@@ -88,8 +105,7 @@ def find(group: Any, name: str, where: str, seen: set[int], apart: str = ": ") -
     node = entry(group, name, where)
     where = f"{where}{apart}{shortened(name, 60)}"
     if isinstance(node, h5py.Dataset):
-        _check_data(node, where)
-        return node
+        return _rows(node, where)
     address = h5py.h5o.get_info(node.id).addr
     if address in seen or len(seen) > 10_000 or node.name.count("/") > DEEPEST:
         raise ConfigurationError(
@@ -107,11 +123,12 @@ def entry(group: Any, name: str, where: str) -> Any:
         ConfigurationError: If there is no such entry, or if it is a link or a data type.
     """
     h5py = import_h5py()
-    if not holds(group, name):
-        raise ConfigurationError(f"{where} has no {name!r}; it has {listed(group)}")
-    kinds = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
-    kind = group.id.links.get_info(name.encode(errors="surrogateescape")).type
+    try:
+        kind = group.id.links.get_info(name.encode(errors="surrogateescape")).type
+    except KeyError:
+        raise ConfigurationError(f"{where} has no {name!r}; it has {listed(group)}") from None
     if kind != h5py.h5l.TYPE_HARD:
+        kinds = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
         raise ConfigurationError(
             f"{where}: {shortened(name, 60)!r} is {kinds.get(kind, 'a user-defined')} link, and "
             "links can lead to other files of this machine; if you trust the file, put what it "
@@ -169,7 +186,7 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _check_data(data: Any, where: str) -> None:
+def _rows(data: Any, where: str) -> Rows:
     h5py = import_h5py()
     if data.is_virtual or data.external:  # first: a virtual one's very shape is read elsewhere
         kind = "a virtual data set" if data.is_virtual else "external storage"
@@ -177,29 +194,30 @@ def _check_data(data: Any, where: str) -> None:
             f"{where} is {kind}, which takes its numbers from other files of this machine; if you "
             "trust the file, write the numbers themselves into it"
         )
-    dtype = data.dtype
-    text, row = h5py.check_string_dtype(dtype), h5py.check_vlen_dtype(dtype)
-    if data.shape is None or not (dtype.kind in "biuf" or text is not None or row == "uint8"):
-        kind = "nothing" if data.shape is None else shortened(dtype, 60)
+    shape, dtype = data.shape, data.dtype
+    number = dtype.kind in "biuf"
+    text = not number and h5py.check_string_dtype(dtype) is not None
+    if shape is None or not (number or text or h5py.check_vlen_dtype(dtype) == "uint8"):
+        kind = "nothing" if shape is None else shortened(dtype, 60)
         raise ConfigurationError(f"{where} holds {kind}, neither real numbers nor text")
-    size = math.prod(data.shape) * dtype.itemsize
-    if size > SMALL_BYTES and size > MOST_EXPANSION * data.id.get_storage_size():
+    rows = Rows(data, shape, dtype, text)
+    if rows.size > SMALL_BYTES and rows.size > MOST_EXPANSION * data.id.get_storage_size():
         raise ConfigurationError(
-            f"{where} claims the shape {list(data.shape)}, {size / 2**30:,.1f} GiB, but the file "
+            f"{where} claims the shape {list(shape)}, {rows.size / 2**30:,.1f} GiB, but the file "
             f"holds only {data.id.get_storage_size():,} bytes of it: it is damaged or forged"
         )
+    return rows
 
 
 def _size(node: Node, rows: int | None, where: str) -> int:
     if isinstance(node, dict):
         return sum(_size(child, rows, f"{where}/{key}") for key, child in node.items())
-    size = math.prod(node.shape) * node.dtype.itemsize
-    if size > SMALL_BYTES and rows is not None and node.shape[:1] > (rows,):
+    if node.size > SMALL_BYTES and rows is not None and node.shape[:1] > (rows,):
         raise ConfigurationError(
             f"{where} claims {node.shape[0]:,} rows, but with {rows - 1:,} rewards there are "
             f"{rows:,} at most: the file is damaged or forged"
         )
-    return size
+    return node.size
 
 
 def _loaded(node: Node, where: str) -> Any:
@@ -214,6 +232,6 @@ def _loaded(node: Node, where: str) -> Any:
                 f"{names[-1]}"
             )
         return tuple(entries[name] for name in names)
-    if import_h5py().check_string_dtype(node.dtype):
-        return node.asstr()[()].tolist()
-    return node[()]
+    if node.text:
+        return node.data.asstr()[()].tolist()
+    return node.data[()]

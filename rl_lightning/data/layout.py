@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import entry, find, holds, import_h5py, shortened
+from rl_lightning.data.hdf5_safety import Node, Rows, entry, find, holds, import_h5py, shortened
 from rl_lightning.errors import ConfigurationError
 
 INFOS, MASK = "infos", "action_mask"
@@ -59,7 +59,7 @@ def episode_group(file: Any, index: int, path: Path) -> tuple[Any, str]:
     return group, where
 
 
-def mask_parts(group: Any, where: str) -> list[Any]:
+def mask_parts(group: Any, where: str) -> list[Rows]:
     """The data sets `[T+1, …]` that make up an episode's action masks, one after the other; none
     if it has no masks, or what it has is not of this form."""
     h5py = import_h5py()
@@ -69,17 +69,19 @@ def mask_parts(group: Any, where: str) -> list[Any]:
     if not isinstance(infos, h5py.Group) or not holds(infos, MASK):
         return []
     node = find(infos, MASK, f"{where}: {INFOS}", set(), "/")
-    parts: list[Any] = [node]
+    parts = [node]
     if isinstance(node, dict):
-        parts = [node.get(f"_index_{i}") for i in range(len(node))]
+        parts = [node.get(f"_index_{i}", {}) for i in range(len(node))]
     rows = rewards_of(group, where).shape[0] + 1
-    fits = [isinstance(x, h5py.Dataset) and len(x.shape) == 2 for x in parts]
-    if not all(fits) or any(x.shape[0] != rows or x.dtype.kind not in "biuf" for x in parts):
-        return []
-    return parts
+    found = [x for x in parts if isinstance(x, Rows) and _of_flags(x, rows)]
+    return found if len(found) == len(parts) else []
 
 
-def rewards_of(group: Any, where: str) -> Any:
+def _of_flags(masks: Rows, rows: int) -> bool:
+    return len(masks.shape) == 2 and masks.shape[0] == rows and masks.dtype.kind in "biuf"
+
+
+def rewards_of(group: Any, where: str) -> Rows:
     """The rewards of an episode, whose number is that of its steps."""
     rewards = find(group, "rewards", where, set())
     if isinstance(rewards, dict) or len(rewards.shape) != 1 or rewards.dtype.kind not in "biuf":
@@ -87,7 +89,7 @@ def rewards_of(group: Any, where: str) -> Any:
     return rewards
 
 
-def step_count(rewards: Any) -> int:
+def step_count(rewards: Node) -> int:
     """Steps of an episode whose rewards were found; 0 if they are no rewards."""
     return rewards.shape[0] if not isinstance(rewards, dict) and rewards.shape else 0
 

@@ -22,7 +22,7 @@ class DictEncoder(Encoder):
         spec: Its observation space is Dict, or Tuple (whose entries are named "0", "1", …).
         encoders: Entry name → encoder. Entries not named here are read by `default`.
         default: Encoder of the other entries.
-        ignore: Entries to leave out.
+        ignore: Entries to leave out; they may be of any space.
 
     Raises:
         ValueError: If the space is neither Dict nor Tuple, if a name is not one of its entries, or

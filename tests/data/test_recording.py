@@ -1,9 +1,12 @@
 """Recording: what `predict` writes down is what happened, step by step."""
 
+import json
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,10 +14,10 @@ from gymnasium import spaces as s
 from probes import MASKS, OBSERVATIONS, show
 from training import make_trainer
 
-from rl_lightning import PPO
+from rl_lightning import PPO, DictEncoder
 from rl_lightning.data import EpisodeLoader, RolloutDataModule
-from rl_lightning.data.dataset import DatasetWriter, read_dataset
-from rl_lightning.data.recording import EpisodeRecorder
+from rl_lightning.data.dataset import DatasetWriter, read_dataset, read_recorded
+from rl_lightning.data.recording import Episode, EpisodeRecorder
 from rl_lightning.envs.make import make_vector_env
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
@@ -263,3 +266,95 @@ def test_several_ranks_cannot_record(tmp_path):
     module.trainer = SimpleNamespace(world_size=2, global_rank=1)  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match=r"data.record: 2 ranks.*trainer.devices: 1"):
         module.predict_dataloader()
+
+
+class Odd(gym.Env):
+    """Shows a number and something that no layout of recordings knows."""
+
+    action_space = s.Discrete(2, dtype=np.uint8)
+
+    def __init__(self, odd=None):
+        inner = s.Box(-1, 1, (2,), np.float32)
+        spaces = {
+            "sequence": s.Sequence(inner),
+            "graph": s.Graph(inner, s.Discrete(3)),
+            "one of": s.OneOf([s.Discrete(2), inner]),
+        }
+        entries = {"x": s.Box(-1, 1, (1,), np.float32)}
+        if odd is not None:
+            entries["odd"] = s.Dict(inner=s.Tuple([spaces[odd]]))
+        self.observation_space = s.Dict(entries)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps == 3, False, {}
+
+
+gym.register("Odd-v0", entry_point=Odd)
+
+
+@pytest.mark.parametrize("odd", ["sequence", "graph", "one of"])
+def test_an_ignored_entry_costs_nothing_but_the_recording(odd, tmp_path):
+    """Nested, too: it trains, is written down in transcripts, and comes back from a checkpoint."""
+
+    def data(**more):
+        kwargs = {"env_kwargs": {"odd": odd}, "num_envs": 2, "val_num_envs": 2, "val_episodes": 2}
+        return RolloutDataModule("Odd-v0", rollout_steps=8, total_frames=16, **kwargs, **more)
+
+    module = data()
+    encoder = partial(DictEncoder, ignore=["odd"])
+    agent, trainer = PPO(module.spec, encoder=encoder), make_trainer(limit_val_batches=1.0)
+    trainer.fit(agent, module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = PPO.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert again.spec == agent.spec == module.spec
+    assert again.spec.action_space.dtype == np.uint8
+    (said,) = make_trainer(limit_val_batches=1.0).validate(again, data(), verbose=False)
+    assert said["val/return"] == 3
+    (episode, _) = make_trainer().predict(again, data())
+    assert "odd: " in episode["transcript"][0]["observation"]
+    refused = data(record=str(tmp_path / "data.hdf5"))
+    name = {"sequence": "Sequence", "graph": "Graph", "one of": "OneOf"}[odd]
+    with pytest.raises(
+        ConfigurationError, match=f"observation_space/odd/inner/0 is a space of type {name}"
+    ):
+        make_trainer().predict(again, refused)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_actions_of_narrow_types_are_recorded(tmp_path):
+    module = RolloutDataModule("Odd-v0", record=str(tmp_path / "data.hdf5"), val_episodes=2)
+    make_trainer().predict(PPO(module.spec, encoder=DictEncoder), module)
+    dataset = read_dataset(tmp_path / "data.hdf5")
+    assert dataset.spec.action_space == Odd.action_space
+    assert next(dataset.episodes()).actions.dtype == np.uint8
+    with h5py.File(tmp_path / "data.hdf5", "r+") as file:  # an earlier version said so
+        said = json.loads(file.attrs["action_space"]) | {"dtype": "int64"}
+        file.attrs["action_space"] = json.dumps(said)
+    assert read_recorded(tmp_path / "data.hdf5", module.spec).total_episodes == 2
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_masks_of_another_width_than_an_earlier_episode_s(later, tmp_path):
+    path, spec = tmp_path / "data.hdf5", EnvSpec(s.Discrete(1), s.Discrete(2))
+    ends, zeros = np.array([False, True]), np.zeros(2, int)
+
+    def episode(width):
+        shown, masks = np.zeros(3, int), np.ones((3, width), bool)
+        return Episode(shown, zeros, np.ones(2), ends, ends & False, masks)
+
+    writer = DatasetWriter(path, spec)
+    writer.add(episode(2))
+    if later:
+        writer.close()
+        writer = DatasetWriter(path, spec)
+    with pytest.raises(ConfigurationError, match=r"3 actions wide, but .* earlier episode 2"):
+        writer.add(episode(3))
+    writer.close()
+    assert read_dataset(path).total_episodes == 1

@@ -12,6 +12,7 @@ from rl_lightning import PPO, DictEncoder, ImpalaCNN, MLPEncoder
 from rl_lightning.data import Collector
 from rl_lightning.encoders import Encoder
 from rl_lightning.envs import make_vector_env
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 
 s = gym.spaces
@@ -82,6 +83,17 @@ def test_unknown_entries_are_refused(argument):
     value = {"encoders": {"colour": MLPEncoder}, "ignore": ["colour"]}[argument]
     with pytest.raises(ValueError, match=r"no entry 'colour'.* it has 'kind', 'number'"):
         build(**{argument: value})
+
+
+@pytest.mark.parametrize("odd", [s.Text(3), s.Sequence(ONE), s.Graph(ONE, None), s.OneOf([ONE])])
+def test_an_entry_that_cannot_be_read_is_named(odd):
+    space = s.Dict(fine=ONE, odd=odd)
+    with pytest.raises(ConfigurationError, match=r"the entry 'odd' cannot .* ignore: \[odd\]"):
+        build(space)
+    assert build(space, ignore=["odd"]).names == ["fine"]
+    message = r"the entry '0' cannot .*the entry 'odd' cannot .*ignore: \[odd\]"
+    with pytest.raises(ConfigurationError, match=message):
+        build(s.Tuple([space]), default=DictEncoder)
 
 
 def test_something_must_be_left():
