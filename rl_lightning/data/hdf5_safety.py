@@ -125,8 +125,10 @@ def entry(group: Any, name: str, where: str) -> Any:
     h5py = import_h5py()
     try:
         kind = group.id.links.get_info(name.encode(errors="surrogateescape")).type
-    except KeyError:
-        raise ConfigurationError(f"{where} has no {name!r}; it has {listed(group)}") from None
+    except (KeyError, RuntimeError) as error:
+        if holds(group, name):
+            raise
+        raise ConfigurationError(f"{where} has no {name!r}; it has {listed(group)}") from error
     if kind != h5py.h5l.TYPE_HARD:
         kinds = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
         raise ConfigurationError(

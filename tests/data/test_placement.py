@@ -25,7 +25,7 @@ def test_a_file_is_no_folder(make, tmp_path):
 def test_a_folder_that_cannot_be_made(below, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "link")
-    with pytest.raises(ConfigurationError, match="data.storage_dir: no file can be made in"):
+    with pytest.raises(ConfigurationError, match=r"data.storage_dir: no file can be made in"):
         storage_folder("disk", str(tmp_path / below))
 
 
