@@ -345,6 +345,7 @@ class Agent(CopyableModule):
         map_location: Any = "cpu",
         strict: bool | None = None,
         trusted: Sequence[str] = (),
+        weights_only: bool = True,
         **kwargs: Any,
     ) -> Any:
         """The agent of a checkpoint; `Agent.load_from_checkpoint(path)` finds its class by itself.
@@ -358,6 +359,7 @@ class Agent(CopyableModule):
             strict: Whether every weight must be in the file, and no other; None: as the class has
                 it.
             trusted: Packages outside this library whose classes the checkpoint may name.
+            weights_only: As Lightning has it; nothing but plain data and weights is ever loaded.
             **kwargs: Arguments in the place of those that the agent was trained with.
 
         Returns:
@@ -367,6 +369,11 @@ class Agent(CopyableModule):
             ConfigurationError: If the file is damaged or no checkpoint, if it holds another kind of
                 agent, or if it names what may not be imported.
         """
+        if not weights_only:
+            raise ConfigurationError(
+                "weights_only=False would run what the file asks for; leave it out: an agent's "
+                "checkpoint is plain data"
+            )
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         return build_agent(cls, checkpoint, strict, trusted, kwargs)
 
