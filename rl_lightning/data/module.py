@@ -431,7 +431,9 @@ class RLDataModule(L.LightningDataModule):
         self._eval_loaders = {}
 
     def on_exception(self, exception: BaseException) -> None:
-        # Lightning calls no `teardown` then; where collecting stood, nobody knows.
+        # Lightning calls no `teardown` then; where collecting stood, nobody knows. The environments
+        # end themselves: to wait here for one that has failed could hide why.
+        self._train_env = None
         self._leave()
 
     def _leave(self) -> None:

@@ -512,7 +512,12 @@ class ReplayDataModule(RLDataModule):
             self._spool = Spool(spool_place(trainer), trainer.global_rank)
         buffer = self.buffer
         version = (self.frames, trainer.global_step)
-        return self.gather(str(self._spool.write(version, buffer.save)))
+        try:
+            return self.gather(str(self._spool.write(version, buffer.save)))
+        except BaseException:
+            if not self._running:
+                self._close_spool()
+            raise
 
 
 def _check_multiple(name: str, value: int, other: str, unit: int) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -60,7 +61,7 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def full_disk(*args):
+def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -302,13 +303,18 @@ def test_saving_in_a_thread_writes_our_files(tmp_path, monkeypatch):
         trainer.save_checkpoint(tmp_path / "last.ckpt")
 
 
-def test_saving_after_training_leaves_no_spool(tmp_path):
+def test_saving_after_training_leaves_no_spool(tmp_path, monkeypatch):
     agent, data, trainer = begin("replay", tmp_path)
     for name in ("a", "b"):  # the second one needs contents that the first one had spooled
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
         assert not list(tmp_path.rglob(".*"))
         (folder,) = sidecars(tmp_path / f"{name}.ckpt")
         assert (folder / "rank0" / "state.pt").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full_disk)
+        with pytest.raises(RunError, match=r"replay contents in .* be saved: No space left"):
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert not list(tmp_path.rglob(".*"))
     data.total_frames = 100
     trainer.fit(agent, data)  # and training goes on saving
     trainer.save_checkpoint(tmp_path / "a.ckpt")
