@@ -41,15 +41,22 @@ class CopyableModule(L.LightningModule):
     def _trainer(self) -> Any:
         """The trainer, held weakly: it holds the data module, and that environments and buffers.
 
-        While it runs somebody else holds it; what remains of one that nobody holds is of no use.
+        While it runs somebody else holds it. Of one that is gone, where it stopped is left.
         """
         held = self.__dict__.get("_held_trainer")
-        return held() if isinstance(held, weakref.ref) else held
+        if not isinstance(held, weakref.ref):
+            return held
+        trainer = held()
+        return self.__dict__.get("_gone_trainer") if trainer is None else trainer
 
     @_trainer.setter
     def _trainer(self, trainer: Any) -> None:
         weakly = isinstance(trainer, L.Trainer)  # and not what stands in for one
         self.__dict__["_held_trainer"] = weakref.ref(trainer) if weakly else trainer
+        self.__dict__["_gone_trainer"] = None
+
+    def teardown(self, stage: str) -> None:
+        self.__dict__["_gone_trainer"] = GoneTrainer(self.trainer)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -58,7 +65,7 @@ class CopyableModule(L.LightningModule):
                 state.pop(name, None)
         for name in ("_trainer", "_compiled_call_impl"):
             state.pop(name, None)
-        run = {"_held_trainer": None, "_fabric": None, "_fabric_optimizers": []}
+        run = {"_held_trainer": None, "_gone_trainer": None, "_fabric": None, "_fabric_optimizers": []}
         return {**state, **run, "_compiler_ctx": None, **self.run_state()}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -83,6 +90,29 @@ class CopyableModule(L.LightningModule):
         with torch.inference_mode(False):
             new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
+
+
+class GoneTrainer:
+    """What an agent keeps of a trainer that nobody holds any more.
+
+    Args:
+        trainer: The trainer, at the end of its run.
+    """
+
+    logger = None
+
+    def __init__(self, trainer: Any) -> None:
+        self.global_step: int = trainer.global_step
+        self.current_epoch: int = trainer.current_epoch
+        self.callback_metrics: dict[str, Any] = dict(trainer.callback_metrics)
+        self.loggers: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(
+            f"the trainer of this agent is gone, and its {name} with it: keep the trainer"
+        )
 
 
 class Missing:
