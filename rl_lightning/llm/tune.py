@@ -1,6 +1,7 @@
 """Which weights of a language model training may change."""
 
 import functools
+import re
 import warnings
 from typing import Any, Literal, get_args
 
@@ -64,14 +65,14 @@ def _add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None) -> n
     from peft import LoraConfig, get_peft_model
 
     linear = {name for name, child in model.named_modules() if _is_linear(child)}
-    useful = linear & called_layers(model)
-    if targets is not None and not any(_matches(name, targets) for name in useful):
-        named = sorted({name.split(".")[-1] for name in linear if _matches(name, targets)})
-        if named:
+    useful = _useful(linear, called_layers(model))
+    for target in targets or ():
+        named = [name for name in linear if _matches(name, target)]
+        if named and useful.isdisjoint(named):
             raise ConfigurationError(
                 f"lora_targets={targets}: this {model.config.model_type} reads the weights of "
-                f"{', '.join(named)} without calling the layer, or never for plain text, so that "
-                f"adapters there would do nothing; there are {_names(useful)}"
+                f"{target} without calling the layer, or never for plain text, so that adapters "
+                f"there would do nothing; there are {_names(useful)}"
             )
     useless = linear - useful
     if model.config.model_type in _MAMBA:
@@ -99,8 +100,18 @@ def _add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None) -> n
 _MAMBA = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 
 
-def _matches(name: str, targets: list[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+def _useful(linear: set[str], called: set[str]) -> set[str]:
+    """The layers that are called, and their like: a router calls few of many experts."""
+    kinds = {_kind(name) for name in linear & called}
+    return {name for name in linear if _kind(name) in kinds}
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 def _names(layers: set[str]) -> str:

@@ -32,6 +32,19 @@ def config(family):
             )
         case "longformer":
             return t.LongformerConfig(**TEXT, attention_window=[4, 4])
+        case "switch_transformers":
+            return t.SwitchTransformersConfig(
+                vocab_size=400,
+                d_model=16,
+                d_kv=8,
+                d_ff=16,
+                num_layers=2,
+                num_decoder_layers=2,
+                num_sparse_encoder_layers=1,
+                num_sparse_decoder_layers=1,
+                num_heads=2,
+                num_experts=4,
+            )
         case "falcon":
             return t.FalconConfig(vocab_size=400, **SMALL)
         case "rwkv":
@@ -116,11 +129,23 @@ def test_lora_adapts_every_linear_layer_that_text_runs_through(family, name):
 
 @pytest.mark.parametrize(
     ("name", "targets"),
-    [("mamba", ["dt_proj"]), ("mamba", ["out_proj"]), ("longformer", ["query_global"])],
+    [
+        ("mamba", ["dt_proj"]),
+        ("mamba", ["out_proj"]),
+        ("longformer", ["query_global"]),
+        ("longformer", ["value_global", "query"]),
+    ],
 )
 def test_adapters_that_would_do_nothing_are_refused(family, name, targets):
-    with pytest.raises(ConfigurationError, match=rf"lora_targets=\['{targets[0]}'\].*there are"):
+    with pytest.raises(ConfigurationError, match=rf"lora_targets=\['{targets[0]}'.*there are"):
         Backbone(family(name), tune="lora", max_length=32, lora_targets=targets)
+
+
+def test_experts_that_a_router_does_not_choose_have_adapters_too(family):
+    backbone = Backbone(family("switch_transformers"), tune="lora", max_length=32)
+    adapters = [name for name in backbone.state_dict() if ".experts." in name]
+    assert all("lora_" in name for name in adapters)
+    assert len({name.split(".experts.")[1].split(".")[0] for name in adapters}) == 4
 
 
 def test_a_model_without_a_limit_of_positions(family):
