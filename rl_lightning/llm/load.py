@@ -123,9 +123,9 @@ def _tokenizer(model: str, path: str, trust: bool) -> Any:
         raise ConfigurationError(f"model={model!r}: its tokenizer is a {type(tokenizer).__name__}")
     if len(tokenizer) <= len(control_tokens(tokenizer)) + 1:
         # Made up by transformers: to it all texts would be the same.
-        raise ConfigurationError(
-            f"model={model!r} comes without a tokenizer: its vocabulary has no words; put "
-            "tokenizer.json, or what its tokenizer was saved as, beside its weights"
+        raise ValueError(
+            "there is none, or its vocabulary has no words; put tokenizer.json, or what it was "
+            "saved as, beside the weights"
         )
     return tokenizer
 

@@ -202,7 +202,7 @@ def broken(deviations):
 
 def test_it_shows_dropout(deviations, encoders, monkeypatch):
     # It is kept out twice: the probabilities are set to 0, and the model stays in eval mode.
-    monkeypatch.setattr(load, "_no_dropout", lambda config: None)
+    monkeypatch.setattr(load, "no_dropout", lambda config: None)
     monkeypatch.setattr(Backbone, "train", nn.Module.train)
     observation, build = encoders["llm_lora"]
     train(observation, task="policy", encoder=build)
