@@ -55,13 +55,19 @@ def check_finite(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name} must be a finite number, not {value!r}")
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of whatever type."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value % 1 == 0  # type: ignore
+
+
 def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """A count in `[low, high]` as an int: whole floats such as 1e5 are meant as what they equal.
 
     Raises:
         ConfigurationError: If it is no whole number, None included, or outside the range.
     """
-    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+    if not is_whole(value):
         raise ConfigurationError(f"{name} must be a whole number, at least {low}, not {value}")
     if value < low:
         raise ConfigurationError(f"{name} must be at least {low}, not {int(value)}")
@@ -83,7 +89,3 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Names that exist, those most like `name` first."""
     names = list(dict.fromkeys(known))
     return sorted(names, key=lambda n: -difflib.SequenceMatcher(None, name, n).ratio())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

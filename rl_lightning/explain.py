@@ -112,7 +112,7 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     if expected:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
-    return " ".join(report.replace("Parser key", "").split())
+    return " ".join(re.sub(r'Parser key "([^"]*)":', r"\1:", report).split())
 
 
 def _of_the_command_line(report: str, args: Sequence[str]) -> str | None:

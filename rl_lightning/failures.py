@@ -92,7 +92,7 @@ def _monitor(message: str) -> str | None:
                 else re.findall(r"`(.+?)`", listed)
             )
             names = nearest(found[1], (k for k in known if k not in ("step", "epoch")))
-            there = ", ".join(names) or "nothing yet"
+            there = ", ".join(names[:5]) or "nothing yet"
             return f"{who}: no metric {found[1]!r} is logged; there is {there}"
     return None
 

@@ -6,8 +6,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
-from numbers import Real
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union
@@ -21,16 +20,21 @@ from rl_lightning.agents import Agent, ReplayAgent
 from rl_lightning.config_file import check_config_file
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
-from rl_lightning.errors import ConfigurationError, whole_seed
+from rl_lightning.errors import ConfigurationError, is_whole, whole_seed
 from rl_lightning.explain import class_names, import_class, one_sentence
 from rl_lightning.exploration import ActionNoise, ValueExploration
 
 _BASES = (Agent, ReplayAgent, RLDataModule, Encoder, ActionNoise, ValueExploration)
+_CONTAINERS: Any = (list, tuple, set, Sequence, Iterable)
 _NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-\.?(inf|nan)", re.IGNORECASE)
 
 
 class Parser(LightningArgumentParser):
     """Reports a mistake in one sentence instead of the whole usage, and reads whole numbers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A beginning of an option's name would be taken for the option.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser: the outermost one reports
@@ -66,15 +70,14 @@ WholeNumber.__name__ = "int"  # which is what --help calls it
 
 
 def _whole_number(value: Any) -> int:
-    number = value
+    number: Any = value
     try:
         if isinstance(value, str):
             number = yaml.safe_load(value)
             number = float(number) if isinstance(number, str) else number
     except (ValueError, yaml.YAMLError):
         number = None
-    real = isinstance(number, Real) and not isinstance(number, bool)
-    if not real or not math.isfinite(number) or number != int(number):
+    if not is_whole(number):
         raise ValueError(f"Expected a <class 'int'>. Got value: {value}")
     return int(number)
 
@@ -97,16 +100,16 @@ def take_whole_floats(action: Any) -> None:
 def _with_whole_numbers(hint: Any) -> Any:
     if hint is int:
         return WholeNumber
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    origin: Any = typing.get_origin(hint)
+    inner = typing.get_args(hint)
     if not inner or origin is Literal:
         return hint
     if origin in (Union, UnionType):
         if {float, str} & set(inner):  # there 1.0 and 1 differ
             return hint
         return Union[tuple(_with_whole_numbers(part) for part in inner)]  # noqa: UP007
-    if origin in (list, tuple, set, Sequence):
-        kind: Any = origin
-        return kind[tuple(_with_whole_numbers(part) for part in inner)]
+    if origin in _CONTAINERS:
+        return origin[tuple(_with_whole_numbers(part) for part in inner)]
     if origin is dict:
         return dict[inner[0], _with_whole_numbers(inner[1])]
     return hint

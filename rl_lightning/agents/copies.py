@@ -65,7 +65,12 @@ class CopyableModule(L.LightningModule):
                 state.pop(name, None)
         for name in ("_trainer", "_compiled_call_impl"):
             state.pop(name, None)
-        run = {"_held_trainer": None, "_gone_trainer": None, "_fabric": None, "_fabric_optimizers": []}
+        run = {
+            "_held_trainer": None,
+            "_gone_trainer": None,
+            "_fabric": None,
+            "_fabric_optimizers": [],
+        }
         return {**state, **run, "_compiler_ctx": None, **self.run_state()}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
