@@ -8,11 +8,11 @@ starts anew with each episode and is part of a checkpoint.
 from collections.abc import Callable
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
 from rl_lightning.distributions import Categorical, mask_logits
 from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.schedules import anneal
@@ -238,11 +238,10 @@ def uniform_action(
     if isinstance(space, s.Discrete):
         logits = torch.zeros(num_envs, int(space.n), device=device)
         return Categorical(mask_logits(logits, mask)).sample() + int(space.start)
-    if isinstance(space, s.Box) and space.is_bounded("both"):
-        low = torch.from_numpy(space.low.astype(np.float32)).to(device)
-        high = torch.from_numpy(space.high.astype(np.float32)).to(device)
+    if isinstance(space, s.Box) and has_finite_range(space):
+        low, high = (bound.to(device) for bound in float32_bounds(space))
         return low + (high - low) * torch.rand(num_envs, *space.shape, device=device)
     raise ConfigurationError(
-        f"cannot draw uniform actions from {space}: it must be Discrete, or a Box with finite "
-        "bounds; set data.warmup_frames: 0"
+        f"cannot draw uniform actions from {one_line(space)}: it must be Discrete, or a Box with finite "
+        "bounds, whose distance float32 can hold; set data.warmup_frames: 0"
     )

@@ -259,6 +259,19 @@ class Counter(gym.Env):
         return obs, float(self.count), over and not self.truncate, over and self.truncate, info
 
 
+class Uneven(Counter):
+    """Environments whose seed is a multiple of 4 have short episodes, the others long ones."""
+
+    def __init__(self, short: int = 2, long: int = 20) -> None:
+        super().__init__()
+        self.lengths = short, long
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self.length = self.lengths[seed % 4 > 0]
+        return super().reset(seed=seed, options=options)
+
+
 class CounterVector(gym.vector.VectorEnv):
     """The same as a native vector env, which restarts on the step after an episode's end."""
 
@@ -289,6 +302,84 @@ class CounterVector(gym.vector.VectorEnv):
         return self.count[:, None].astype(np.float32)
 
 
+def exact_spaces() -> dict[str, gym.Space]:
+    """Action spaces that what a policy computes, in float32 and int64, is no element of by itself."""
+    s = gym.spaces
+    return {
+        "float64 0.1": s.Box(-0.1, 0.1, (3,), np.float64),
+        "float64 0.3": s.Box(0.1, 0.3, (2,), np.float64),
+        "float32 1.1": s.Box(0.05, 1.1, (2,), np.float32),
+        "float16": s.Box(-1, 1, (1,), np.float16),
+        "float16 unbounded": s.Box(-np.inf, np.inf, (1,), np.float16),
+        "half unbounded": s.Box(0.1, np.inf, (2,), np.float64),
+        "no axis": s.Box(-0.1, 0.1, (), np.float64),
+        "matrix": s.Box(-0.1, 0.1, (2, 2), np.float64),
+        "int64": s.Discrete(3, start=-1),
+        "int32": s.Discrete(3, start=-1, dtype=np.int32),
+        "uint8": s.Discrete(3, dtype=np.uint8),
+        "multi int32": s.MultiDiscrete([2, 3], dtype=np.int32),
+        "binary": s.MultiBinary(3),
+    }
+
+
+class Exact(gym.Env):
+    """Refuses actions that its action space does not contain, or that have another dtype.
+
+    Pays for large ones, so that policies go to the bounds; and spoils what it was given, as an
+    environment that computes in place does.
+    """
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(self, action: str = "int64", length: int = 3, render_mode: str | None = None):
+        self.action_space = exact_spaces()[action]
+        self.length, self.render_mode = length, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        if not self.action_space.contains(action) or action.dtype != self.action_space.dtype:
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        self.steps += 1
+        reward = float(np.tanh(np.sum(action, dtype=np.float64)))
+        if isinstance(action, np.ndarray):
+            action[...] = 0
+        return np.zeros(2, np.float32), reward, False, self.steps >= self.length, {}
+
+    def render(self) -> np.ndarray:
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+class ExactVector(gym.vector.VectorEnv):
+    """The same as a native vector env."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int = 1, action: str = "int64", length: int = 3) -> None:
+        self.num_envs, self.length = num_envs, length
+        self.single_observation_space = Exact.observation_space
+        self.single_action_space = exact_spaces()[action]
+        batched = gym.vector.utils.batch_space
+        self.observation_space = batched(self.single_observation_space, num_envs)
+        self.action_space = batched(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.steps = 0
+        return np.zeros((self.num_envs, 2), np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        if not self.action_space.contains(actions) or actions.dtype != self.action_space.dtype:
+            raise ValueError(f"{actions!r} is not in {self.action_space}")
+        actions[...] = 0
+        self.steps = (self.steps + 1) % (self.length + 1)
+        no, over = (np.full(self.num_envs, x) for x in (False, self.steps == self.length))
+        return np.zeros((self.num_envs, 2), np.float32), np.ones(self.num_envs), no, over, {}
+
+
 class TextAction(gym.Env):
     """Wants words for actions, which no head emits."""
 
@@ -302,6 +393,10 @@ def register() -> None:
             "Probe-v0", entry_point="probes:Probe", vector_entry_point="probes:ProbeVector"
         )
         gym.register("TextAction-v0", entry_point="probes:TextAction")
+        gym.register(
+            "Exact-v0", entry_point="probes:Exact", vector_entry_point="probes:ExactVector"
+        )
+        gym.register("Uneven-v0", entry_point="probes:Uneven")
         gym.register(
             "Counter-v0", entry_point="probes:Counter", vector_entry_point="probes:CounterVector"
         )

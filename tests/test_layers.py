@@ -5,7 +5,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
-    {"types", "charset", "errors", "tree", "checkpoints", "sharing", "spaces", "trust"},
+    {
+        *("types", "charset", "errors", "tree", "checkpoints", "sharing", "spaces", "trust"),
+        *("bounds", "stopping"),
+    },
     {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},
     {"llm"},
     {"encoders", "envs"},

@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from rl_lightning.data.actions import action_writer
+from rl_lightning.envs.failures import failed
 from rl_lightning.errors import ConfigurationError
 
 
@@ -65,21 +67,31 @@ class VideoRecorder(L.Callback):
         if self._env is None:
             self._env = data.make_eval_env(1, render_mode="rgb_array")
         env = self._env
-        obs, info = env.reset(seed=data.val_seed)
+        to_env = action_writer(env.single_action_space)
+        try:
+            obs, info = env.reset(seed=data.val_seed)
+        except Exception as error:
+            raise failed(env, error, "reset") from error
         frames = [self._render()]
         with data.acting() as agent:
             state = agent.initial_state(1)
             for _ in range(self.max_steps):
                 out = agent.act(agent.preprocess(obs), False, state, agent.read_mask(info))
                 state = out.get("next_state")
-                obs, _, terminated, truncated, info = env.step(out["action"].cpu().numpy())
+                try:
+                    obs, _, terminated, truncated, info = env.step(to_env(out["action"]))
+                except Exception as error:
+                    raise failed(env, error, "step") from error
                 if terminated[0] or truncated[0]:
                     break  # the environment shows the next episode already
                 frames.append(self._render())
         return frames
 
     def _render(self) -> np.ndarray:
-        images = self._env.render()
+        try:
+            images = self._env.render()
+        except Exception as error:
+            raise failed(self._env, error, "render") from error
         if images is None or images[0] is None:
             raise ConfigurationError(
                 "VideoRecorder: the environment does not render rgb_array images; leave the "

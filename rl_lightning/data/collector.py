@@ -8,8 +8,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.data.actions import action_writer
 from rl_lightning.data.episodes import EpisodeStatistics
 from rl_lightning.data.storage import Buffers
+from rl_lightning.envs.failures import failed
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.tree import clone, concatenate, rows, to_device
 from rl_lightning.types import Rollout, Stored
@@ -55,6 +57,7 @@ class Stepper:
                 f"not {mode}"
             )
         self.env = env
+        self.to_env = action_writer(env.single_action_space)
         self.seed = seed
         self.success_threshold = success_threshold
         self.episodes = EpisodeStatistics(env.num_envs)
@@ -67,24 +70,31 @@ class Stepper:
 
     def reset(self, agent: Any) -> None:
         """Begin all episodes anew."""
-        obs, info = self.env.reset(seed=self.seed)
+        try:
+            obs, info = self.env.reset(seed=self.seed)
+        except Exception as error:
+            raise failed(self.env, error, "reset") from error
         agent.observe(obs)
         self.x = agent.preprocess(obs)
         self.mask = agent.read_mask(info)
         self.state = agent.initial_state(self.env.num_envs)
         self.resetting = np.zeros(self.env.num_envs, bool)
 
-    def step(self, agent: Any, action: np.ndarray, state: Tensor | None, wanted: str) -> Outcome:
+    def step(self, agent: Any, action: Tensor, state: Tensor | None, wanted: str) -> Outcome:
         """Take one step in every environment.
 
         Args:
             agent: Anything with `observe`, `preprocess` and `read_mask`.
-            action: `[B, ...]`.
+            action: As the agent chose them, `[B, ...]`; the environments get them as elements of
+                their action space.
             state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
             wanted: Which final observations to preprocess: of `truncated` episodes, which the
                 bootstrap needs, or of `all`.
         """
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(self.to_env(action))
+        except Exception as error:
+            raise failed(self.env, error, "step") from error
         before = self.resetting
         if self.next_step_reset:
             self.episodes.step(reward, ~before)
@@ -207,7 +217,7 @@ class Collector(Stepper):
                 state = out.pop("next_state")
             for key, value in out.items():
                 buffers.write(key, t, value)
-            step = self.step(agent, to_env(out["action"]), state, "truncated")
+            step = self.step(agent, out["action"], state, "truncated")
             self._reward[t] = step.reward
             self._terminated[t], self._truncated[t] = step.terminated, step.truncated
             if step.valid is not None:
@@ -245,11 +255,6 @@ class Collector(Stepper):
             if self.mask is not None:
                 rollout.final_mask = torch.cat([mask for *_, mask in final])
         return rollout
-
-
-def to_env(action: Tensor) -> np.ndarray:
-    """Actions as the vector env takes them."""
-    return action.cpu().numpy()
 
 
 def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:

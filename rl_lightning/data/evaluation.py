@@ -12,10 +12,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rl_lightning.data.collector import to_env
+from rl_lightning.data.actions import action_writer
 from rl_lightning.data.episodes import read_success
 from rl_lightning.data.hdf5_safety import shortened
+from rl_lightning.data.patience import Patience
 from rl_lightning.data.recording import EpisodeRecorder
+from rl_lightning.envs.failures import failed, name
 from rl_lightning.tree import first_row
 
 
@@ -23,7 +25,8 @@ class EpisodeLoader:
     """A loader of exactly `episodes` finished episodes, split evenly over the environments.
 
     Every environment plays its share and no more: taking the first episodes to finish would favour
-    short ones. Each iteration resets the environments with the same seeds, so that validations play
+    short ones. For the same reason nobody may stop asking before the last one: whoever wants fewer
+    says so beforehand. Where an episode does not end, a warning says so. Each iteration resets the environments with the same seeds, so that validations play
     the same episodes; with `explore` the random numbers are the same too, and training's are left
     untouched.
 
@@ -36,6 +39,12 @@ class EpisodeLoader:
         success_threshold: See `Collector`.
         transcript_steps: Steps of the first episode to write down in full.
         recorder: Is shown every step of `env`, and writes the episodes that are counted.
+        length: What `len` says, if not `episodes`: a trainer that is to take a share of them (a
+            float as `limit_val_batches`) multiplies `len` by it, to arrive at `episodes`.
+
+    Raises:
+        ConfigurationError: While iterating, if the environment cannot be reset.
+        RunError: While iterating, if it raises in a step.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class EpisodeLoader:
         success_threshold: float | None = None,
         transcript_steps: int = 0,
         recorder: EpisodeRecorder | None = None,
+        length: int | None = None,
     ) -> None:
         self.env = env
         self.acting = acting
@@ -57,10 +67,11 @@ class EpisodeLoader:
         self.success_threshold = success_threshold
         self.transcript_steps = transcript_steps
         self.recorder = recorder
+        self.length = episodes if length is None else length
         self.seconds = 0.0
 
     def __len__(self) -> int:
-        return self.episodes
+        return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # Not around the loop: whoever asks for the episodes may leave it suspended while training.
@@ -98,7 +109,11 @@ class EpisodeLoader:
         returns, lengths = np.zeros(count), np.zeros(count, np.int64)
         transcript: list[dict[str, Any]] | None = [] if self.transcript_steps else None
 
-        obs, info = env.reset(seed=self.seed)
+        to_env, patience = action_writer(env.single_action_space), Patience(name(env))
+        try:
+            obs, info = env.reset(seed=self.seed)
+        except Exception as error:
+            raise failed(env, error, "reset") from error
         if self.recorder is not None:
             self.recorder.reset(obs, info)
         state: Tensor | None = None
@@ -119,7 +134,12 @@ class EpisodeLoader:
                         **_plain(thoughts),
                     }
             action = to_env(out["action"])
-            obs, reward, terminated, truncated, info = env.step(action)
+            given = action if self.recorder is None and not writing else action.copy()
+            try:
+                obs, reward, terminated, truncated, info = env.step(given)
+            except Exception as error:
+                raise failed(env, error, "step") from error
+            patience.wait(left)
             if self.recorder is not None:
                 self.recorder.step(action, obs, reward, terminated, truncated, info, resetting)
             done = terminated | truncated
@@ -137,6 +157,7 @@ class EpisodeLoader:
                 success = read_success(info, done, returns, self.success_threshold)
                 for b in np.flatnonzero(done & (left > 0)):
                     left[b] -= 1
+                    patience.ended()
                     if self.recorder is not None:
                         self.recorder.write(int(b))
                     episode = {

@@ -560,14 +560,17 @@ class RLDataModule(L.LightningDataModule):
         self.load_rank_state(restored[rank])
 
     def _evaluation(self, stage: str, seed: int) -> EpisodeLoader:
-        if stage not in self._eval_loaders:
-            world, rank = self._trainer.world_size, self._trainer.global_rank
-            if self.val_episodes % world:
-                raise ConfigurationError(
-                    f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
-                    f"ranks; choose a multiple of {world}"
-                )
-            episodes = self.val_episodes // world
+        world, rank = self._trainer.world_size, self._trainer.global_rank
+        if self.val_episodes % world:
+            raise ConfigurationError(
+                f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
+                f"ranks; choose a multiple of {world}"
+            )
+        episodes, length = self._limited(stage, self.val_episodes // world)
+        made = self._eval_loaders.get(stage)
+        if made is None or (made.episodes, made.length) != (episodes, length):
+            if made is not None:
+                made.env.close()
             num_envs = min(self.val_num_envs, episodes)
             self._eval_loaders[stage] = EpisodeLoader(
                 self.make_eval_env(num_envs),
@@ -577,8 +580,27 @@ class RLDataModule(L.LightningDataModule):
                 self.val_explore,
                 self.success_threshold,
                 self.val_transcript_steps if rank == 0 else 0,
+                length=length,
             )
         return self._eval_loaders[stage]
+
+    def _limited(self, stage: str, episodes: int) -> tuple[int, int]:
+        """How many of a rank's `episodes` the trainer will ask for, and what `len` must say.
+
+        The loader must know before it plays, since the first episodes to end are the short ones.
+        """
+        trainer: Any = self._trainer
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if isinstance(limit, float):  # the trainer multiplies by it, and refuses less than one
+            return max(int(episodes * limit), 1), episodes
+        world = trainer.world_size
+        if limit % world and not trainer.fast_dev_run:
+            raise ConfigurationError(
+                f"trainer.limit_{stage}_batches: {limit} episodes cannot be split evenly over "
+                f"{world} ranks; choose a multiple of {world}"
+            )
+        episodes = max(min(episodes, math.ceil(limit / world)), 1)
+        return episodes, episodes
 
 
 def _metrics_of(held: weakref.ref[RLDataModule]) -> Mapping[str, float]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl_lightning.data.collector import Outcome, Stepper, to_env
+from rl_lightning.data.collector import Outcome, Stepper
 from rl_lightning.data.replay import ReplayBuffer
 from rl_lightning.tree import rows
 
@@ -41,7 +41,7 @@ class ReplayCollector(Stepper):
                 assert self.x is not None
                 out = agent.act(self.x, explore=True, state=state, mask=mask)
                 action, state = out["action"], out.get("next_state", state)
-            step = self.step(agent, to_env(action), state, "all")
+            step = self.step(agent, action, state, "all")
             if step.valid is None and step.final_index is None:  # nearly always
                 buffer.act(action, step.reward, step.terminated, step.truncated)
                 buffer.push(self.x, mask=self.mask)

@@ -22,11 +22,14 @@ def check_trainer(trainer: Any, budget: str) -> None:
             "statistics too; use 32-true or a mixed precision such as bf16-mixed (a "
             "language model's own dtype is LLMEncoder's dtype)"
         )
-    limit = trainer.limit_train_batches
-    if not trainer.fast_dev_run and limit not in (0, 1.0):
+    name, limit = "limit_train_batches", trainer.limit_train_batches
+    if trainer.overfit_batches:
+        name, limit = "overfit_batches", trainer.overfit_batches
+    whole = limit == 0 or (isinstance(limit, float) and limit == 1.0)  # the int 1 is one batch
+    if not trainer.fast_dev_run and not whole:
         raise ConfigurationError(
-            f"trainer.limit_train_batches: {limit} would throw away what an epoch was planned "
-            f"for; make {budget.partition('=')[0]} smaller, or epochs shorter"
+            f"trainer.{name}: {limit} would throw away what an epoch was planned for; leave it "
+            f"out, and make {budget.partition('=')[0]} smaller, or epochs shorter"
         )
     clip = trainer.gradient_clip_val
     if clip is not None and not (clip >= 0 and math.isfinite(clip)):

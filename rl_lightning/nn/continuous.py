@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
 from rl_lightning.distributions import SquashedGaussian
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.nn.ensemble import Ensemble
@@ -20,7 +21,8 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al. 2018, the authors' code
 class ContinuousNetwork(nn.Module):
     """Encoder, actor π(s) or π(a|s), and M critics Q(s, a), for bounded Box actions.
 
-    Inside, actions are in [−1, 1]; `to_env` and `from_env` translate. The critics' loss trains the
+    Inside, actions are in [−1, 1]; `to_env` and `from_env` translate. An entry whose bounds are one
+    number is no part of them: there is nothing to choose. The critics' loss trains the
     encoder; the actor reads its features and leaves it alone (as Yarats et al. 2021 found best).
 
     Args:
@@ -32,12 +34,20 @@ class ContinuousNetwork(nn.Module):
         layer_norm: Normalise the critics' layers, which steadies large replay ratios.
         critics: M; the agent says how many.
         stochastic: Whether the actor has a standard deviation; the agent says.
+
+    Attributes:
+        size: A, the entries of an action that there is a choice of.
+
+    Raises:
+        ConfigurationError: If actions are anything else, or their bounds leave no choice.
     """
 
     state_dim = 0
     mask_dim = 0
     low: Tensor
     half_range: Tensor
+    free: Tensor | None  # which entries there is a choice of, and
+    constant: Tensor | None  # what the others are; None where there are none
 
     def __init__(
         self,
@@ -54,17 +64,25 @@ class ContinuousNetwork(nn.Module):
         space = spec.action_space
         if not (
             isinstance(space, gym.spaces.Box)
-            and space.is_bounded("both")
+            and has_finite_range(space)
             and np.issubdtype(space.dtype, np.floating)
         ):
             raise ConfigurationError(
-                f"actions must be a floating-point Box with finite bounds, not {space}; use DQN or "
-                "DiscreteSAC for Discrete actions, PPO for others, or wrap the environment "
-                "(gymnasium.wrappers.RescaleAction)"
+                "actions must be a floating-point Box with finite bounds, whose distance float32 "
+                f"can hold, not {one_line(space)}; use DQN or DiscreteSAC for Discrete actions, PPO for "
+                "others, or wrap the environment (gymnasium.wrappers.RescaleAction)"
+            )
+        low, high = (bound.reshape(-1) for bound in float32_bounds(space))
+        half_range = (high - low) / 2
+        free = torch.nonzero(half_range).squeeze(1)
+        if not len(free):
+            raise ConfigurationError(
+                f"the action space {one_line(space)} leaves nothing to choose: every lower bound is "
+                "the upper"
             )
         self.encoder = encoder(spec)
         self.shape = space.shape
-        self.size = int(np.prod(space.shape))
+        self.size = len(free)
         features = self.encoder.out_dim
         self.stochastic = stochastic
         self.actor = _plain_mlp(features, hidden, self.size * (1 + stochastic), activation)
@@ -76,9 +94,11 @@ class ContinuousNetwork(nn.Module):
             activation,
             layer_norm,
         )
-        low, high = (torch.from_numpy(b.astype(np.float32)) for b in (space.low, space.high))
-        self.register_buffer("low", low.reshape(-1), persistent=False)
-        self.register_buffer("half_range", (high - low).reshape(-1) / 2, persistent=False)
+        fixed = self.size < len(low)
+        self.register_buffer("low", low[free], persistent=False)
+        self.register_buffer("half_range", half_range[free], persistent=False)
+        self.register_buffer("free", free if fixed else None, persistent=False)
+        self.register_buffer("constant", low if fixed else None, persistent=False)
 
     @property
     def encoders(self) -> Sequence[Any]:
@@ -113,11 +133,17 @@ class ContinuousNetwork(nn.Module):
 
     def to_env(self, action: Tensor) -> Tensor:
         """[−1, 1] `[N, A]` → the environment's units, `[N, ...]`."""
-        return (self.low + self.half_range * (action + 1.0)).view(-1, *self.shape)
+        action = self.low + self.half_range * (action + 1.0)
+        if self.free is not None and self.constant is not None:
+            action = self.constant.repeat(len(action), 1).index_copy(1, self.free, action)
+        return action.view(-1, *self.shape)
 
     def from_env(self, action: Tensor) -> Tensor:
         """The environment's units `[N, ...]` → [−1, 1] `[N, A]`."""
-        return (action.reshape(-1, self.size).to(self.low.dtype) - self.low) / self.half_range - 1.0
+        action = action.reshape(len(action), -1).to(self.low.dtype)
+        if self.free is not None:
+            action = action.index_select(1, self.free)
+        return (action - self.low) / self.half_range - 1.0
 
 
 def _plain_mlp(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
 from rl_lightning.distributions import (
     Bernoulli,
     Categorical,
@@ -16,7 +17,7 @@ from rl_lightning.distributions import (
     SquashedGaussian,
     mask_logits,
 )
-from rl_lightning.errors import check_finite
+from rl_lightning.errors import ConfigurationError, check_finite
 from rl_lightning.nn.mlp import orthogonal_
 
 # Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a
@@ -127,17 +128,23 @@ class BernoulliHead(ActionHead):
 class GaussianHead(ActionHead):
     """`Box`, by a diagonal Gaussian with a learned, state-independent standard deviation.
 
+    An entry whose bounds are one number is that number; what the Gaussian says of it has no effect.
+
     Args:
         space: The action space.
         in_dim: D.
         squash: Squash by tanh into the bounds; otherwise actions are clipped to them.
         log_std_init: Initial log standard deviation, in the latent's units: the environment's
             units when clipped, units before tanh when squashed.
+
+    Raises:
+        ConfigurationError: If bounds to squash into are infinite, or as good as that.
     """
 
     latent_is_action = False
     low: Tensor
     high: Tensor
+    span: Tensor
     log_std: nn.Parameter
 
     def __init__(
@@ -148,9 +155,10 @@ class GaussianHead(ActionHead):
         log_std_init: float = 0.0,
     ) -> None:
         super().__init__()
-        if squash and not space.is_bounded("both"):
-            raise ValueError(
-                f"squash needs an action space with finite bounds, not {space}; set squash: false"
+        if squash and not has_finite_range(space):
+            raise ConfigurationError(
+                f"squash needs an action space with finite bounds, whose distance float32 can hold, "
+                f"not {one_line(space)}; set squash: false"
             )
         self.squash = squash
         self.shape = space.shape
@@ -158,16 +166,18 @@ class GaussianHead(ActionHead):
         self.linear = orthogonal_(nn.Linear(in_dim, size), gain=0.01)
         check_finite("log_std_init", log_std_init)
         self.log_std = nn.Parameter(torch.full((size,), float(log_std_init)))
-        low = torch.from_numpy(space.low.astype(np.float32).reshape(-1))
-        high = torch.from_numpy(space.high.astype(np.float32).reshape(-1))
+        low, high = (bound.reshape(-1) for bound in float32_bounds(space))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
+        span = high - low
+        span = span.masked_fill(span / 2 == 0, 2.0)  # of a constant: any that has a logarithm
+        self.register_buffer("span", span, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> DiagonalGaussian:
         mean = self.linear(x).float()  # [N, A]
         log_std = self.log_std.expand_as(mean)
         if self.squash:
-            return SquashedGaussian(mean, log_std, ((self.high - self.low) / 2).log())
+            return SquashedGaussian(mean, log_std, (self.span / 2).log())
         return DiagonalGaussian(mean, log_std)
 
     def to_action(self, latent: Tensor) -> Tensor:
@@ -181,7 +191,7 @@ class GaussianHead(ActionHead):
         action = action.reshape(len(action), -1).to(self.low)
         if not self.squash:
             return action
-        inside = 2.0 * (action - self.low) / (self.high - self.low) - 1.0
+        inside = 2.0 * (action - self.low) / self.span - 1.0
         return inside.clamp(BOUND_SHARE - 1.0, 1.0 - BOUND_SHARE).atanh()
 
     @torch.no_grad()
@@ -200,7 +210,9 @@ def make_head(
     s = gym.spaces
     if isinstance(space, s.Box):
         if not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(f"cannot emit actions of an integer Box: {space}; use MultiDiscrete")
+            raise ValueError(
+                f"cannot emit actions of an integer Box: {one_line(space)}; use MultiDiscrete"
+            )
         return GaussianHead(space, in_dim, squash, log_std_init)
     heads: dict[Any, Any] = {
         s.Discrete: CategoricalHead,
@@ -211,6 +223,6 @@ def make_head(
         if isinstance(space, kind):
             return head(space, in_dim)
     raise ValueError(
-        f"cannot emit actions of {space}: the action space must be Discrete, MultiDiscrete, "
+        f"cannot emit actions of {one_line(space)}: the action space must be Discrete, MultiDiscrete, "
         "MultiBinary or Box; wrap the environment (gymnasium.wrappers.TransformAction) to get there"
     )

@@ -111,9 +111,11 @@ class OfflineNetwork(nn.Module):
         self.choices: list[int] | None = None
         low, span, first = np.zeros(0), np.zeros(0), np.zeros(0)
         if isinstance(space, s.Box):
-            bounded = np.isfinite(space.low) & np.isfinite(space.high)
-            low = np.where(bounded, space.low, -1.0).reshape(-1)
-            span = np.where(bounded, (space.high - space.low) / 2.0, 1.0).reshape(-1)
+            lower, upper = (b.astype(np.float64).reshape(-1) for b in (space.low, space.high))
+            half = (upper - lower) / 2.0
+            # Entries without bounds are read as they are, and so are those of a single value.
+            scaled = (half > 0) & (half < np.finfo(np.float32).max / 2)
+            low, span = np.where(scaled, lower, -1.0), np.where(scaled, half, 1.0)
             self.action_width = len(low)
         else:
             if isinstance(space, s.Discrete):

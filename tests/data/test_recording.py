@@ -107,7 +107,8 @@ def test_recorded_observations_of_every_kind(observation, action, vectorization,
     states = [show(observation, state) for state in (0, 1, 1)]
     for episode in episodes:
         np.testing.assert_equal(episode.observations, gathered(space, states))
-        np.testing.assert_equal(episode.actions, np.array(pair))
+        given = {"discrete": [1, 0], "box": [[0.25], [-1.0]]}[action]  # within its bounds
+        np.testing.assert_equal(episode.actions, np.array(given))
         assert episode.rewards.tolist() == [0, 1]
         assert episode.terminations.tolist() == [False, True]
     assert len(episodes) == 4
@@ -263,7 +264,8 @@ def test_asking_for_the_loader_again_changes_nothing(tmp_path):
 
 def test_several_ranks_cannot_record(tmp_path):
     module = RolloutDataModule("Counter-v0", record=str(tmp_path / "data.hdf5"))
-    module.trainer = SimpleNamespace(world_size=2, global_rank=1)  # type: ignore[assignment]
+    ranks = {"world_size": 2, "global_rank": 1, "limit_predict_batches": 1.0}
+    module.trainer = SimpleNamespace(**ranks)  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match=r"data.record: 2 ranks.*trainer.devices: 1"):
         module.predict_dataloader()
 
