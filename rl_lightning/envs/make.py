@@ -3,14 +3,14 @@
 import copy
 import importlib
 import inspect
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lightning.envs.state import StatefulEnv
+from rl_lightning.envs.async_env import ProcessVectorEnv
+from rl_lightning.envs.failures import told
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, whole
 
@@ -55,8 +55,8 @@ def make_env(
         made = gym.make(spec, disable_env_checker=True, **kwargs)
     except ConfigurationError:
         raise
-    except (TypeError, ValueError, gym.error.Error, ImportError) as error:
-        raise ConfigurationError(f"environment {env!r} with {kwargs}: {error}") from error
+    except Exception as error:  # a stranger's constructor may raise anything
+        raise ConfigurationError(f"environment {env!r} with {kwargs}: {told(error)}") from error
     for wrapper in wrappers:
         made = _wrap(made, wrapper)
     return made
@@ -84,7 +84,7 @@ def make_vector_env(
 
     Returns:
         A vector env whose `metadata["autoreset_mode"]` says when finished episodes restart:
-        SAME_STEP for sync and async, NEXT_STEP for native ones. Observations may live in a buffer
+        SAME_STEP for sync and async, what they say for native ones. Observations may live in a buffer
         that the next step overwrites.
 
     Raises:
@@ -95,28 +95,19 @@ def make_vector_env(
         return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
     make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)
     if vectorization == "sync":
-        return LeanSyncVectorEnv([make] * num_envs)
-    if vectorization == "async":
-        spare = make()  # a wrong configuration is reported here, not from a dead process
+        made: VectorEnv = LeanSyncVectorEnv([make] * num_envs)
+    elif vectorization == "async":
+        spare = make()  # a wrong configuration is reported here, not from another process
         # Gymnasium reads text from shared memory once and returns those blanks for ever.
         shared_memory = not _holds_text(spare.observation_space)
         spare.close()
-        try:
-            return AsyncVectorEnv(
-                [_WorkerFactory(make)] * num_envs,
-                shared_memory=shared_memory,
-                copy=False,
-                autoreset_mode=AutoresetMode.SAME_STEP,
-                # Forking a process that has used torch's threads or tokenizers can deadlock.
-                context="forkserver",
-            )
-        except (ConnectionError, EOFError) as error:
-            raise ConfigurationError(
-                "vectorization: async could not start its processes; a script that uses it must "
-                'keep its own work under `if __name__ == "__main__":`, because the processes '
-                "import it"
-            ) from error
-    raise ConfigurationError(f"vectorization must be sync, async or native, not {vectorization!r}")
+        made = ProcessVectorEnv(make, num_envs, env, shared_memory)
+    else:
+        raise ConfigurationError(
+            f"vectorization must be sync, async or native, not {vectorization!r}"
+        )
+    made.spec = gym.spec(env.rpartition(":")[2])
+    return made
 
 
 class _EnvFactory:
@@ -129,22 +120,6 @@ class _EnvFactory:
         import rl_lightning.envs  # noqa: F401  (registers our environments in a fresh process)
 
         return make_env(*self.args)
-
-
-class _WorkerFactory:
-    """What an environment's own process is started with.
-
-    A terminal's Ctrl-C, or a scheduler's signal, reaches every process of the group. Here it is the
-    main process that decides; this one ends when its pipe closes.
-    """
-
-    def __init__(self, make: _EnvFactory) -> None:
-        self.make = make
-
-    def __call__(self) -> gym.Env:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        return StatefulEnv(self.make())
 
 
 def _make_native(
@@ -170,9 +145,16 @@ def _make_native(
         kwargs["render_mode"] = render_mode
     try:
         made = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **kwargs)
-    except (TypeError, ValueError, gym.error.Error) as error:
-        raise ConfigurationError(f"environment {env!r} with {kwargs}: {error}") from error
-    made.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, **made.metadata}
+    except Exception as error:
+        raise ConfigurationError(f"environment {env!r} with {kwargs}: {told(error)}") from error
+    mode = made.metadata.get("autoreset_mode")
+    if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        says = "says nothing of" if mode is None else f"says {mode!r} of"
+        raise ConfigurationError(
+            f"environment {env!r} {says} when its vectorised implementation restarts an episode: "
+            'its metadata["autoreset_mode"] must be AutoresetMode.NEXT_STEP or SAME_STEP; or use '
+            "vectorization: sync"
+        )
     return made
 
 
@@ -198,12 +180,15 @@ def _check_id(env: str) -> None:
             if package == "minatar" and "MinAtar/Breakout-v1" not in gym.registry:
                 importlib.import_module("minatar.gym").register_envs()
     module, _, name = env.rpartition(":")
-    try:
-        if module:
+    if module:
+        try:
             importlib.import_module(module)
+        except (Exception, SystemExit) as error:  # a script that was meant to be run may exit
+            raise ConfigurationError(
+                f"environment {env!r}: importing {module} raised {told(error)}"
+            ) from error
+    try:
         gym.spec(name)
-    except ImportError as error:
-        raise ConfigurationError(f"environment {env!r}: {error}") from error
     except gym.error.Error as error:
         raise ConfigurationError(
             f"unknown environment {env!r}: {error} "
@@ -230,8 +215,10 @@ def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
         ) from error
     try:
         return cls(env, **kwargs)
-    except (TypeError, ValueError, AssertionError, gym.error.Error, ImportError) as error:
-        raise ConfigurationError(f"wrapper {name} with {kwargs}: {error}") from error
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"wrapper {name} with {kwargs}: {told(error)}") from error
 
 
 def _find_wrapper(name: str) -> Callable[..., gym.Env]:
@@ -241,8 +228,10 @@ def _find_wrapper(name: str) -> Callable[..., gym.Env]:
         module, _, attribute = name.rpartition(".")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigurationError(f"wrapper {name!r} cannot be imported: {error}") from error
+        except Exception as error:
+            raise ConfigurationError(
+                f"wrapper {name!r} cannot be imported: {told(error)}"
+            ) from error
     for place in (own, gym.wrappers):
         if hasattr(place, name):
             return getattr(place, name)

@@ -1,0 +1,309 @@
+"""Environments in processes of their own that neither hang the main process nor outlive it."""
+
+import contextlib
+import copy
+import select
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import forkserver, util
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NoReturn
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.utils import write_to_shared_memory
+
+from rl_lightning.envs.failures import failed
+from rl_lightning.envs.state import StatefulEnv
+from rl_lightning.errors import ConfigurationError, RunError
+
+LOOK_AROUND = 1000  # milliseconds of waiting for one process, before looking at the others
+POLITE, URGENT = 5.0, 1.0  # seconds that processes have to close their environments
+
+
+class WorkerTraceback(Exception):
+    """Where in its own process an environment raised; the cause of what the main process raises."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class ProcessVectorEnv(AsyncVectorEnv):
+    """Gymnasium's `AsyncVectorEnv` with autoreset mode SAME_STEP, for runs that must end.
+
+    The same results as `AsyncVectorEnv(copy=False, autoreset_mode=SAME_STEP)`. But what an
+    environment raises, and the death of its process, end the waiting for all others and all
+    processes with it, in one sentence. Signals are the main process's business: its handlers stay
+    what they were, and the environments' processes leave SIGINT and SIGTERM to it. They end when it
+    ends, however that happens.
+
+    Args:
+        make: What makes each environment, in its process and once in this one; can be pickled.
+        num_envs: B.
+        name: Of the environment, for messages.
+        shared_memory: Whether observations come through shared memory; texts must not.
+
+    Raises:
+        ConfigurationError: If the processes cannot be started, or an environment not be made.
+        RunError: From every method that waits for the environments, if one raises or dies.
+    """
+
+    def __init__(
+        self, make: Callable[[], gym.Env], num_envs: int, name: str, shared_memory: bool
+    ) -> None:
+        self._name = name
+        self._workers: _Workers | None = None
+        _start_forkserver()
+        try:
+            super().__init__(
+                [make] * num_envs,
+                shared_memory=shared_memory,
+                copy=False,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+                # Forking a process that has used torch's threads or tokenizers can deadlock.
+                context="forkserver",
+                worker=_serve,
+            )
+        except BaseException:
+            if self._workers is None and "processes" in self.__dict__:
+                self._workers = _Workers(name, self.parent_pipes, self.processes)
+            if self._workers is not None:
+                self._workers.end(0.0)
+            self.closed = True
+            raise
+        assert self._workers is not None
+        self._workers.started = True
+
+    def _check_spaces(self) -> None:
+        # All processes are started, and nothing has been received from them yet.
+        pipes, processes = self.parent_pipes, self.processes
+        self._workers = workers = _Workers(self._name, pipes, processes)
+        # Before multiprocessing's own at exit, which waits for processes that wait for this one.
+        util.Finalize(self, workers.end, (URGENT,), exitpriority=100)
+        watched: Any = [_WatchedPipe(workers, index) for index in range(len(pipes))]
+        self.parent_pipes = watched
+        super()._check_spaces()
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End the processes; the ones that have not closed their environments in time are killed.
+
+        Args:
+            timeout: Seconds that they have for it; None: five.
+            terminate: Do not wait for them.
+        """
+        if self._workers is not None:
+            self._workers.end(0.0 if terminate else POLITE if timeout is None else timeout)
+
+
+class _Workers:
+    """The processes of a vector env: what became of them, and their end."""
+
+    def __init__(self, name: str, pipes: list[Connection], processes: list[Any]) -> None:
+        self.name, self.pipes, self.processes = name, pipes, processes
+        self.started = self.ended = False
+        self._index = {pipe.fileno(): index for index, pipe in enumerate(pipes)}
+        self._hang_ups = select.poll()
+        for fd in self._index:
+            self._hang_ups.register(fd, 0)  # the end of the other side is always told
+
+    def look_around(self) -> None:
+        """Raise if any process has ended."""
+        for fd, _ in self._hang_ups.poll(0):
+            self.died(self._index[fd])
+
+    def died(self, index: int) -> NoReturn:
+        """Raise what a process that has ended said last, or that it ended."""
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipes[index].poll():
+                answer, success = self.pipes[index].recv()
+                if not success:
+                    self.failed(answer)
+        process = self.processes[index]
+        process.join(URGENT)
+        code = process.exitcode
+        self.end(URGENT)
+        if not self.started and code == 1:
+            raise ConfigurationError(
+                "vectorization: async could not start its processes; a script that uses it must "
+                'keep its own work under `if __name__ == "__main__":`, because the processes '
+                "import it"
+            )
+        how = "ended" if code is None or code >= 0 else f"was killed by {_signal_name(-code)}"
+        raise RunError(
+            f"the process of environment {index} of {len(self.processes)} ({self.name!r}, "
+            f"vectorization: async) {how}; a crash of the environment, or too little memory for "
+            "so many, does this: try fewer data.num_envs"
+        )
+
+    def failed(self, failure: tuple[bool, str, str]) -> NoReturn:
+        """Raise what an environment raised in its process."""
+        misconfigured, sentence, trace = failure
+        self.end(URGENT)
+        kind = ConfigurationError if misconfigured else RunError
+        raise kind(sentence) from WorkerTraceback(trace)
+
+    def end(self, seconds: float) -> None:
+        """Let the processes end, and kill those that have not done so in time."""
+        if self.ended:
+            return
+        self.ended = True
+        for pipe in self.pipes:
+            pipe.close()  # which is how a process learns that it is to end
+        running = [process for process in self.processes if process.pid is not None]
+        until = time.monotonic() + seconds
+        for process in running:
+            process.join(max(until - time.monotonic(), 0.0))
+        for process in running:
+            if process.is_alive():
+                process.kill()
+        for process in running:
+            process.join(URGENT)
+
+
+class _WatchedPipe:
+    """The main process's end of a pipe, in whose place it stands; does not wait for the dead."""
+
+    def __init__(self, workers: _Workers, index: int) -> None:
+        self._workers, self._index = workers, index
+        self._pipe = workers.pipes[index]
+        self._ready = select.poll()  # kept: making one takes longer than asking it
+        self._ready.register(self._pipe.fileno(), select.POLLIN)
+
+    @property
+    def closed(self) -> bool:
+        return self._pipe.closed
+
+    def send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            self._workers.died(self._index)
+
+    def recv(self) -> Any:
+        try:
+            while not self._ready.poll(LOOK_AROUND):
+                self._workers.look_around()
+            answer, success = self._pipe.recv()
+        except (EOFError, OSError):
+            self._workers.died(self._index)
+        if not success:
+            self._workers.failed(answer)
+        return answer, True
+
+    def poll(self, timeout: float = 0.0) -> bool:
+        return self._pipe.poll(timeout)
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+def _start_forkserver() -> None:
+    """Start what forks the processes, such that a terminal's Ctrl-C passes them by from birth."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# --- in the environment's process -----------------------------------------------------------------
+
+
+def _leave_it(*_: Any) -> None:
+    """A signal that reaches every process of a group is for the main one to decide on.
+
+    A function and not SIG_IGN, which processes that an environment starts would inherit.
+    """
+
+
+def _serve(
+    index: int,
+    make: Callable[[], gym.Env],
+    pipe: Connection,
+    parent_pipe: Connection,
+    shared_memory: Any,
+    error_queue: Any,
+    autoreset_mode: AutoresetMode,
+    semaphore: Any,
+) -> None:
+    """Answer the main process's commands until its end of the pipe closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave_it)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent_pipe.close()
+    env: Any = None
+    doing = "make"
+    try:
+        env = StatefulEnv(make())
+        while (command := _next(pipe)) is not None:
+            doing, data = command
+            if not _tell(pipe, (_answer(env, doing, data, shared_memory, index), True)):
+                break
+    except Exception as error:
+        failure = failed("of this process" if env is None else env, error, doing)
+        told = isinstance(failure, ConfigurationError), str(failure), traceback.format_exc()
+        _tell(pipe, (told, False))
+    finally:
+        if env is not None:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _tell(pipe: Connection, message: Any) -> bool:
+    """Whether the main process is still there to be told."""
+    data = ForkingPickler.dumps(message)  # what cannot be pickled is the environment's failure
+    try:
+        pipe.send_bytes(data)
+    except OSError:
+        return False
+    return True
+
+
+def _next(pipe: Connection) -> tuple[str, Any] | None:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _answer(env: Any, command: str, data: Any, shared_memory: Any, index: int) -> Any:
+    """What Gymnasium's own worker answers in autoreset mode SAME_STEP."""
+    if command == "step":
+        obs, reward, terminated, truncated, info = env.step(data)
+        if terminated or truncated:
+            # A copy: an environment may reset the very array that it has handed out.
+            info = {"final_info": info, "final_obs": copy.deepcopy(obs)}
+            obs, fresh = env.reset()
+            info |= fresh
+        if shared_memory:
+            write_to_shared_memory(env.observation_space, index, obs, shared_memory)
+            obs = None
+        return obs, reward, terminated, truncated, info
+    if command == "reset":
+        obs, info = env.reset(**data)
+        if shared_memory:
+            write_to_shared_memory(env.observation_space, index, obs, shared_memory)
+            obs = None
+        return obs, info
+    if command == "_call":
+        name, args, kwargs = data
+        attribute = env.get_wrapper_attr(name)
+        return attribute(*args, **kwargs) if callable(attribute) else attribute
+    if command == "_setattr":
+        name, value = data
+        env.set_wrapper_attr(name, value)
+        return None
+    if command == "_check_spaces":
+        _, observation_space, action_space = data
+        return observation_space == env.observation_space, action_space == env.action_space
+    raise ValueError(f"unknown command {command!r}")
