@@ -26,6 +26,7 @@ from rl_lightning.errors import ConfigurationError, nearest
 from rl_lightning.explain import root_message
 from rl_lightning.failures import explain_failure
 from rl_lightning.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
+from rl_lightning.stopping import ended_by_signals
 from rl_lightning.stored_config import stored_configuration, take_trust
 
 # Lightning remarks that are right in general and wrong here.
@@ -182,7 +183,8 @@ class RLCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
-    A wrong configuration ends in one sentence and status 2, a run that fails in one and status 1.
+    A wrong configuration ends in one sentence and status 2, a run that fails in one and status 1, a
+    signal in one and status 128 + its number.
     `validate`, `test` and `predict` need no configuration where the checkpoint holds one; classes
     outside this library are then imported only from packages named by `--trust`.
     """
@@ -198,7 +200,8 @@ def main(args: list[str] | None = None) -> None:
     refuse_repeated_keys()
     try:
         rest, trusted = take_trust(sys.argv[1:] if args is None else args)
-        with stored_configuration(join_negative_numbers(rest), trusted) as arguments:
+        given = join_negative_numbers(rest)
+        with ended_by_signals(), stored_configuration(given, trusted) as arguments:
             _run(arguments)
     except Exception as error:
         found = explain_failure(error)
