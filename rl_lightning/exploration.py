@@ -242,6 +242,6 @@ def uniform_action(
         low, high = (bound.to(device) for bound in float32_bounds(space))
         return low + (high - low) * torch.rand(num_envs, *space.shape, device=device)
     raise ConfigurationError(
-        f"cannot draw uniform actions from {one_line(space)}: it must be Discrete, or a Box with finite "
-        "bounds, whose distance float32 can hold; set data.warmup_frames: 0"
+        f"cannot draw uniform actions from {one_line(space)}: it must be Discrete, or a Box with "
+        "finite bounds, whose distance float32 can hold; set data.warmup_frames: 0"
     )

@@ -5,6 +5,11 @@ asks for a target action in one of several action spaces. So one task exercises 
 encoder and action head.
 """
 
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -272,6 +277,73 @@ class Uneven(Counter):
         return super().reset(seed=seed, options=options)
 
 
+class Moody(Counter):
+    """A counter of which one, whose seed is odd, does something nasty at its third step.
+
+    Args:
+        mood: What: `raise` an error, or an `odd` one that cannot be pickled, return something
+            `unpicklable`, `die` of a signal, `exit`, or raise in its `reset`, or be `born` only in
+            the main process, or `wait` for ever.
+        slow: The others take a minute for their third step meanwhile.
+        mark: A file to be made before waiting.
+        waits_in: What it waits in, if not the `step`: `make` or `reset`.
+    """
+
+    def __init__(
+        self,
+        mood: str = "raise",
+        slow: bool = False,
+        mark: str = "",
+        waits_in: str = "step",
+    ) -> None:
+        super().__init__(length=50)
+        self.mood, self.slow, self.mark, self.chosen = mood, slow, mark, True
+        self.waits_in = waits_in
+        if waits_in == "make":
+            self.wait()
+        if mood == "born" and multiprocessing.parent_process() is not None:
+            raise RuntimeError("the licence server is gone")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self.chosen = seed % 2 == 1
+        if self.waits_in == "reset":
+            self.wait()
+        if self.mood == "reset" and self.chosen:
+            raise RuntimeError("the licence server is gone")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.count == 3:
+            if self.chosen:
+                info = self.be_moody()
+            elif self.slow:
+                time.sleep(60)
+        return obs, reward, terminated, truncated, info
+
+    def render(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        Path(self.mark).touch()
+        time.sleep(600)
+
+    def be_moody(self) -> dict[str, Any]:
+        class OddError(Exception):
+            pass
+
+        if self.mood == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mood == "wait":
+            self.wait()
+        if self.mood == "exit":
+            raise SystemExit(3)
+        if self.mood in ("raise", "odd"):
+            raise {"raise": RuntimeError, "odd": OddError}[self.mood]("the licence server is gone")
+        return {"what": lambda: 0} if self.mood == "unpicklable" else {}
+
+
 class CounterVector(gym.vector.VectorEnv):
     """The same as a native vector env, which restarts on the step after an episode's end."""
 
@@ -303,7 +375,7 @@ class CounterVector(gym.vector.VectorEnv):
 
 
 def exact_spaces() -> dict[str, gym.Space]:
-    """Action spaces that what a policy computes, in float32 and int64, is no element of by itself."""
+    """Action spaces that do not contain what a policy computes in float32 and int64."""
     s = gym.spaces
     return {
         "float64 0.1": s.Box(-0.1, 0.1, (3,), np.float64),
@@ -397,6 +469,7 @@ def register() -> None:
             "Exact-v0", entry_point="probes:Exact", vector_entry_point="probes:ExactVector"
         )
         gym.register("Uneven-v0", entry_point="probes:Uneven")
+        gym.register("Moody-v0", entry_point="probes:Moody")
         gym.register(
             "Counter-v0", entry_point="probes:Counter", vector_entry_point="probes:CounterVector"
         )

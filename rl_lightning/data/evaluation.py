@@ -26,9 +26,10 @@ class EpisodeLoader:
 
     Every environment plays its share and no more: taking the first episodes to finish would favour
     short ones. For the same reason nobody may stop asking before the last one: whoever wants fewer
-    says so beforehand. Where an episode does not end, a warning says so. Each iteration resets the environments with the same seeds, so that validations play
-    the same episodes; with `explore` the random numbers are the same too, and training's are left
-    untouched.
+    says so beforehand. Where an episode does not end, a warning says so.
+
+    Each iteration resets the environments with the same seeds, so that validations play the same
+    episodes; with `explore` the random numbers are the same too, and training's are left untouched.
 
     Args:
         env: Vector env.

@@ -44,7 +44,7 @@ class Patience:
             return
         rank_zero_warn(
             f"evaluation has waited {self._waited:,} steps ({seconds:.0f} s) for an episode of "
-            f"{self.env} to end; {left.sum()} are still to come. If they may never end, give them a "
-            "limit, data.val_env_kwargs: {max_episode_steps: 1000}"
+            f"{self.env} to end; {left.sum()} are still to come. If they may never end, give them "
+            "a limit, data.val_env_kwargs: {max_episode_steps: 1000}"
         )
         self.steps, self.seconds = 2 * max(self._waited, self.steps), 2 * max(seconds, self.seconds)

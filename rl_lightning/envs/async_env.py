@@ -24,7 +24,7 @@ LOOK_AROUND = 1000  # milliseconds of waiting for one process, before looking at
 POLITE, URGENT = 5.0, 1.0  # seconds that processes have to close their environments
 
 
-class WorkerTraceback(Exception):
+class WorkerTraceback(Exception):  # noqa: N818  (it is a cause, and never raised by itself)
     """Where in its own process an environment raised; the cause of what the main process raises."""
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
                 autoreset_mode=AutoresetMode.SAME_STEP,
                 # Forking a process that has used torch's threads or tokenizers can deadlock.
                 context="forkserver",
-                worker=_serve,
+                worker=_serve,  # type: ignore[arg-type]
             )
         except BaseException:
             if self._workers is None and "processes" in self.__dict__:

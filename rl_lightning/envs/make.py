@@ -84,8 +84,8 @@ def make_vector_env(
 
     Returns:
         A vector env whose `metadata["autoreset_mode"]` says when finished episodes restart:
-        SAME_STEP for sync and async, what they say for native ones. Observations may live in a buffer
-        that the next step overwrites.
+        SAME_STEP for sync and async, of native ones what they say. Observations may live in a
+        buffer that the next step overwrites.
 
     Raises:
         ConfigurationError: If anything about the description is wrong.

@@ -69,16 +69,16 @@ class ContinuousNetwork(nn.Module):
         ):
             raise ConfigurationError(
                 "actions must be a floating-point Box with finite bounds, whose distance float32 "
-                f"can hold, not {one_line(space)}; use DQN or DiscreteSAC for Discrete actions, PPO for "
-                "others, or wrap the environment (gymnasium.wrappers.RescaleAction)"
+                f"can hold, not {one_line(space)}; use DQN or DiscreteSAC for Discrete actions, "
+                "PPO for others, or wrap the environment (gymnasium.wrappers.RescaleAction)"
             )
         low, high = (bound.reshape(-1) for bound in float32_bounds(space))
         half_range = (high - low) / 2
         free = torch.nonzero(half_range).squeeze(1)
         if not len(free):
             raise ConfigurationError(
-                f"the action space {one_line(space)} leaves nothing to choose: every lower bound is "
-                "the upper"
+                f"the action space {one_line(space)} leaves nothing to choose: every lower "
+                "bound is the upper"
             )
         self.encoder = encoder(spec)
         self.shape = space.shape

@@ -157,8 +157,8 @@ class GaussianHead(ActionHead):
         super().__init__()
         if squash and not has_finite_range(space):
             raise ConfigurationError(
-                f"squash needs an action space with finite bounds, whose distance float32 can hold, "
-                f"not {one_line(space)}; set squash: false"
+                "squash needs an action space with finite bounds, whose distance float32 can "
+                f"hold, not {one_line(space)}; set squash: false"
             )
         self.squash = squash
         self.shape = space.shape
@@ -223,6 +223,7 @@ def make_head(
         if isinstance(space, kind):
             return head(space, in_dim)
     raise ValueError(
-        f"cannot emit actions of {one_line(space)}: the action space must be Discrete, MultiDiscrete, "
-        "MultiBinary or Box; wrap the environment (gymnasium.wrappers.TransformAction) to get there"
+        f"cannot emit actions of {one_line(space)}: the action space must be Discrete, "
+        "MultiDiscrete, MultiBinary or Box; wrap the environment (gymnasium.wrappers."
+        "TransformAction) to get there"
     )
