@@ -1,6 +1,5 @@
 """Hindsight: pretending that what was reached had been the goal."""
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_lightning.data.goals import find_method, goal_function
 from rl_lightning.data.replay import ReplayBuffer
 from rl_lightning.errors import ConfigurationError
 
@@ -23,7 +23,9 @@ class Hindsight:
 
     Args:
         env: An environment with a Dict observation of `observation`, `achieved_goal` and
-            `desired_goal`, and `compute_reward(achieved, desired, info)` over batches of goals.
+            `desired_goal`, and `compute_reward(achieved, desired, info)`, perhaps
+            `compute_terminated` too: of batches of goals, or, which takes a Python call for each
+            relabelled transition, of single ones.
         goals: k, relabelled transitions per one that is left as it was.
         strategy: Which achieved goal: `future`, of any later step of the episode, or `final`, of
             its last.
@@ -40,8 +42,7 @@ class Hindsight:
             )
         space = env.observation_space
         known = isinstance(space, gym.spaces.Dict) and all(k in space.spaces for k in KEYS)
-        compute: Any = _method(env, "compute_reward")
-        if not known or compute is None:
+        if not known or find_method(env, "compute_reward") is None:
             raise ConfigurationError(
                 f"data.her_goals: {goals} needs an environment with achieved_goal and desired_goal "
                 f"in its observations and a compute_reward method; {env.spec and env.spec.id} has "
@@ -57,8 +58,10 @@ class Hindsight:
                 f"MultiBinary space, not {space['achieved_goal']} and {goal}"
             )
         self.goal_space = goal
-        self.compute_reward: Callable[..., Any] = compute
-        self.compute_terminated: Callable[..., Any] | None = _method(env, "compute_terminated")
+        compute = goal_function(env, "compute_reward", goal)
+        assert compute is not None
+        self.compute_reward = compute
+        self.compute_terminated = goal_function(env, "compute_terminated", goal)
         self.share = goals / (goals + 1)
         self.strategy: Strategy = strategy
 
@@ -87,15 +90,10 @@ class Hindsight:
             goals[chosen] = goal
             batch[key] = {**batch[key], "desired_goal": goals}
         achieved, desired = self._to_env(reached), self._to_env(goal)
-        reward = np.asarray(self.compute_reward(achieved, desired, {}), np.float32)
-        if reward.shape != (len(rows),):
-            raise ConfigurationError(
-                "data.her_goals: compute_reward must take batches of goals and give one reward for "
-                f"each; for {len(rows)} goals it gave shape {list(reward.shape)}"
-            )
+        reward = self.compute_reward(achieved, desired)
         batch["reward"][chosen] = torch.from_numpy(reward)
         if self.compute_terminated is not None:
-            over = np.asarray(self.compute_terminated(achieved, desired, {}), bool)
+            over = self.compute_terminated(achieved, desired)
             batch["discount"][chosen] = gamma * torch.from_numpy(~over).float()
         return batch
 
@@ -110,10 +108,3 @@ class Hindsight:
                 f"{list(shape)}; read goals with MLPEncoder, which keeps them as they are"
             )
         return goals.cpu().numpy().reshape(len(goals), *shape).astype(self.goal_space.dtype)
-
-
-def _method(env: gym.Env, name: str) -> Any:
-    try:
-        return env.get_wrapper_attr(name)
-    except AttributeError:
-        return None

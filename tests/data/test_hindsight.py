@@ -184,14 +184,6 @@ def test_an_unknown_strategy_is_refused():
         Hindsight(make_env("BitFlip-v0"), 4, "past")  # type: ignore[arg-type]
 
 
-def test_a_reward_for_single_goals_only_is_refused():
-    game, hindsight = flips()
-    game.play(30)
-    hindsight.compute_reward = lambda *args: 0.0
-    with pytest.raises(ConfigurationError, match="compute_reward must take batches of goals"):
-        relabelled(game, hindsight)
-
-
 def test_goals_that_are_stored_otherwise_are_refused():
     game, hindsight = flips(preprocess=lambda obs: {k: torch.zeros(2, 3) for k in obs})
     game.play(30)
