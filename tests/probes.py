@@ -287,7 +287,10 @@ class Moody(Counter):
         slow: The others take a minute for their third step meanwhile.
         mark: A file to be made before waiting.
         waits_in: What it waits in, if not the `step`: `make` or `reset`.
+        render_mode: As Gymnasium's.
     """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -295,8 +298,10 @@ class Moody(Counter):
         slow: bool = False,
         mark: str = "",
         waits_in: str = "step",
+        render_mode: str | None = None,
     ) -> None:
         super().__init__(length=50)
+        self.render_mode = render_mode
         self.mood, self.slow, self.mark, self.chosen = mood, slow, mark, True
         self.waits_in = waits_in
         if waits_in == "make":
@@ -322,8 +327,8 @@ class Moody(Counter):
                 time.sleep(60)
         return obs, reward, terminated, truncated, info
 
-    def render(self) -> None:
-        pass
+    def render(self) -> np.ndarray:
+        return np.zeros((4, 4, 3), np.uint8)
 
     def wait(self) -> None:
         Path(self.mark).touch()

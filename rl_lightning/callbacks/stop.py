@@ -35,8 +35,8 @@ class GracefulStop(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A signal may have reached one rank only.
-        stop = self.received is not None
-        if trainer.strategy.reduce_boolean_decision(stop, all=False):
+        stopping = self.received is not None
+        if trainer.strategy.reduce_boolean_decision(stopping, all=False):
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
 

@@ -1,6 +1,7 @@
 """Playing whole episodes and reporting their results, one batch an episode."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from rl_lightning.data.hdf5_safety import shortened
 from rl_lightning.data.patience import Patience
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.envs.failures import failed, name
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.tree import first_row
 
 
@@ -196,6 +198,34 @@ def readable(obs: Any, space: gym.Space) -> str:
     if array.size > 32:
         return f"{array.dtype} array of shape {array.shape}"
     return np.array2string(array, precision=3, suppress_small=True)
+
+
+def limited(trainer: Any, stage: str, episodes: int) -> tuple[int, int]:
+    """How many of a rank's episodes its trainer will ask for, and what `len` must say for it.
+
+    The loader must know before it plays, since the first episodes to end are the short ones.
+
+    Args:
+        trainer: With `limit_{stage}_batches`: k episodes of all ranks, or a share as a float.
+        stage: `val`, `test` or `predict`.
+        episodes: Of this rank, without a limit.
+
+    Raises:
+        ConfigurationError: If k episodes cannot be split evenly over the ranks.
+    """
+    name = f"limit_{stage}_batches"
+    limit = getattr(trainer, name)
+    if isinstance(limit, float):  # the trainer multiplies by it, and refuses less than one
+        return max(int(episodes * limit), 1), episodes
+    world = trainer.world_size
+    limit = min(limit, episodes * world)
+    if limit % world and not trainer.fast_dev_run:
+        raise ConfigurationError(
+            f"trainer.{name}: {limit} episodes cannot be split evenly over {world} ranks; choose a "
+            f"multiple of {world}"
+        )
+    share = max(math.ceil(limit / world), 1)
+    return share, share
 
 
 def _plain(thoughts: dict[str, Tensor]) -> dict[str, Any]:

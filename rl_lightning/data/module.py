@@ -23,7 +23,7 @@ from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.data.checkpoint_files import check_weights
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
-from rl_lightning.data.evaluation import EpisodeLoader
+from rl_lightning.data.evaluation import EpisodeLoader, limited
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.sidecar import install
@@ -56,7 +56,8 @@ class RLDataModule(L.LightningDataModule):
         seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
         success_threshold: Return from which an episode counts as a success where the environment's
             `info` does not say.
-        val_episodes: Evaluation episodes, of all ranks together.
+        val_episodes: Evaluation episodes, of all ranks together. A trainer's limit on batches
+            (`limit_val_batches` and the like) takes their place: k, or that share of them.
         val_num_envs: Evaluation environments of each rank.
         val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
         val_seed: Seed of evaluation environment 0, the same at every validation.
@@ -566,7 +567,7 @@ class RLDataModule(L.LightningDataModule):
                 f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
                 f"ranks; choose a multiple of {world}"
             )
-        episodes, length = self._limited(stage, self.val_episodes // world)
+        episodes, length = limited(self._trainer, stage, self.val_episodes // world)
         made = self._eval_loaders.get(stage)
         if made is None or (made.episodes, made.length) != (episodes, length):
             if made is not None:
@@ -583,24 +584,6 @@ class RLDataModule(L.LightningDataModule):
                 length=length,
             )
         return self._eval_loaders[stage]
-
-    def _limited(self, stage: str, episodes: int) -> tuple[int, int]:
-        """How many of a rank's `episodes` the trainer will ask for, and what `len` must say.
-
-        The loader must know before it plays, since the first episodes to end are the short ones.
-        """
-        trainer: Any = self._trainer
-        limit = getattr(trainer, f"limit_{stage}_batches")
-        if isinstance(limit, float):  # the trainer multiplies by it, and refuses less than one
-            return max(int(episodes * limit), 1), episodes
-        world = trainer.world_size
-        if limit % world and not trainer.fast_dev_run:
-            raise ConfigurationError(
-                f"trainer.limit_{stage}_batches: {limit} episodes cannot be split evenly over "
-                f"{world} ranks; choose a multiple of {world}"
-            )
-        episodes = max(min(episodes, math.ceil(limit / world)), 1)
-        return episodes, episodes
 
 
 def _metrics_of(held: weakref.ref[RLDataModule]) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lightning.envs.async_env import ProcessVectorEnv
 from rl_lightning.envs.failures import told
+from rl_lightning.envs.statistics import check_wrapper, check_wrappers
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, whole
 
@@ -42,7 +43,8 @@ def make_env(
         render_mode: Gymnasium render mode.
 
     Raises:
-        ConfigurationError: If the id, a wrapper or one of their arguments is wrong.
+        ConfigurationError: If the id, a wrapper or one of their arguments is wrong, if anything is
+            raised on the way, or if a wrapper normalises by running statistics.
     """
     _check_id(env)
     kwargs = dict(env_kwargs or {})
@@ -59,7 +61,7 @@ def make_env(
         raise ConfigurationError(f"environment {env!r} with {kwargs}: {told(error)}") from error
     for wrapper in wrappers:
         made = _wrap(made, wrapper)
-    return made
+    return check_wrappers(made)
 
 
 def make_vector_env(
@@ -207,6 +209,12 @@ def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
             f"wrappers: {wrapper!r} must be a name or a mapping from one name to its arguments"
         )
     cls = _find_wrapper(name)
+    check_wrapper(cls)
+    if isinstance(cls, type) and issubclass(cls, VectorEnv):
+        raise ConfigurationError(
+            f"wrapper {name} wraps vector environments, and data.wrappers wrap single ones; use "
+            "what gymnasium.wrappers has of that kind"
+        )
     try:
         inspect.signature(cls).bind(env, **kwargs)
     except TypeError as error:

@@ -122,7 +122,7 @@ def test_the_bar_knows_how_many_episodes_there_will_be(capsys):
 
 @pytest.mark.parametrize(
     ("limit", "dev", "episodes", "length"),
-    [(4, False, 2, 2), (0.5, False, 4, 8), (1, 1, 1, 1), (3, 3, 2, 2), (99, 99, 8, 8)],
+    [(4, False, 2, 2), (0.5, False, 4, 8), (1, 1, 1, 1), (3, 3, 2, 2), (99, False, 8, 8)],
 )
 def test_ranks_share_a_limit(limit, dev, episodes, length):
     data = uneven()

@@ -14,6 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rl_lightning.envs.describe import Describe, register_describer, wrapper
 from rl_lightning.envs.describe import classic_control as classic
 from rl_lightning.envs.describe.classic_control import nearest, outwards
+from rl_lightning.envs.wrappers import SelectObservation
+from rl_lightning.errors import ConfigurationError
 
 
 def shout(obs, env) -> str:
@@ -536,3 +538,62 @@ def test_other_views_are_refused(mini):
         Describe(FullyObsWrapper(env)).reset()
     with pytest.raises(ValueError, match="'image' and 'mission'"):
         Describe(ImgObsWrapper(env)).reset()
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OneHotPartialObsWrapper",
+        "RGBImgPartialObsWrapper",
+        "RGBImgObsWrapper",
+        "SymbolicObsWrapper",
+        "FullyObsWrapper",
+        "FlatObsWrapper",
+        "DictObservationSpaceWrapper",  # of the mission, not of the image
+    ],
+)
+def test_what_a_wrapper_has_encoded_anew_is_refused(mini, name, size):
+    from minigrid import wrappers
+
+    env = Describe(getattr(wrappers, name)(gym.make(f"MiniGrid-Empty-{size}x{size}-v0")))
+    with pytest.raises(ConfigurationError, match=f"Describe: .*put Describe before {name}") as e:
+        env.reset(seed=0)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["ViewSizeWrapper", "DirectionObsWrapper"])
+def test_wrappers_that_leave_cells_what_they_are_may_come_first(mini, name):
+    from minigrid import wrappers
+
+    env = Describe(getattr(wrappers, name)(gym.make("MiniGrid-DoorKey-5x5-v0")))
+    assert "You see" in env.reset(seed=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("env", "wrap"),
+    [
+        ("CartPole-v1", lambda e: SelectObservation(e, [0, 2])),
+        ("Acrobot-v1", lambda e: gym.wrappers.FrameStackObservation(e, 2)),
+        ("Pendulum-v1", lambda e: gym.wrappers.RescaleObservation(e, np.float32(0), np.float32(1))),
+        ("Taxi-v4", gym.wrappers.FlattenObservation),
+    ],
+)
+def test_numbers_that_a_wrapper_has_changed_are_not_put_into_words(env, wrap):
+    with pytest.raises(ConfigurationError, match=r"Describe: .*put Describe before \w+Observation"):
+        Describe(wrap(gym.make(env)))
+
+
+def test_a_wrapper_that_changes_no_number_may_come_first():
+    env = gym.wrappers.DtypeObservation(gym.make("CartPole-v1"), np.float64)
+    plain = Describe(gym.make("CartPole-v1"))
+    assert Describe(env).reset(seed=0)[0] == plain.reset(seed=0)[0]
+
+
+def test_what_a_describer_raises_is_told_with_its_name():
+    def broken(obs, env):
+        return obs["image"]
+
+    env = Describe(gym.make("CartPole-v1"), broken)
+    with pytest.raises(ConfigurationError, match=r"broken raised IndexError: .*test_describe.py:"):
+        env.reset()

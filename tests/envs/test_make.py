@@ -93,3 +93,154 @@ def test_mistakes_are_explained(arguments, message):
 def test_async_reports_a_wrong_configuration_from_here():
     with pytest.raises(ConfigurationError, match="gravity"):
         make_vector_env("CartPole-v1", 2, "async", {"gravity": 1})
+
+
+# --- wrappers that would evaluate another task ---------------------------------------------------
+
+
+class OwnNormalization(gym.wrappers.NormalizeObservation):
+    """A subclass is no better."""
+
+
+class Normalized(gym.wrappers.NormalizeReward):
+    """An environment that brings its wrapper along."""
+
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+
+
+gym.register("Normalized-v0", entry_point=Normalized)
+
+
+@pytest.mark.parametrize(
+    ("env", "wrapper", "words"),
+    [
+        ("CartPole-v1", "NormalizeObservation", "NormalizeObservation: .*normalize: true"),
+        ("CartPole-v1", {"NormalizeReward": {"gamma": 0.9}}, "NormalizeReward: .*normalize_reward"),
+        ("CartPole-v1", "gymnasium.wrappers.NormalizeReward", "NormalizeReward: .*val/return"),
+        ("CartPole-v1", "gymnasium.wrappers.vector.NormalizeReward", "normalize_reward: true"),
+        ("CartPole-v1", f"{__name__}.OwnNormalization", "OwnNormalization: .*normalize: true"),
+        ("Normalized-v0", "TransformReward", "Normalized: .*normalize_reward"),
+    ],
+)
+def test_normalisation_by_running_statistics_is_refused(env, wrapper, words):
+    wrapper = {"TransformReward": {"func": float}} if wrapper == "TransformReward" else wrapper
+    with pytest.raises(ConfigurationError, match=words):
+        make_env(env, wrappers=[wrapper])
+    with pytest.raises(ConfigurationError, match=words):
+        make_vector_env(env, 2, wrappers=[wrapper])
+
+
+def test_normalisation_by_fixed_numbers_is_not_refused():
+    make_env("Acrobot-v1", wrappers=[{"RescaleObservation": {"min_obs": 0.0, "max_obs": 1.0}}])
+    make_env("CartPole-v1", wrappers=[{"ClipReward": {"max_reward": 1}}])
+
+
+def test_wrappers_of_vector_environments_are_explained():
+    with pytest.raises(ConfigurationError, match="wraps vector environments"):
+        make_env("CartPole-v1", wrappers=["gymnasium.wrappers.vector.ClipReward"])
+
+
+# --- what strangers' code raises -----------------------------------------------------------------
+
+
+class OddError(Exception):
+    """Nothing that Python or Gymnasium knows."""
+
+
+class Unmakeable(gym.Env):
+    observation_space = action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, when="make", kind=OddError):
+        self.when, self.kind = when, kind
+        self.complain("make")
+
+    def complain(self, now):
+        if now == self.when:
+            raise self.kind("no licence\nfor this host")
+
+    def reset(self, *, seed=None, options=None):
+        self.complain("reset")
+        return 0, {}
+
+    def step(self, action):
+        self.complain("step")
+        return 0, 0.0, False, False, {}
+
+
+gym.register("Unmakeable-v0", entry_point=Unmakeable)
+
+
+@pytest.mark.parametrize("kind", [OddError, KeyError, OSError, AssertionError, ZeroDivisionError])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_whatever_a_constructor_raises_is_told_in_a_sentence(kind, vectorization):
+    with pytest.raises(ConfigurationError, match=r"'Unmakeable-v0'.*no licence") as caught:
+        make_vector_env("Unmakeable-v0", 1, vectorization, {"kind": kind})
+    assert f"{kind.__name__}: " in str(caught.value)
+    assert "test_make.py:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, kind)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "words"),
+    [
+        (
+            "broken_0",
+            "1 / 0",
+            r"importing broken_0 raised ZeroDivisionError: division by zero \(broken_0.py:1\)",
+        ),
+        ("broken_1", "import no_such_thing", "No module named 'no_such_thing'"),
+        ("broken_2", "import sys; sys.exit('usage: me')", "SystemExit: usage: me"),
+        ("broken_3", "def (", "SyntaxError"),
+    ],
+)
+def test_whatever_importing_an_environment_raises_is_told(
+    module, text, words, tmp_path, monkeypatch
+):
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        make_env(f"{module}:Foo-v0")
+    assert f"'{module}:Foo-v0'" in str(caught.value)
+
+
+def test_whatever_a_wrapper_raises_is_told():
+    with pytest.raises(ConfigurationError, match=r"wrapper \S*Unwrappable with {}: OddError: no"):
+        make_env("CartPole-v1", wrappers=[f"{__name__}.Unwrappable"])
+
+
+class Unwrappable(gym.Wrapper):
+    def __init__(self, env):
+        raise OddError("no")
+
+
+class Silent(gym.vector.VectorEnv):
+    """Says nothing of when it restarts, or something that is no use."""
+
+    def __init__(self, num_envs=1, mode=None):
+        self.num_envs = num_envs
+        self.single_observation_space = self.single_action_space = gym.spaces.Discrete(2)
+        self.observation_space = self.action_space = gym.spaces.MultiDiscrete([2] * num_envs)
+        self.metadata = {} if mode is None else {"autoreset_mode": mode}
+
+
+gym.register("Silent-v0", vector_entry_point=Silent)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", [None, AutoresetMode.DISABLED, "NextStep"])
+def test_a_native_environment_must_say_when_it_restarts(mode):
+    with pytest.raises(ConfigurationError, match=r"'Silent-v0' says .*autoreset_mode.*sync"):
+        make_vector_env("Silent-v0", 2, "native", {"mode": mode})
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_what_a_native_environment_says_stands(mode):
+    env = make_vector_env("Silent-v0", 2, "native", {"mode": mode})
+    assert env.metadata["autoreset_mode"] == mode
+
+
+def test_gymnasium_s_own_native_environments_say_it():
+    env = make_vector_env("CartPole-v1", 2, "native")
+    assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP

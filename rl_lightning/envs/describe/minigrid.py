@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT, STATE_TO_IDX
+from minigrid.core.constants import COLOR_TO_IDX, IDX_TO_COLOR, IDX_TO_OBJECT, STATE_TO_IDX
 
 DOOR_STATES = {index: state for state, index in STATE_TO_IDX.items()}
 NOTHING = ("unseen", "empty", "floor")
 SIDES = (("forward", 0, -1), ("left", -1, 0), ("right", 1, 0))
+# What cells may hold: type, colour, state (of an agent its direction).
+CELLS = {
+    (kind, colour, state)
+    for kind, name in IDX_TO_OBJECT.items()
+    for colour in COLOR_TO_IDX.values()
+    for state in range(4)
+    if name not in ("unseen", "empty") or colour == state == 0
+}
 
 
 def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
@@ -30,19 +38,30 @@ def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
         env: Not used.
 
     Raises:
-        ValueError: If `obs` is not such a mapping, or holds the whole grid with the agent in it.
+        ValueError: If `obs` is not such a mapping, if the image holds anything else than cells
+            (pixels, say, or one-hot planes), or the whole grid with the agent in it.
     """
     if not (isinstance(obs, Mapping) and "image" in obs and "mission" in obs):
         raise ValueError(
             "expected MiniGrid's own observation, a mapping with 'image' and 'mission': put "
             "Describe directly around the environment"
         )
-    cells = [[tuple(cell) for cell in column] for column in obs["image"].tolist()]
+    image, mission = obs["image"], obs["mission"]
+    cells = (
+        [[tuple(cell) for cell in column] for column in image.tolist()] if _is_view(image) else []
+    )
+    if not cells or not all(cell in CELLS for column in cells for cell in column):
+        raise ValueError(
+            "expected type, colour and state of the cells in view in obs['image'], [n, n, 3], not "
+            f"what it holds, {list(image.shape)}"
+        )
+    if not isinstance(mission, str):
+        raise ValueError(f"expected a text in obs['mission'], not {type(mission).__name__}")
     kinds = [[IDX_TO_OBJECT[cell[0]] for cell in column] for column in cells]
     if any("agent" in column for column in kinds):
         raise ValueError("expected the agent's own view in obs['image'], not the whole grid")
     middle, last = len(cells) // 2, len(cells[0]) - 1
-    sentences = [f"Mission: {str(obs['mission']).rstrip('.')}."]
+    sentences = [f"Mission: {mission.rstrip('.')}."]
     if kinds[middle][last] not in NOTHING:
         sentences.append(f"You carry {_name(cells[middle][last])}.")
     for side, dx, dy in SIDES:
@@ -59,6 +78,12 @@ def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
         ways += [_steps(forward, "forward")] if forward else []
         sentences.append(f"You see {_name(cell)} {' and '.join(ways)}.")
     return " ".join(sentences)
+
+
+def _is_view(image: Any) -> bool:
+    """Whether an image has the shape of an agent's view, which is a square with a middle."""
+    width, height, parts = image.shape if image.ndim == 3 else (0, 0, 0)
+    return width == height and width % 2 == 1 and parts == 3
 
 
 def _wall(kinds: list[list[str]], x: int, y: int, dx: int, dy: int) -> int:

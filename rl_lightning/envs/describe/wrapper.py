@@ -5,9 +5,12 @@ from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from rl_lightning.envs.failures import told
 from rl_lightning.envs.text import is_printable, text_space
+from rl_lightning.errors import ConfigurationError
 
 Describer = Callable[[Any, gym.Env], str]
 
@@ -64,6 +67,8 @@ class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
     Raises:
         ValueError: If no describer is known or the path leads nowhere; on reset and step if a text
             is too long or not printable.
+        ConfigurationError: If a describer of ours would read what a wrapper has made of the
+            environment's own observations; on reset and step if a describer raises an error.
         TypeError: If `describer` or what it returns has the wrong type.
     """
 
@@ -77,10 +82,21 @@ class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
         self.max_length = max_length
         self.describer = _resolve(_look_up(env) if describer is None else describer)
         self.observation_space = text_space(max_length)
+        ours = getattr(self.describer, "__module__", "").startswith(_HERE)
+        if ours and not _alike(env.observation_space, env.unwrapped.observation_space):
+            raise ConfigurationError(
+                f"Describe: {_name(self.describer)} reads {_short(env.unwrapped)}, not "
+                f"{_short(env)}; {_way_out(env)}"
+            )
 
     def observation(self, observation: Any) -> str:
         """The text of one observation."""
-        text = self.describer(observation, self.env)
+        try:
+            text = self.describer(observation, self.env)
+        except Exception as error:
+            raise ConfigurationError(
+                f"Describe: {_name(self.describer)} raised {told(error)}; {_way_out(self.env)}"
+            ) from error
         if not isinstance(text, str):
             raise TypeError(f"{_name(self.describer)} returned {type(text).__name__}, expected str")
         if len(text) > self.max_length:
@@ -124,6 +140,31 @@ def _resolve(describer: str | Describer) -> Describer:
             "path, or None"
         )
     return describer
+
+
+def _alike(given: gym.Space, own: gym.Space) -> bool:
+    """Whether observations are numbered and scaled alike; of a Dict, entries may differ."""
+    if isinstance(given, gym.spaces.Box) and isinstance(own, gym.spaces.Box):
+        bounds = ((given.low, own.low), (given.high, own.high))
+        return given.shape == own.shape and all(np.allclose(a, b) for a, b in bounds)
+    return given == own or isinstance(own, gym.spaces.Dict)
+
+
+def _short(env: gym.Env) -> str:
+    """Its observation space in one line: NumPy breaks long bounds into many."""
+    return " ".join(str(env.observation_space).split())[:200]
+
+
+def _way_out(env: gym.Env) -> str:
+    between = []
+    while isinstance(env, gym.Wrapper):
+        anew = env.observation_space is not env.env.observation_space
+        if anew or isinstance(env, gym.ObservationWrapper):
+            between.append(type(env).__name__)
+        env = env.env
+    if not between:
+        return "give Describe another describer"
+    return f"put Describe before {' and '.join(reversed(between))}"
 
 
 def _name(describer: Describer) -> str:
