@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_lightning.agents import prediction
 from rl_lightning.agents.copies import CopyableModule
+from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent
 from rl_lightning.agents.optimizer import make_optimizer
@@ -32,7 +33,7 @@ from rl_lightning.types import EnvSpec, Rollout, Stored
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
 
 
-class Agent(CopyableModule):
+class Agent(CopyableModule, FiniteModule):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
@@ -99,7 +100,7 @@ class Agent(CopyableModule):
 
     def run_state(self) -> dict[str, Any]:
         """Attributes that belong to a run, and what they are in a copy, which is in none."""
-        return {"_measure": dict, "_episodes": [], "_mute": False}
+        return {"_measure": dict, "_episodes": [], "_mute": False, "_last_loss": None}
 
     # --- what an algorithm is made of ---------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Agent(CopyableModule):
         reported = info.get("action_mask")
         if reported is None:
             return None
-        mask = np.asarray(reported)
+        mask = np.asarray(list(reported) if isinstance(reported, Mapping) else reported)
         width = self.policy.mask_dim
         present = np.asarray(info.get("_action_mask", np.ones(len(mask), bool)))
         if mask.dtype == object or not present.all():  # lists, or environments without a mask
@@ -212,6 +213,11 @@ class Agent(CopyableModule):
                 f"policy for {self.spec.action_space} {takes}"
             )
         return torch.from_numpy(mask.astype(bool)).to(self.device)
+
+    @property
+    def unread(self) -> set[tuple[Any, ...]]:
+        """Entries of observations that none of its encoders looks at, see `Encoder.unread`."""
+        return set.intersection(*(encoder.unread() for encoder in self.encoders))
 
     def observe(self, obs: Any) -> None:
         """Show a raw training observation to the running statistics."""
@@ -282,7 +288,11 @@ class Agent(CopyableModule):
         return optimizer
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except Exception as error:
+            self.explain(error)
+            raise
         self.after_update()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -306,6 +316,7 @@ class Agent(CopyableModule):
         return self._measure()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_numbers()
         checkpoint["frames"] = self.frames
         checkpoint["progress"] = self.progress  # exploration stands there, not at its beginning
 
@@ -325,6 +336,7 @@ class Agent(CopyableModule):
             gathered: Any = self.all_gather(table)
             table = gathered.flatten(0, 1)
         returns, lengths, success = table.unbind(1)
+        check_returns(self.spec.id, returns)
         metrics = {
             f"{prefix}/return": returns.mean(),
             f"{prefix}/return_std": returns.std(correction=0),

@@ -1,6 +1,6 @@
 """Tabular temporal-difference control: Q-learning, SARSA, expected SARSA, double Q-learning."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -269,6 +269,9 @@ class QTable(Agent):
                 f"QTable: {self.trainer.world_size} ranks would each fill a table of their own; "
                 "set trainer.devices: 1 and raise data.num_envs"
             )
+
+    def learned(self) -> Iterable[tuple[str, Tensor]]:
+        return [("the table", self.policy.q)]
 
     def configure_optimizers(self) -> Any:
         return []

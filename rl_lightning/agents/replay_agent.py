@@ -72,10 +72,15 @@ class ReplayAgent(Agent):
         """
         last = len(batch) - 1
         self._mute = True
-        for index, part in enumerate(batch.batches()):
-            if index == last:
-                self._mute = False
-            self.update(self.loss(part))
+        try:
+            for index, part in enumerate(batch.batches()):
+                if index == last:
+                    self._mute = False
+                self.update(self.loss(part))
+        except Exception as error:
+            self.explain(error)
+            raise
+        self.check_loss()
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer, and of what follows it."""
@@ -84,6 +89,7 @@ class ReplayAgent(Agent):
             for parameter in group["params"]:
                 parameter.grad = None
         if self._plain:
+            self.note_loss(loss)
             loss.backward()
             self.clip(optimizer)
             optimizer._on_before_step()  # counts, as `LightningOptimizer.step` does

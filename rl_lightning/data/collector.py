@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_lightning.data.actions import action_writer
 from rl_lightning.data.episodes import EpisodeStatistics
+from rl_lightning.data.finite import FiniteCheck
 from rl_lightning.data.storage import Buffers
 from rl_lightning.envs.failures import failed
 from rl_lightning.errors import ConfigurationError
@@ -40,7 +41,7 @@ class Stepper:
     """Steps a vector env, and knows where the next step starts from.
 
     It knows vector environments and nothing of learning or storing. Both ways in which Gymnasium
-    restarts episodes come out the same, as `Outcome`.
+    restarts episodes come out the same, as `Outcome`. Nothing that is not finite gets past it.
 
     Args:
         env: Vector env with autoreset mode SAME_STEP or NEXT_STEP.
@@ -58,6 +59,7 @@ class Stepper:
             )
         self.env = env
         self.to_env = action_writer(env.single_action_space)
+        self.check = FiniteCheck(env)
         self.seed = seed
         self.success_threshold = success_threshold
         self.episodes = EpisodeStatistics(env.num_envs)
@@ -72,8 +74,9 @@ class Stepper:
         """Begin all episodes anew."""
         try:
             obs, info = self.env.reset(seed=self.seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(self.env, error, "reset") from error
+        self.check.reset(obs)
         agent.observe(obs)
         self.x = agent.preprocess(obs)
         self.mask = agent.read_mask(info)
@@ -90,12 +93,17 @@ class Stepper:
             state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
             wanted: Which final observations to preprocess: of `truncated` episodes, which the
                 bootstrap needs, or of `all`.
+
+        Raises:
+            RunError: If an observation or a reward is not finite, or the environment ends the
+                program.
         """
         try:
             obs, reward, terminated, truncated, info = self.env.step(self.to_env(action))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(self.env, error, "step") from error
         before = self.resetting
+        reward = self.check.step(obs, reward, before if self.next_step_reset else None)
         if self.next_step_reset:
             self.episodes.step(reward, ~before)
         else:
@@ -118,7 +126,9 @@ class Stepper:
                     final_x = clone(rows(x, which))
                     final_mask = None if mask is None else mask[torch.from_numpy(which)]
                 else:
-                    final_x = clone(agent.preprocess(_pick(info["final_obs"], which, self.env)))
+                    final_obs = _pick(info["final_obs"], which, self.env)
+                    self.check.final(final_obs, which)
+                    final_x = clone(agent.preprocess(final_obs))
                     if mask is not None:
                         final_mask = _final_mask(agent, info, which, mask)
                 final_state = None if state is None else state[torch.from_numpy(which)]
@@ -269,7 +279,8 @@ def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:
 
 def _final_mask(agent: Any, info: Any, index: np.ndarray, mask: Tensor) -> Tensor:
     """Masks of final observations; where they were not reported, everything is allowed."""
-    reported = agent.read_mask(info.get("final_info", {}))
+    final = info.get("final_info")
+    reported = agent.read_mask(final) if isinstance(final, dict) else None
     if reported is None:
         return torch.ones_like(mask[: len(index)])
     return reported[torch.from_numpy(index)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.data.arena import Arena
+from rl_lightning.data.placement import store
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import Stored
 
@@ -40,7 +41,7 @@ class DenseColumn:
         self.tensor = torch.from_numpy(self.array)
 
     def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
-        self.array[index] = x.cpu().numpy()
+        store(self.array, index, x.cpu().numpy(), self.name)
 
     def read(self, index: Tensor) -> Tensor:
         x = self.tensor.index_select(0, index)
@@ -229,7 +230,7 @@ class OnceColumn:
 
 class _DenseTable(DenseColumn):
     def put(self, slot: int, leaf: np.ndarray) -> None:
-        self.array[slot] = leaf
+        store(self.array, slot, leaf, self.name)
 
     def nbytes(self, slots: Any) -> int:
         return len(slots) * self.row_bytes()

@@ -1,10 +1,13 @@
 """What is known of finished episodes."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+from rl_lightning.errors import RunError
 
 
 class EpisodeStatistics:
@@ -85,10 +88,40 @@ def read_success(
     """Whether the finished episodes succeeded, `[B]`; None where nothing says so.
 
     Taken from `info["success"]` or `info["is_success"]` of the episodes' last steps, else from the
-    return by `threshold`.
+    return by `threshold`. A number, a flag, or an array of one says something; a text, a dict or
+    None does not (NaN where others do).
+
+    Raises:
+        RunError: If it is an array of several numbers, which could mean anything.
     """
     final = info.get("final_info", info)
     for key in ("success", "is_success"):
-        if key in final:
-            return np.asarray(final[key], dtype=float)
+        if isinstance(final, Mapping) and key in final:
+            said = _flags(final[key], len(done))
+            if not np.isnan(said[done]).all():
+                return said
     return None if threshold is None else (returns >= threshold).astype(float)
+
+
+def _flags(values: Any, count: int) -> np.ndarray:
+    """What B environments said, as numbers `[B]`; NaN is nothing."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.size == count:
+        return values.reshape(count).astype(float)
+    if not isinstance(values, np.ndarray) or len(values) != count:
+        return np.full(count, np.nan)
+    return np.array([_flag(value) for value in values])
+
+
+def _check_one(value: np.ndarray) -> None:
+    if value.size != 1:
+        raise RunError(
+            f"info['success'] (or is_success) must be one flag or number, not an array of shape "
+            f"{list(value.shape)}; leave it out, or reduce it in the environment"
+        )
+
+
+def _flag(value: Any) -> float:
+    if isinstance(value, np.ndarray):
+        _check_one(value)
+        value = value.reshape(()).item()
+    return float(value) if isinstance(value, bool | int | float | np.number | np.bool_) else np.nan

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_lightning.data.actions import action_writer
 from rl_lightning.data.episodes import read_success
+from rl_lightning.data.finite import FiniteCheck
 from rl_lightning.data.hdf5_safety import shortened
 from rl_lightning.data.patience import Patience
 from rl_lightning.data.recording import EpisodeRecorder
@@ -44,10 +45,12 @@ class EpisodeLoader:
         recorder: Is shown every step of `env`, and writes the episodes that are counted.
         length: What `len` says, if not `episodes`: a trainer that is to take a share of them (a
             float as `limit_val_batches`) multiplies `len` by it, to arrive at `episodes`.
+        unread: Gives the entries of observations that need not be finite, see `Encoder.unread`.
 
     Raises:
         ConfigurationError: While iterating, if the environment cannot be reset.
-        RunError: While iterating, if it raises in a step.
+        RunError: While iterating, if it raises in a step, or if an observation or a reward is not
+            finite.
     """
 
     def __init__(
@@ -61,8 +64,11 @@ class EpisodeLoader:
         transcript_steps: int = 0,
         recorder: EpisodeRecorder | None = None,
         length: int | None = None,
+        unread: Callable[[], set[tuple[Any, ...]]] = set,
     ) -> None:
         self.env = env
+        self.unread = unread
+        self.check = FiniteCheck(env, "this evaluation")
         self.acting = acting
         self.episodes = episodes
         self.seed = seed
@@ -112,11 +118,13 @@ class EpisodeLoader:
         returns, lengths = np.zeros(count), np.zeros(count, np.int64)
         transcript: list[dict[str, Any]] | None = [] if self.transcript_steps else None
 
+        self.check.ignore(self.unread())
         to_env, patience = action_writer(env.single_action_space), Patience(name(env))
         try:
             obs, info = env.reset(seed=self.seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(env, error, "reset") from error
+        self.check.reset(obs)
         if self.recorder is not None:
             self.recorder.reset(obs, info)
         state: Tensor | None = None
@@ -140,8 +148,9 @@ class EpisodeLoader:
             given = action if self.recorder is None and not writing else action.copy()
             try:
                 obs, reward, terminated, truncated, info = env.step(given)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise failed(env, error, "step") from error
+            reward = self.check.step(obs, reward, resetting if next_step_reset else None)
             patience.wait(left)
             if self.recorder is not None:
                 self.recorder.step(action, obs, reward, terminated, truncated, info, resetting)

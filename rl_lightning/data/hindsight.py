@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_lightning.data.goals import find_method, goal_function
 from rl_lightning.data.replay import ReplayBuffer
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, RunError
 
 Strategy = Literal["future", "final"]
 KEYS = ("achieved_goal", "desired_goal")
@@ -91,6 +91,13 @@ class Hindsight:
             batch[key] = {**batch[key], "desired_goal": goals}
         achieved, desired = self._to_env(reached), self._to_env(goal)
         reward = self.compute_reward(achieved, desired)
+        if not np.isfinite(reward).all():
+            bad = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise RunError(
+                f"data.her_goals: compute_reward gave {reward[bad]:g} (in float32) for achieved "
+                f"{achieved[bad].tolist()} and desired {desired[bad].tolist()}; mend the "
+                "environment"
+            )
         batch["reward"][chosen] = torch.from_numpy(reward)
         if self.compute_terminated is not None:
             over = self.compute_terminated(achieved, desired)

@@ -332,6 +332,8 @@ class RLDataModule(L.LightningDataModule):
                 # Lightning seeds all ranks alike; their actions must not be sampled alike.
                 torch.manual_seed(seed)
             self.open_source(seed)
+            if self.collector is not None:
+                self.collector.check.ignore(self.agent.unread)
             self._running = True
             self._max_epochs = loop.max_epochs
             if self.agent.frames == 0:
@@ -582,6 +584,7 @@ class RLDataModule(L.LightningDataModule):
                 self.success_threshold,
                 self.val_transcript_steps if rank == 0 else 0,
                 length=length,
+                unread=lambda: self.agent.unread,
             )
         return self._eval_loaders[stage]
 

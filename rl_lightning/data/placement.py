@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,3 +51,24 @@ def storage_folder(storage: str, storage_dir: str | None) -> Path | None:
             "that can be written to"
         ) from error
     return folder
+
+
+def store(array: np.ndarray, index: Any, values: np.ndarray, name: str) -> None:
+    """`array[index] = values`, unless a smaller type would make infinities of large numbers.
+
+    Raises:
+        ConfigurationError: That names a value that `data.obs_dtype` cannot hold.
+    """
+    if array.dtype != np.float16 or values.dtype == np.float16:
+        array[index] = values
+        return
+    try:
+        with np.errstate(over="raise"):
+            array[index] = values
+    except FloatingPointError:
+        largest = values.reshape(-1)[np.nanargmax(np.abs(values))]
+        raise ConfigurationError(
+            f"data.obs_dtype: float16 holds numbers up to {np.finfo(np.float16).max:,.0f}, but an "
+            f"observation (stored as {name}) has {largest:,g}; set data.obs_dtype: float32, or "
+            "make observations smaller"
+        ) from None

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_lightning.errors import RunError
 from rl_lightning.nn.norm import RunningMoments
 
 
@@ -37,6 +38,9 @@ class RewardNorm:
 
         Returns:
             `[T, B]`.
+
+        Raises:
+            RunError: If discounted sums of finite rewards are infinite.
         """
         if valid is not None:
             reward = reward.masked_fill(~valid, 0.0)
@@ -49,6 +53,12 @@ class RewardNorm:
             returns.reshape(-1, 1) if valid is None else returns[valid][:, None]
         )
         self.running.synchronize()
+        if not bool(self.running.moments.isfinite().all()):
+            raise RunError(
+                "data.normalize_reward: discounted sums of rewards are beyond what float32 holds, "
+                "so there is nothing to divide by; make rewards smaller, e.g. by the wrapper "
+                "ClipReward (checkpoints written before are good)"
+            )
         scale = (self.running.variance + 1e-8).rsqrt().to(reward.dtype)
         return (reward * scale).clamp(-self.clip, self.clip)
 

@@ -181,11 +181,16 @@ class RolloutDataModule(RLDataModule):
             The batch and the dimension along which minibatches are drawn: steps `[T·B]` along 0, or
             sequences `[L, n]` along 1.
         """
+        self.agent.check_loss()  # of the last rollout's last update
         with self.acting() as agent:
             for encoder in agent.encoders:
                 encoder.begin_rollout()
             assert isinstance(self.collector, Collector)
-            rollout = self.collector.collect(agent)
+            try:
+                rollout = self.collector.collect(agent)
+            except Exception as error:
+                agent.explain(error)
+                raise
             for encoder in agent.encoders:
                 encoder.synchronize()
             steps = rollout.steps

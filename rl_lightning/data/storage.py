@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import Stored
 
 
@@ -23,10 +24,20 @@ class Buffers:
         self._data: dict[str, Any] = {}
 
     def write(self, key: str, t: int, value: Stored) -> None:
-        """Copy one step `[B, ...]` into row t; nested mappings go into nested buffers."""
+        """Copy one step `[B, ...]` into row t; nested mappings go into nested buffers.
+
+        Raises:
+            ConfigurationError: If an entry changes its shape or type within a rollout.
+        """
         if isinstance(value, Tensor):
             buffer = self._data.get(key)
             if buffer is None or buffer.shape[1:] != value.shape or buffer.dtype != value.dtype:
+                if buffer is not None and t:  # what is there of this rollout would be lost
+                    raise ConfigurationError(
+                        f"{key} changes within a rollout from {list(buffer.shape[1:])} of "
+                        f"{buffer.dtype} to {list(value.shape)} of {value.dtype}; what an "
+                        "encoder's preprocess and a policy's act return must keep shape and type"
+                    )
                 buffer = torch.empty(
                     self.steps, *value.shape, dtype=value.dtype, device=value.device
                 )

@@ -52,6 +52,7 @@ class DictEncoder(Encoder):
                     f"{', '.join(map(repr, entries))}"
                 )
         self.is_tuple = isinstance(space, gym.spaces.Tuple)
+        self.ignored = tuple(ignore)
         self.names = [name for name in entries if name not in ignore]
         if not self.names:
             raise ValueError("DictEncoder: every entry of the observation space is ignored")
@@ -74,6 +75,10 @@ class DictEncoder(Encoder):
 
     def repeats(self) -> dict[str, Any]:
         return {name: part.repeats() for name, part in self._named()}
+
+    def unread(self) -> set[tuple[Any, ...]]:
+        below = {(self._key(n), *path) for n, part in self._named() for path in part.unread()}
+        return below | {(self._key(name),) for name in self.ignored}
 
     def forward(self, x: Any) -> Tensor:
         return torch.cat([part(x[name]) for name, part in self._named()], dim=-1)
@@ -112,7 +117,10 @@ class DictEncoder(Encoder):
         return zip(self.names, parts, strict=True)
 
     def _entry(self, obs: Any, name: str) -> Any:
-        return obs[int(name)] if self.is_tuple else obs[name]
+        return obs[self._key(name)]
+
+    def _key(self, name: str) -> Any:
+        return int(name) if self.is_tuple else name
 
 
 def _of_entry(key: str, name: str) -> str:

@@ -56,6 +56,11 @@ class Encoder(nn.Module):
         """
         return False
 
+    def unread(self) -> set[tuple[Any, ...]]:
+        """Entries of a Dict or Tuple observation that are never looked at, as paths: what they hold
+        need not be finite."""
+        return set()
+
     def observe(self, obs: Any) -> None:
         """Update running statistics with a raw observation; called once per training step only."""
 

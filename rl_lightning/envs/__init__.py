@@ -4,7 +4,7 @@ import gymnasium as gym
 
 from rl_lightning.envs.describe import Describe, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
-from rl_lightning.envs.wrappers import BinaryImage, SelectObservation
+from rl_lightning.envs.wrappers import BinaryImage, ClipObservation, SelectObservation
 
 if "TextMaze-v0" not in gym.registry:
     gym.register("TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")
@@ -13,6 +13,7 @@ if "BitFlip-v0" not in gym.registry:
 
 __all__ = [
     "BinaryImage",
+    "ClipObservation",
     "Describe",
     "SelectObservation",
     "make_env",

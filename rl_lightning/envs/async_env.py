@@ -1,7 +1,6 @@
 """Environments in processes of their own that neither hang the main process nor outlive it."""
 
 import contextlib
-import copy
 import select
 import signal
 import time
@@ -17,6 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
 from rl_lightning.envs.failures import failed
+from rl_lightning.envs.guard import Guard
+from rl_lightning.envs.infos import add_info
 from rl_lightning.envs.state import StatefulEnv
 from rl_lightning.errors import ConfigurationError, RunError
 
@@ -86,6 +87,11 @@ class ProcessVectorEnv(AsyncVectorEnv):
         watched: Any = [_WatchedPipe(workers, index) for index in range(len(pipes))]
         self.parent_pipes = watched
         super()._check_spaces()
+
+    def _add_info(
+        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+    ) -> dict[str, Any]:
+        return add_info(vector_infos, env_info, env_num, self.num_envs)
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End the processes; the ones that have not closed their environments in time are killed.
@@ -244,7 +250,7 @@ def _serve(
     env: Any = None
     doing = "make"
     try:
-        env = StatefulEnv(make())
+        env = Guard(StatefulEnv(make()))
         while (command := _next(pipe)) is not None:
             doing, data = command
             if not _tell(pipe, (_answer(env, doing, data, shared_memory, index), True)):
@@ -281,8 +287,7 @@ def _answer(env: Any, command: str, data: Any, shared_memory: Any, index: int) -
     if command == "step":
         obs, reward, terminated, truncated, info = env.step(data)
         if terminated or truncated:
-            # A copy: an environment may reset the very array that it has handed out.
-            info = {"final_info": info, "final_obs": copy.deepcopy(obs)}
+            info = {"final_info": info, "final_obs": obs}
             obs, fresh = env.reset()
             info |= fresh
         if shared_memory:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from rl_lightning.envs.conform import explained
 from rl_lightning.errors import ConfigurationError, RunError
 
 LONGEST = 300  # characters of a stranger's message
@@ -14,6 +15,8 @@ LONGEST = 300  # characters of a stranger's message
 
 def told(error: BaseException) -> str:
     """Kind, message and place of an exception, in one line: "KeyError: 'x' (my_env.py:12)"."""
+    if isinstance(error, SystemExit):
+        return explained(error)
     message = " ".join(str(error).split())
     if len(message) > LONGEST:
         message = message[:LONGEST] + "…"

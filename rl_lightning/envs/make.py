@@ -3,14 +3,15 @@
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lightning.envs.async_env import ProcessVectorEnv
-from rl_lightning.envs.failures import told
+from rl_lightning.envs.failures import failed, told
 from rl_lightning.envs.statistics import check_wrapper, check_wrappers
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, whole
@@ -46,6 +47,16 @@ def make_env(
         ConfigurationError: If the id, a wrapper or one of their arguments is wrong, if anything is
             raised on the way, or if a wrapper normalises by running statistics.
     """
+    with _surviving(env):
+        return _make_env(env, env_kwargs, wrappers, render_mode)
+
+
+def _make_env(
+    env: str,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[WrapperSpec],
+    render_mode: str | None,
+) -> gym.Env:
     _check_id(env)
     kwargs = dict(env_kwargs or {})
     if render_mode is not None:
@@ -94,7 +105,8 @@ def make_vector_env(
     """
     num_envs = whole("num_envs", num_envs, 1)
     if vectorization == "native":
-        return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
+        with _surviving(env):
+            return _make_native(env, num_envs, env_kwargs, wrappers, render_mode)
     make = _EnvFactory(env, dict(env_kwargs or {}), list(wrappers), render_mode)
     if vectorization == "sync":
         made: VectorEnv = LeanSyncVectorEnv([make] * num_envs)
@@ -122,6 +134,15 @@ class _EnvFactory:
         import rl_lightning.envs  # noqa: F401  (registers our environments in a fresh process)
 
         return make_env(*self.args)
+
+
+@contextmanager
+def _surviving(env: str) -> Iterator[None]:
+    """An environment that ends the program while it is made must not look like a success."""
+    try:
+        yield
+    except SystemExit as error:
+        raise failed(repr(env), error, "make") from error
 
 
 def _make_native(

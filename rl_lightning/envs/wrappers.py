@@ -6,6 +6,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rl_lightning.errors import ConfigurationError
+
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class SelectObservation(gym.ObservationWrapper):
     """Keeps some components of a one-dimensional Box, e.g. hides velocities.
@@ -79,3 +83,78 @@ class BinaryImage(gym.ObservationWrapper):
     def observation(self, observation: Any) -> np.ndarray:
         image = observation.astype(np.uint8) * np.uint8(255)
         return image.transpose(2, 0, 1) if self.channels_first else image
+
+
+class ClipObservation(gym.ObservationWrapper):
+    """Bounds floating-point observations, e.g. of a lidar that says infinity, which is refused.
+
+    Every Box of floats is clipped, also as an entry of a Dict or Tuple, and its space's bounds too;
+    everything else stays as it is. NaN is below no bound and above none: it stays NaN, and is
+    refused, unless `nan` says what it means.
+
+    Args:
+        env: Environment.
+        low: Smallest number.
+        high: Largest number.
+        nan: What NaN becomes; None leaves it.
+
+    Raises:
+        ConfigurationError: If bounds do not ascend, or are not finite in float32, or if the
+            observation has no floating-point numbers.
+    """
+
+    def __init__(self, env: gym.Env, low: float, high: float, nan: float | None = None) -> None:
+        super().__init__(env)
+        if not -LARGEST <= low < high <= LARGEST:
+            raise ConfigurationError(
+                f"ClipObservation: low and high must ascend and be finite, not {low} and {high}"
+            )
+        if nan is not None and not low <= nan <= high:
+            raise ConfigurationError(
+                f"ClipObservation: nan must lie between {low} and {high}, not {nan}"
+            )
+        self.low, self.high, self.nan = low, high, nan
+        self.observation_space = self._clipped_space(env.observation_space)
+        if not _has_floats(env.observation_space):
+            raise ConfigurationError(
+                f"ClipObservation finds no floating-point numbers in {env.observation_space}"
+            )
+
+    def observation(self, observation: Any) -> Any:
+        return self._clipped(self.env.observation_space, observation)
+
+    def _clipped(self, space: gym.Space, value: Any) -> Any:
+        s = gym.spaces
+        if isinstance(space, s.Dict):
+            return {key: self._clipped(part, value[key]) for key, part in space.items()}
+        if isinstance(space, s.Tuple):
+            return tuple(self._clipped(part, v) for part, v in zip(space, value, strict=True))
+        if not _is_float(space):
+            return value
+        clipped = np.clip(np.asarray(value), self.low, self.high)
+        if self.nan is not None:
+            clipped = np.where(np.isnan(clipped), self.nan, clipped)
+        return clipped.astype(space.dtype, copy=False)
+
+    def _clipped_space(self, space: gym.Space) -> gym.Space:
+        s = gym.spaces
+        if isinstance(space, s.Dict):
+            return s.Dict({key: self._clipped_space(part) for key, part in space.items()})
+        if isinstance(space, s.Tuple):
+            return s.Tuple([self._clipped_space(part) for part in space])
+        if not isinstance(space, s.Box) or not _is_float(space):
+            return space
+        low, high = (np.clip(bound, self.low, self.high) for bound in (space.low, space.high))
+        return s.Box(low, high, dtype=np.dtype(space.dtype).type)
+
+
+def _is_float(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+
+
+def _has_floats(space: gym.Space) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        return any(_has_floats(part) for part in space.values())
+    if isinstance(space, gym.spaces.Tuple):
+        return any(_has_floats(part) for part in space)
+    return _is_float(space)

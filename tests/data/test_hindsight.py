@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from rl_lightning.data.hindsight import Hindsight
 from rl_lightning.encoders import DictEncoder
 from rl_lightning.envs import make_env
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.types import EnvSpec
 
 
@@ -182,6 +182,15 @@ def test_other_environments_are_refused(env, message):
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ConfigurationError, match="her_strategy must be one of future, final, not"):
         Hindsight(make_env("BitFlip-v0"), 4, "past")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reward", [float("nan"), -float("inf"), 1e300])
+def test_a_computed_reward_that_is_not_finite_is_refused(reward):
+    game, hindsight = flips()
+    game.play(30)
+    hindsight.compute_reward = lambda achieved, *_: np.full(len(achieved), reward)
+    with np.errstate(over="ignore"), pytest.raises(RunError, match=r"compute_reward gave -?(n|i)"):
+        relabelled(game, hindsight)
 
 
 def test_goals_that_are_stored_otherwise_are_refused():

@@ -1,0 +1,145 @@
+"""Whether what an agent has learned still consists of numbers."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.nn.norm import RunningMoments
+from rl_lightning.types import EnvSpec
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of a tensor that holds NaN or infinity; None if all numbers are finite.
+
+    A norm of all of them says no, nearly always; only then each is looked at.
+    """
+    named = [(name, t.detach()) for name, t in tensors if t.is_floating_point() and t.numel()]
+    alike: dict[Any, list[Tensor]] = {}
+    for _, tensor in named:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    norms = [torch.stack(torch._foreach_norm(group)).sum() for group in alike.values()]  # type: ignore[attr-defined]
+    if all(bool(norm.isfinite()) for norm in norms):
+        return None
+    # A norm of large numbers may overflow where no number does.
+    return next((name for name, t in named if not bool(t.isfinite().all())), None)
+
+
+def learned(agent: nn.Module, optimizers: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """What training changes: trained parameters, running statistics, the optimizers' state."""
+    names = {}
+    for name, parameter in agent.named_parameters():
+        if parameter.requires_grad:
+            names[parameter] = name
+            yield name, parameter
+    for name, module in agent.named_modules():
+        if isinstance(module, RunningMoments):
+            yield f"{name}.moments", module.moments
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items() if isinstance(state, Mapping) else ():
+                if isinstance(value, Tensor) and key != "step":
+                    yield f"the optimizer's {key} of {names.get(parameter, 'a parameter')}", value
+
+
+class FiniteModule(L.LightningModule):
+    """A module whose loss, weights, statistics and optimizers are looked at now and then.
+
+    The loss once a rollout or run of updates, all else before evaluation, before anything is saved,
+    and at the end: so no checkpoint ever holds NaN, and looking costs nothing measurable.
+    """
+
+    spec: EnvSpec
+    frames: int
+    _measure: Callable[[], Mapping[str, float]]
+    _last_loss: Tensor | None = None
+
+    def check_loss(self) -> None:
+        """Stop if the last loss was NaN or infinite.
+
+        Raises:
+            RunError: That names the agent, the environment and the frames.
+        """
+        loss = self._last_loss
+        if loss is not None and not math.isfinite(value := loss.item()):
+            raise self._refusal(f"the loss is {value:g}")
+
+    def check_numbers(self) -> None:
+        """Stop if the loss or anything that training changes is NaN or infinite.
+
+        Raises:
+            RunError: That names the agent, the environment, the frames and what it is.
+        """
+        self.check_loss()
+        if name := not_finite(self.learned()):
+            raise self._refusal(f"{name} is not finite")
+
+    def learned(self) -> Iterable[tuple[str, Tensor]]:
+        """What training changes, by name."""
+        trainer = self._trainer  # None where an agent is saved by hand
+        return learned(self, trainer.optimizers if trainer else ())
+
+    def explain(self, error: Exception) -> None:
+        """Whatever went wrong: if numbers are lost, that is the reason.
+
+        Raises:
+            RunError: See `check_numbers`; not if the error explains itself.
+        """
+        if not isinstance(error, ConfigurationError | RunError):
+            self.check_numbers()
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Remember a loss for `check_loss`."""
+        self.__dict__["_last_loss"] = loss.detach()  # `nn.Module` would look for parameters
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.note_loss(loss)
+        super().backward(loss, *args, **kwargs)
+
+    def on_train_end(self) -> None:
+        self.check_numbers()
+
+    # A policy of NaN would play anything at all, and be judged by it.
+    def on_validation_epoch_start(self) -> None:
+        self.check_numbers()
+
+    def on_test_epoch_start(self) -> None:
+        self.check_numbers()
+
+    def on_predict_epoch_start(self) -> None:
+        self.check_numbers()
+
+    def _refusal(self, what: str) -> RunError:
+        losses = [
+            f"{name} was {float(value):g}"
+            for name, value in (self._trainer.callback_metrics if self._trainer else {}).items()
+            if name.startswith("loss/") and not math.isfinite(float(value))
+        ]
+        known = f" ({', '.join(losses)})" if losses else ""
+        unit = "updates" if "time/updates" in self._measure() else "frames"
+        clip = "trainer.gradient_clip_val" if self.automatic_optimization else "max_grad_norm"
+        return RunError(
+            f"{type(self).__name__} on {self.spec.id!r}: {what}{known} after {self.frames:,} "
+            f"{unit}, so nothing more can be learned; checkpoints written before are good. Rewards "
+            "or observations may be too large (data.normalize_reward, ClipReward, the encoder's "
+            f"normalize), the learning rate too high, or gradients unclipped ({clip})"
+        )
+
+
+def check_returns(env: str, returns: Tensor) -> None:
+    """Refuse to judge an agent by evaluation returns `[N]` that are not finite.
+
+    Raises:
+        RunError: That names the environment.
+    """
+    bad = returns[~returns.isfinite()]
+    if len(bad):
+        raise RunError(
+            f"{env!r}: an evaluation episode's return is {float(bad[0]):g} in float32, by which no "
+            "checkpoint can be judged; make rewards smaller, e.g. by the wrapper TransformReward "
+            "or ClipReward"
+        )
