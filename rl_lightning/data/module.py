@@ -286,6 +286,8 @@ class RLDataModule(L.LightningDataModule):
 
         Unlike the trainer's `max_epochs`, which is put back, that stays: it belongs to no run.
         """
+        if self.trainer is None:  # called by hand, to see whether anything happens
+            return
         install(self._trainer, type(self).__qualname__, lambda: self._running)
         if stage != "fit":
             return

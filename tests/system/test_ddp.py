@@ -91,6 +91,7 @@ def test_a_rank_that_is_killed_ends_the_other_with_one_sentence(rank, tmp_path):
     command = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
     command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.logger=false"]
     command += ["--data.total_frames=1e9", "--data.rollouts_per_epoch=2", "--data.passes=1"]
+    command += ["--trainer.enable_progress_bar=false"]  # the killed one's would stand unfinished
     with subprocess.Popen(
         [*command, f"--checkpoint.dirpath={tmp_path}"],
         stdout=subprocess.DEVNULL,
