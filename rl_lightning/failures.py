@@ -68,7 +68,9 @@ def _interpolation(error: OmegaConfBaseException) -> str:
     where = where.replace(".init_args", "") or "config"
     reason = str(error).partition("\n")[0]
     reason = re.sub(
-        r"Interpolation key '\.*([\w.]+)' not found \(resolved to .*\)", r"there is no \1", reason
+        r"Interpolation key '\.*([\w.]+)' not found( \(resolved to .*\))?",
+        r"there is no \1",
+        reason,
     )
     return f"{where}: the interpolation ${{…}} cannot be resolved: {reason}"
 

@@ -66,7 +66,7 @@ def test_what_is_no_configuration_is_refused(content, tmp_path):
         check_config_file(path)
 
 
-@pytest.mark.parametrize("argument", ["--config", "--model", "--data"])
+@pytest.mark.parametrize("argument", ["--config", "--data"])
 def test_text_in_another_encoding_is_refused_wherever_it_is_included(argument, tmp_path, capfd):
     path = write(tmp_path, b"class_path: PPO  # caf\xe9\n")
     assert "no text in UTF-8" in error_of(["fit", *CARTPOLE, argument, str(path)], capfd)

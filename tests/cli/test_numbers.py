@@ -45,7 +45,7 @@ def test_where_a_float_means_something_else_it_stays_one(capfd):
     assert type(config["model"]["init_args"]["gamma"]) is float
 
 
-@pytest.mark.parametrize("value", ["1.5", ".inf", "nan", "1e", "true", "[1]"])
+@pytest.mark.parametrize("value", ["1.5", ".inf", "1e"])
 def test_what_is_no_whole_number_is_refused(value, capfd):
     error = error_of(["fit", *CARTPOLE, f"--data.total_frames={value}"], capfd)
     assert "data.total_frames: expected int, not " in error

@@ -87,6 +87,20 @@ def test_counts_may_be_whole_floats_and_nothing_else(module, name):
             module(**{**given, name: wrong})
 
 
+def test_numbers_of_environments_that_are_a_slip_of_the_keyboard_are_refused():
+    for name in ("num_envs", "val_num_envs"):
+        with pytest.raises(ConfigurationError, match=rf"data\.{name} must be at most 1,000,000"):
+            RolloutDataModule(**{**SMALL, name: 1e9})
+    with pytest.raises(ConfigurationError, match=r"minibatch_size: 7 does not divide"):
+        RolloutDataModule(**{**SMALL, "rollout_steps": 10**9, "minibatch_size": 7})
+
+
+@pytest.mark.parametrize("module", COUNTS)
+def test_negative_transcripts_are_refused(module):
+    with pytest.raises(ConfigurationError, match=r"data\.val_transcript_steps must be at least 0"):
+        module(**{**COUNTS[module][0], "val_transcript_steps": -3})
+
+
 def test_a_run_whose_counts_were_whole_floats():
     floats = {k: float(v) if isinstance(v, int) else v for k, v in SMALL.items()}
     data = RolloutDataModule(**floats, passes=2.0, minibatch_size=6.0, val_episodes=2.0)
