@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.exploration import ActionNoise, ValueExploration
 from rl_lightning.trust import check_import, find_named
 from rl_lightning.types import EnvSpec
 
@@ -25,6 +26,8 @@ _ROLES = (
     torch.optim.lr_scheduler.LRScheduler,
     L.LightningDataModule,
     gym.Wrapper,
+    ActionNoise,
+    ValueExploration,
 )
 # Their functions do anything; the parts of agents that a checkpoint names are classes.
 _NO_FUNCTIONS = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.nn.compiled import plain_name
 from rl_lightning.nn.norm import RunningMoments
 from rl_lightning.types import EnvSpec
 
@@ -30,10 +31,11 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def learned(agent: nn.Module, optimizers: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
-    """What training changes: trained parameters, running statistics, the optimizers' state."""
-    names = {}
+    """What training changes: parameters that are trained or saved (targets), running statistics,
+    the optimizers' state."""
+    names, saved = {}, agent.state_dict().keys()
     for name, parameter in agent.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or plain_name(name) in saved:
             names[parameter] = name
             yield name, parameter
     for name, module in agent.named_modules():

@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import Tensor
 
 from rl_lightning.checkpoints import read_archive, read_checkpoint
 from rl_lightning.errors import ConfigurationError, RunError
@@ -65,26 +64,6 @@ class CheckpointFiles(TorchCheckpointIO):
                 "restored from it; torch.load reads it"
             )
         return checkpoint
-
-
-def check_weights(agent: torch.nn.Module) -> None:
-    """Refuse to save an agent with whom nobody could go on.
-
-    A buffer may hold infinite constants, such as the bounds of a space, but no NaN.
-
-    Raises:
-        RunError: That names the first parameter with a number that is none.
-    """
-    trained = {name for name, _ in agent.named_parameters()}
-    for name, value in agent.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            wrong = ~value.isfinite() if name in trained else value.isnan()
-            if bool(wrong.any()):
-                raise RunError(
-                    f"{name} holds {value[wrong][0].item()}: training has diverged, and no "
-                    "checkpoint is saved of it; go on from the last one with a lower learning rate "
-                    "(the optimizer's lr), clipped gradients, or smaller rewards"
-                )
 
 
 def is_remote(path: Any) -> bool:

@@ -20,7 +20,6 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
 from rl_lightning.checkpoints import read_checkpoint
-from rl_lightning.data.checkpoint_files import check_weights
 from rl_lightning.data.collector import Stepper
 from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader, limited
@@ -454,7 +453,6 @@ class RLDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
-        check_weights(self.agent)  # here, because it is asked on all ranks before any writes
         return {"frames": self.frames, "ranks": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ def check_trainer(trainer: Any, budget: str) -> None:
     name, limit = "limit_train_batches", trainer.limit_train_batches
     if trainer.overfit_batches:
         name, limit = "overfit_batches", trainer.overfit_batches
-    whole = limit == 0 or (isinstance(limit, float) and limit == 1.0)  # the int 1 is one batch
+    # The int 1 is one batch.
+    whole = name != "overfit_batches" and (limit == 0 or (type(limit) is float and limit == 1.0))
     if not trainer.fast_dev_run and not whole:
         raise ConfigurationError(
             f"trainer.{name}: {limit} would throw away what an epoch was planned for; leave it "

@@ -72,8 +72,7 @@ def explained(error: BaseException) -> str:
     """What a MisfitError or a SystemExit says, for a message."""
     if not isinstance(error, SystemExit):
         return str(error)
-    code = "" if error.code is None else repr(error.code)
-    return f"it called sys.exit({code}), which would have ended the program without a word"
+    return f"SystemExit: {error.code}, which would have ended the program without a word"
 
 
 class ArrayRows:

@@ -20,7 +20,7 @@ from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.collector import Collector
 from rl_lightning.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.types import EnvSpec
 
 RECURRENT = {"recurrent": "gru", "recurrent_size": 8}
@@ -49,7 +49,7 @@ def test_collecting_keeps_to_the_mask(name, action, vectorization, network):
 @pytest.mark.parametrize("action", MASKS)
 def test_the_probe_notices_a_mask_that_is_ignored(action, monkeypatch):
     monkeypatch.setattr(Agent, "read_mask", lambda self, info: None)
-    with pytest.raises(ValueError, match="forbidden action"):
+    with pytest.raises(RunError, match="forbidden action"):
         train(action=action)
 
 
@@ -61,7 +61,7 @@ def test_the_probe_notices_a_mask_that_is_one_step_late(monkeypatch):
         return previous[-2] if len(previous) > 1 else previous[0]
 
     monkeypatch.setattr(Agent, "read_mask", late)
-    with pytest.raises(ValueError, match="forbidden action"):
+    with pytest.raises(RunError, match="forbidden action"):
         train()
 
 
@@ -87,7 +87,7 @@ def test_evaluation_keeps_to_the_mask(action, vectorization, explore):
 
 def test_evaluation_without_a_mask_fails(monkeypatch):
     monkeypatch.setattr(Agent, "read_mask", lambda self, info: None)
-    with pytest.raises(ValueError, match="forbidden action"):
+    with pytest.raises(RunError, match="forbidden action"):
         evaluate("discrete", "sync", True)
 
 

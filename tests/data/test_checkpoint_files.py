@@ -171,7 +171,7 @@ def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(
     found = found or next(k for k, v in agent.state_dict().items() if v.is_floating_point())
     poison(agent, found, value)
     there = path.read_bytes(), sorted(p.name for p in path.parent.iterdir())
-    with pytest.raises(RunError, match=f"{found} holds {value}.*no checkpoint is saved"):
+    with pytest.raises(RunError, match=f"{found} is not finite"):
         trainer.save_checkpoint(path)
     assert (path.read_bytes(), sorted(p.name for p in path.parent.iterdir())) == there
 

@@ -144,7 +144,7 @@ def test_a_limit_that_ranks_cannot_share_is_explained():
 
 def replay():
     sizes = {"num_envs": 1, "total_frames": 20, "warmup_frames": 5, "frames_per_epoch": 5}
-    return ReplayDataModule("Counter-v0", buffer_frames=50, collect_frames=1, **sizes)
+    return ReplayDataModule("Counter-v0", buffer_frames=50, batch_size=8, collect_frames=1, **sizes)
 
 
 @pytest.mark.parametrize("limit", [{"overfit_batches": v} for v in (1, 0.5, 1.0)])

@@ -188,7 +188,7 @@ def test_an_unknown_strategy_is_refused():
 def test_a_computed_reward_that_is_not_finite_is_refused(reward):
     game, hindsight = flips()
     game.play(30)
-    hindsight.compute_reward = lambda achieved, *_: np.full(len(achieved), reward)
+    hindsight.compute_reward = lambda achieved, *_: np.full(len(achieved), reward, np.float32)
     with np.errstate(over="ignore"), pytest.raises(RunError, match=r"compute_reward gave -?(n|i)"):
         relabelled(game, hindsight)
 

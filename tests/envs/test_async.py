@@ -96,7 +96,7 @@ def ends(env):
         ("unpicklable", False, r"'Moody-v0' raised in step: .*pickle"),
         ("die", False, r"process of environment 1 of 3 .*Moody-v0.* was killed by SIGKILL"),
         ("die", True, r"process of environment 1 of 3 .* was killed by SIGKILL.*num_envs"),
-        ("exit", True, r"process of environment 1 of 3 .* ended"),
+        ("exit", True, r"SystemExit: 3.* ended the program"),
     ],
 )
 def test_the_first_to_fail_ends_all(mood, slow, words):

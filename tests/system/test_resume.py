@@ -12,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
@@ -239,8 +240,8 @@ def test_a_resumed_run_has_the_learning_rate_of_its_configuration(encoder_lr, tm
     assert rates == ([0.125] if encoder_lr is None else [0.125, 0.5])
 
 
-def test_environments_that_only_pickle_their_arguments_are_found_out():
-    class Fraud(gym.utils.EzPickle, gym.Env):
+def test_environments_that_would_pickle_their_arguments_only_are_copied_whole():
+    class Counting(gym.utils.EzPickle, gym.Env):
         observation_space = gym.spaces.Discrete(100)
         action_space = gym.spaces.Discrete(2)
 
@@ -256,8 +257,15 @@ def test_environments_that_only_pickle_their_arguments_are_found_out():
             self.count += 1
             return self.count, 0.0, False, False, {}
 
-    assert not Snapshots(gym.wrappers.TimeLimit(Fraud(), 50)).supported
-    assert Snapshots(gym.make("CartPole-v1")).supported
+    assert Snapshots(gym.wrappers.TimeLimit(Counting(), 50)).supported
+    first, second = (SyncVectorEnv([Counting]) for _ in range(2))
+    copies = Snapshots(Counting())
+    for env, steps in ((first, 5), (second, 2)):
+        env.reset()
+        for _ in range(steps):
+            env.step([0])
+    copies.put(second, copies.take(first))
+    assert second.step([0])[0] == first.step([0])[0] == 6
 
 
 COMMAND = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
