@@ -137,7 +137,9 @@ class _Workers:
                 'keep its own work under `if __name__ == "__main__":`, because the processes '
                 "import it"
             )
-        how = "ended" if code is None or code >= 0 else f"was killed by {_signal_name(-code)}"
+        how = f"ended with status {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {_signal_name(-code)}"
         raise RunError(
             f"the process of environment {index} of {len(self.processes)} ({self.name!r}, "
             f"vectorization: async) {how}; a crash of the environment, or too little memory for "
