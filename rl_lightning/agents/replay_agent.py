@@ -51,7 +51,7 @@ class ReplayAgent(Agent):
         self._plain = False
 
     def run_state(self) -> dict[str, Any]:
-        return {**super().run_state(), "row_errors": None, "_target_update": None, "_plain": False}
+        return {**super().run_state(), "row_errors": None}  # of a batch, perhaps with its graph
 
     def loss(self, batch: TensorDict) -> Tensor:
         """The loss of a batch of transitions.

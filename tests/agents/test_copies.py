@@ -240,11 +240,11 @@ def test_a_copy_acts_the_same_and_holds_nothing_of_the_run(name, tmp_path):
 
 
 def test_a_copy_can_be_trained_wherever_it_was_made(tmp_path):
-    """Validation runs in inference mode, whose tensors cannot be trained."""
+    """`validate` runs in inference mode, whose tensors cannot be trained."""
     agent, data = CASES["ppo"](tmp_path)
     copier = Copier(COPIES, "vector")
     trainer = make_trainer(callbacks=[copier], limit_val_batches=1.0)
-    trainer.fit(agent, data)
+    trainer.validate(agent, data, verbose=False)
     for kind in ("deepcopy", "pickle"):
         made, before = copier.made["evaluated", kind]
         fresh = RolloutDataModule("Probe-v0", num_envs=4, rollout_steps=4, total_frames=200)
