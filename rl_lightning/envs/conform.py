@@ -60,7 +60,9 @@ def five(result: Any) -> tuple[Any, ...]:
 
 def two(result: Any) -> tuple[Any, ...]:
     """What `reset` returned, if that is observation and info."""
-    if not isinstance(result, tuple | list) or len(result) != 2:
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    if not isinstance(result, list) or len(result) != 2:
         raise MisfitError(
             f"reset must return observation and info, not {type(result).__name__} "
             "(Gymnasium's API since 0.26)"
@@ -98,6 +100,8 @@ class ArrayRows:
         self.array[i] = value if fits else self._fitted(value)
 
     def copy_of(self, value: Any) -> Any:
+        if type(value) is np.ndarray and value.dtype is self.dtype and value.shape == self.shape:
+            return value.copy()
         # [()] makes a number of an array without axes.
         return np.array(self._fitted(value), self.dtype)[()]
 

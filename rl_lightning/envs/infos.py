@@ -1,7 +1,6 @@
 """Putting the infos of several environments together, whatever they hold."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ def add_info(infos: dict[str, Any], info: Any, i: int, num_envs: int) -> dict[st
     Raises:
         MisfitError: If `info` is no dict.
     """
-    if not isinstance(info, Mapping):
+    if not isinstance(info, dict):
         raise MisfitError(f"info must be a dict, not {type(info).__name__}")
     for key, value in info.items():
         flag = f"_{key}"
@@ -30,7 +29,7 @@ def add_info(infos: dict[str, Any], info: Any, i: int, num_envs: int) -> dict[st
             infos[key], infos[flag] = _fresh(key, value, num_envs), np.zeros(num_envs, bool)
         column = infos[key]
         if isinstance(column, dict):
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 add_info(column, value, i, num_envs)
                 infos[flag][i] = True
                 continue
@@ -55,7 +54,7 @@ def kept(info: Any) -> dict[str, Any]:
     """
     if not info:
         return {}
-    if not isinstance(info, Mapping):
+    if not isinstance(info, dict):
         raise MisfitError(f"info must be a dict, not {type(info).__name__}")
     if "action_mask" in info:
         return {**info, "action_mask": copy.deepcopy(info["action_mask"])}
@@ -65,7 +64,7 @@ def kept(info: Any) -> dict[str, Any]:
 def _fresh(key: str, value: Any, num_envs: int) -> Any:
     if key == "final_obs":
         return _objects([None] * num_envs)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {}
     if isinstance(value, np.ndarray):
         return np.zeros((num_envs, *value.shape), value.dtype)

@@ -77,7 +77,9 @@ class LeanSyncVectorEnv(SyncVectorEnv):
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         infos: dict[str, Any] = {}
         self._steps += 1
-        i = 0
+        i, over = 0, None
+        final_obs: Any = None
+        final_info: dict[str, Any] = {}
         try:
             for i, env in enumerate(self.envs):
                 result = env.step(actions[i])
@@ -91,8 +93,12 @@ class LeanSyncVectorEnv(SyncVectorEnv):
                 rewards[i] = reward if type(reward) is float else number(reward)
                 if terminated or truncated:
                     # Copies: the environment may reset its own arrays in place.
-                    final = {"final_obs": rows.copy_of(obs), "final_info": kept(info)}
-                    self._add_info(infos, final, i)
+                    if over is None:
+                        over = np.zeros(self.num_envs, bool)
+                        final_obs = np.full(self.num_envs, None, object)
+                    over[i], final_obs[i] = True, rows.copy_of(obs)
+                    if info:
+                        add_info(final_info, kept(info), i, self.num_envs)
                     obs, info = two(env.reset())
                 # Nearly always, and then without a call.
                 if type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape:
@@ -103,6 +109,9 @@ class LeanSyncVectorEnv(SyncVectorEnv):
                     self._add_info(infos, info, i)
         except (MisfitError, SystemExit) as error:
             raise self._failed(i, f"step {self._steps}", error) from error
+        if over is not None:
+            infos |= {"final_obs": final_obs, "final_info": final_info}
+            infos |= {"_final_obs": over, "_final_info": over.copy()}
         self._observations = rows.all()
         return self._observations, rewards, terminations, truncations, infos
 
