@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install train test lint tensorboard benchmark clean
+.PHONY: install train test test-slow lint tensorboard benchmark clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ train: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+# What takes longer, or is like what `make test` tests already.
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not storm and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
 """Observations and actions of a space: one or many, and of the space's own shape and dtype."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from torch import Tensor
 
 from rl_lightning.errors import ConfigurationError
 
@@ -64,13 +66,37 @@ def is_text(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Text) or type(space).__name__ == "MissionSpace"
 
 
-def as_actions(space: gym.Space, actions: np.ndarray) -> np.ndarray:
-    """Actions `[B, ...]` in the dtype and shape of their space, and within its bounds.
+def action_writer(space: gym.Space) -> Callable[[Tensor], np.ndarray]:
+    """What turns a policy's actions into what environments of this action space accept.
 
-    Bounds are those of the space's own dtype: float32 may round a bound of float64 to beyond it.
+    A policy computes in float32 and int64. Rounded to the space's dtype, an action may lie outside
+    its bounds by a hair (float32's 0.1 is more than float64's), and Gymnasium's `contains` asks for
+    the dtype too. So actions get the space's dtype, then its bounds. What is stored for learning is
+    not touched: the result is a copy, which an environment may even change in place.
+
+    Args:
+        space: Action space of one environment.
+
+    Returns:
+        A function of actions `[B, ...]` that gives an array `[B, ...]`, whose rows the space
+        contains, NaN aside.
     """
-    actions = actions.reshape(len(actions), *(space.shape or ())).astype(space.dtype)
-    return actions.clip(space.low, space.high) if isinstance(space, gym.spaces.Box) else actions
+    dtype = np.dtype(space.dtype)
+    if isinstance(space, gym.spaces.Box) and (
+        space.bounded_below.any() or space.bounded_above.any()
+    ):
+        return partial(_within, dtype, space.low, space.high)
+    return partial(_cast, dtype)
+
+
+def _cast(dtype: np.dtype, action: Tensor) -> np.ndarray:
+    return action.cpu().numpy().astype(dtype)
+
+
+def _within(dtype: np.dtype, low: np.ndarray, high: np.ndarray, action: Tensor) -> np.ndarray:
+    out = action.cpu().numpy().astype(dtype)
+    np.maximum(out, low, out=out)
+    return np.minimum(out, high, out=out)
 
 
 def _numbers(space: Any, obs: Any, name: str) -> tuple[np.ndarray, int | None]:

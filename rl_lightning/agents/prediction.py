@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.errors import ConfigurationError
-from rl_lightning.spaces import as_actions, as_batch
+from rl_lightning.spaces import action_writer, as_batch
 
 NOT_GIVEN: Any = object()
 
@@ -65,7 +65,7 @@ def predict(
             state=before,
             mask=None if mask is None else _mask(agent, mask, count),
         )
-    action: Any = as_actions(agent.spec.action_space, out["action"].cpu().numpy())
+    action: Any = action_writer(agent.spec.action_space)(out["action"])
     if count is None:
         action = action[0]
     return action if state is NOT_GIVEN else (action, out.get("next_state", before))

@@ -6,9 +6,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from rl_lightning.data.actions import action_writer
 from rl_lightning.envs.failures import failed
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.spaces import action_writer
 
 
 class VideoRecorder(L.Callback):
@@ -70,7 +70,7 @@ class VideoRecorder(L.Callback):
         to_env = action_writer(env.single_action_space)
         try:
             obs, info = env.reset(seed=data.val_seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(env, error, "reset") from error
         frames = [self._render()]
         with data.acting() as agent:
@@ -80,7 +80,7 @@ class VideoRecorder(L.Callback):
                 state = out.get("next_state")
                 try:
                     obs, _, terminated, truncated, info = env.step(to_env(out["action"]))
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise failed(env, error, "step") from error
                 if terminated[0] or truncated[0]:
                     break  # the environment shows the next episode already
@@ -90,7 +90,7 @@ class VideoRecorder(L.Callback):
     def _render(self) -> np.ndarray:
         try:
             images = self._env.render()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(self._env, error, "render") from error
         if images is None or images[0] is None:
             raise ConfigurationError(

@@ -13,7 +13,6 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rl_lightning.data.actions import action_writer
 from rl_lightning.data.episodes import read_success
 from rl_lightning.data.finite import FiniteCheck
 from rl_lightning.data.hdf5_safety import shortened
@@ -21,6 +20,7 @@ from rl_lightning.data.patience import Patience
 from rl_lightning.data.recording import EpisodeRecorder
 from rl_lightning.envs.failures import failed, name
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.spaces import action_writer
 from rl_lightning.tree import first_row
 
 

@@ -97,5 +97,5 @@ def _try(function: GoalFunction, *goals: np.ndarray) -> tuple[np.ndarray | None,
         return function(*goals), ""
     except ConfigurationError as error:
         return None, str(error).partition("; ")[2]
-    except Exception as error:  # a stranger's function may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's function may do anything
         return None, f"it raised {told(error)}"

@@ -88,7 +88,7 @@ class Snapshots:
             same = _play(env, actions) == first
         except StateError as error:
             return str(error)
-        except Exception as error:  # anything at all may go wrong inside a stranger's environment
+        except (Exception, SystemExit) as error:  # a stranger's environment may do anything
             return f"copying it failed: {error!r}"
         return None if same else "a copy of it goes on in another way"
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from rl_lightning.llm import (
 )
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
 from rl_lightning.sharing import shared
+from rl_lightning.spaces import is_text
 from rl_lightning.types import EnvSpec, Stored
 
 
@@ -110,7 +110,7 @@ class LLMEncoder(Encoder):
     ) -> None:
         super().__init__()
         space = spec.observation_space
-        if not (isinstance(space, gym.spaces.Text) or type(space).__name__ == "MissionSpace"):
+        if not is_text(space):
             raise ConfigurationError(
                 f"LLMEncoder reads text, but observations of {spec.id} are {space}: wrap the "
                 "environment in `Describe`, which puts observations into words, or use "

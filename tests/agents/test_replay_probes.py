@@ -161,9 +161,18 @@ def test_the_action_that_fits_the_state_is_found(name):
     assert values(agent, "vector", 0, 1) == pytest.approx(greedy, abs=0.3)
 
 
-@pytest.mark.parametrize("name", ["dqn", "sac", "discrete_sac"])
+ENCODERS = ("one_hot", "nature", "impala", "dict", "tuple", "mixed", "llm_frozen", "llm_lora")
+QUICK = {("dqn", encoder) for encoder in ENCODERS}
+QUICK |= {("sac", "one_hot"), ("sac", "llm_frozen"), ("discrete_sac", "one_hot")}
+
+
 @pytest.mark.parametrize(
-    "encoder", ["one_hot", "nature", "impala", "dict", "tuple", "mixed", "llm_frozen", "llm_lora"]
+    ("name", "encoder"),
+    [
+        pytest.param(name, encoder, marks=() if (name, encoder) in QUICK else pytest.mark.slow)
+        for name in ("dqn", "sac", "discrete_sac")
+        for encoder in ENCODERS
+    ],
 )
 def test_every_encoder(encoders, encoder, name):
     observation, build = encoders[encoder]

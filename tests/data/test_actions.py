@@ -13,11 +13,11 @@ from rl_lightning import DDPG, DQN, IQL, PPO, SAC, TD3, ActorCritic, ReplayDataM
 from rl_lightning.bounds import one_line
 from rl_lightning.callbacks import VideoRecorder
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.data.actions import action_writer
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import uniform_action
 from rl_lightning.nn import ContinuousNetwork, OfflineNetwork
 from rl_lightning.nn.heads import GaussianHead
+from rl_lightning.spaces import action_writer
 from rl_lightning.types import EnvSpec
 
 SPACES = exact_spaces()

@@ -52,6 +52,7 @@ def test_two_ranks_learn_one_policy_with_one_set_of_statistics(tmp_path):
     assert (count == 2 * 4 * (4 * 32 + 1)).all()
 
 
+@pytest.mark.slow
 def test_bf16_mixed_and_resuming_on_two_ranks(tmp_path):
     ranks, states = run("bf16", tmp_path)
     check(ranks, states, rollouts=4)
@@ -63,6 +64,7 @@ def test_bf16_mixed_and_resuming_on_two_ranks(tmp_path):
     assert not torch.equal(saved[0]["collector"]["x"], saved[1]["collector"]["x"])
 
 
+@pytest.mark.slow
 @pytest.mark.pretrained
 def test_frozen_language_model_on_two_ranks(tmp_path):
     ranks, states = run("llm", tmp_path)
@@ -86,7 +88,7 @@ def test_the_command_line_trains_on_two_ranks(tmp_path):
     assert done.stdout.count("trained") == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_is_killed_ends_the_other_with_one_sentence(rank, tmp_path):
     command = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
     command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.logger=false"]

@@ -319,8 +319,16 @@ def test_environments_in_processes_outlive_a_signal_to_all_of_them(number, tmp_p
     assert "Traceback" not in output
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The checkpoint of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(folder), capture_output=True, check=True)
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path):
+def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path, whole):
     stopped, _ = stop_by(number, tmp_path)
     assert 0 < stopped["frames"] < 40960
     assert stopped["frames"] % (8 * 256) == 0
@@ -329,8 +337,6 @@ def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path):
         command(tmp_path, ckpt_path="last"), capture_output=True, text=True, check=True
     )
     assert "trained 40,960 of 40,960 frames" in resumed.stdout
-    whole = tmp_path / "whole"
-    subprocess.run(command(whole), capture_output=True, check=True)
-    a, b = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (tmp_path, whole))
-    assert a["frames"] == b["frames"] == 40960
-    same(a["state_dict"], b["state_dict"])
+    again = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert again["frames"] == whole["frames"] == 40960
+    same(again["state_dict"], whole["state_dict"])

@@ -1,6 +1,6 @@
 """Runs that are killed at random, and disks that fail: nothing is lost and nothing is left behind.
 
-    OMP_NUM_THREADS=1 python -m pytest -s -m slow tests/system/test_storm.py
+    OMP_NUM_THREADS=1 python -m pytest -s -m storm tests/system/test_storm.py
 
 About twenty minutes; each test prints a row of the table in docs/reliability.md.
 """
@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.storm, pytest.mark.distributed]
 
 KILLS = 15
 SHARED_MEMORY = Path("/dev/shm")
