@@ -97,18 +97,19 @@ class ArrayRows:
         fits = type(value) in self.numbers or (
             type(value) is np.ndarray and value.shape == self.shape and value.dtype is self.dtype
         )
-        self.array[i] = value if fits else self._fitted(value)
+        self.array[i] = value if fits else self.fitted(value)
 
     def copy_of(self, value: Any) -> Any:
         if type(value) is np.ndarray and value.dtype is self.dtype and value.shape == self.shape:
             return value.copy()
         # [()] makes a number of an array without axes.
-        return np.array(self._fitted(value), self.dtype)[()]
+        return np.array(self.fitted(value), self.dtype)[()]
 
     def all(self) -> np.ndarray:
         return self.array
 
-    def _fitted(self, value: Any) -> np.ndarray:
+    def fitted(self, value: Any) -> np.ndarray:
+        """A value in the shape and dtype of a row."""
         array = _array(value, self.where)
         if array.shape == self.shape and array.dtype == self.dtype:
             return array

@@ -38,7 +38,7 @@ class LeanSyncVectorEnv(SyncVectorEnv):
         self._rows = make_rows(self.single_observation_space, self.num_envs)
         self._observations: Any = self._rows.all()
         rows = self._rows if isinstance(self._rows, ArrayRows) else None
-        self._box: Any = (rows.array, rows.shape, rows.dtype) if rows else (None, None, None)
+        self._array: Any = rows.array if rows else None
         self._steps = 0
 
     def reset(
@@ -73,7 +73,8 @@ class LeanSyncVectorEnv(SyncVectorEnv):
         Raises:
             RunError: If an environment returns what its space does not hold, or ends the program.
         """
-        rows, (array, shape, dtype) = self._rows, self._box
+        rows, array = self._rows, self._array
+        dtype, size = (None, 0) if array is None else (array.dtype, array[0].nbytes)
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         infos: dict[str, Any] = {}
         self._steps += 1
@@ -100,11 +101,14 @@ class LeanSyncVectorEnv(SyncVectorEnv):
                     if info:
                         add_info(final_info, kept(info), i, self.num_envs)
                     obs, info = two(env.reset())
-                # Nearly always, and then without a call.
-                if type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape:
-                    array[i] = obs
-                else:
+                if array is None:
                     rows.put(i, obs)
+                else:
+                    try:  # nearly always as it should be, and then without a call
+                        fits = obs.dtype is dtype and obs.nbytes == size
+                        array[i] = obs if fits else rows.fitted(obs)
+                    except (AttributeError, ValueError):  # no array, or one of other axes
+                        rows.put(i, obs)
                 if info:
                     self._add_info(infos, info, i)
         except (MisfitError, SystemExit) as error:
