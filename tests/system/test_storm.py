@@ -19,6 +19,8 @@ import pytest
 import torch
 import yaml
 
+import rl_lightning.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
+
 pytestmark = [pytest.mark.slow, pytest.mark.storm, pytest.mark.distributed]
 
 KILLS = 15
