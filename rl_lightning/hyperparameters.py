@@ -4,19 +4,22 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import lightning as L
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import ActionNoise, ValueExploration
-from rl_lightning.trust import check_import, find_named
+from rl_lightning.trust import check_import, find_named, is_trusted
 from rl_lightning.types import EnvSpec
 
 # What a checkpoint may name: parts of agents, and wrappers of environments.
@@ -29,12 +32,12 @@ _ROLES = (
     ActionNoise,
     ValueExploration,
 )
-# Their functions do anything; the parts of agents that a checkpoint names are classes.
-_NO_FUNCTIONS = {
-    *sys.stdlib_module_names,
-    *("torch", "lightning", "gymnasium", "numpy", "tensordict", "jsonargparse", "omegaconf"),
-    *("transformers", "peft", "tokenizers", "safetensors", "huggingface_hub", "yaml", "h5py"),
-}
+# Functions do anything, and one may be given what another returned. So of this library's only those
+# that describe observations may be named, of other installed packages those of trusted ones.
+_DESCRIBERS = "rl_lightning.envs.describe"
+_INSTALLED = [
+    Path(sysconfig.get_path(n)).resolve() for n in ("stdlib", "platstdlib", "purelib", "platlib")
+]
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CODE_SWITCH = "trust_remote_code"
 _PLACES = ("model", "dataset", "record", "storage_dir")
@@ -120,13 +123,19 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: If they name a class that is no part of an agent or environment, a
-            function of a general package, or what would have to be imported first.
+            function of an installed package that is not trusted, or what would have to be imported
+            first.
     """
     plain = without_code_switch(dict(hyper))
     plain = {k: v for k, v in plain.items() if k not in ("_class_path", "_instantiator")}
-    for text in _texts(plain):
-        if _DOTTED.fullmatch(text) and _leads_somewhere(text):
+    for text, is_place in _texts(plain):
+        _check_text(text, is_place)
+        if is_place or "." not in text or not _leads_somewhere(text):
+            continue
+        if len(text.split()) == 1:
             _check_role(text)
+        else:  # a sentence, most likely; no more than an import may come of it
+            check_import(text.partition(".")[0], repr(text))
     module, colon, _ = str(plain.get("env", "")).rpartition(":")
     if colon:
         check_import(module, f"the environment {plain['env']}")
@@ -139,23 +148,72 @@ def check_described(hyper: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: That names the first of them.
     """
-    for text in _texts(hyper):
+    for text, _ in _texts(hyper):
         if text.startswith(_UNKNOWN) and text.endswith(">"):
             raise ConfigurationError(text.strip("<>"))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in hyper-parameters, but names of files and of language models."""
+def _check_text(text: str, is_place: bool) -> None:
+    """Refuse a text that would be replaced by something else, or could switch code on."""
+    if "${" in text:
+        what = "would be replaced by something from here, such as a variable of the environment"
+    elif _CODE_SWITCH in text or "class_path" in text:
+        what = "hides arguments in a text"
+    elif not is_place and _is_file(text):
+        what = "is a file, and would be read in its place"
+    else:
+        return
+    raise ConfigurationError(f"the checkpoint holds {text!r}, which {what}; nothing was loaded")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or with a zero in it
+        return False
+
+
+def _texts(value: Any, are_arguments: bool = True) -> Iterator[tuple[str, bool]]:
+    """All texts in hyper-parameters, and whether each is the name of a file or a language model.
+
+    A text that is YAML or JSON would be parsed where an object is wanted, so what is in it is
+    looked at as well.
+
+    Args:
+        value: Hyper-parameters, or a part of them.
+        are_arguments: Whether keys are names of arguments, not of entries of observations.
+    """
     if isinstance(value, str):
-        yield value
+        yield value, False
+        parsed = _parsed(value)
+        if not isinstance(parsed, str):
+            yield from _texts(parsed, are_arguments)
     elif isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from _texts(key)
-            if key not in _PLACES:
-                yield from _texts(entry)
+            if isinstance(key, str) and key not in ("class_path", "init_args"):
+                yield key, False
+            if are_arguments and key in _PLACES and _is_plain(entry):
+                yield from ((text, True) for text in ([entry] if isinstance(entry, str) else entry))
+            else:
+                yield from _texts(entry, key == "init_args")
     elif isinstance(value, Sequence):
         for entry in value:
-            yield from _texts(entry)
+            yield from _texts(entry, False)
+
+
+def _is_plain(entry: Any) -> bool:
+    return isinstance(entry, str) or (
+        isinstance(entry, Sequence) and all(isinstance(one, str) for one in entry)
+    )
+
+
+def _parsed(text: str) -> Any:
+    """What YAML makes of a text; the text itself if nothing with parts."""
+    try:
+        parsed = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    return parsed if isinstance(parsed, Mapping | list) else text
 
 
 def _leads_somewhere(path: str) -> bool:
@@ -171,11 +229,34 @@ def _check_role(path: str) -> None:
     found = find_named(path, path)
     if isinstance(found, type) and issubclass(found, _ROLES):
         return
-    home = (getattr(found, "__module__", None) or path).partition(".")[0]
-    own = home not in _NO_FUNCTIONS and path.partition(".")[0] not in _NO_FUNCTIONS
-    if inspect.isfunction(found) and own:
+    if inspect.isfunction(found) and _may_be_named(found):
         return
     raise ConfigurationError(
         f"the checkpoint names {path}, which is no part of an agent or environment; nothing was "
-        "loaded"
+        f"loaded{_way_out(found)}"
     )
+
+
+def _may_be_named(function: Any) -> bool:
+    """Whether a checkpoint may name a function: the user's own, a trusted package's, ours of one
+    kind."""
+    home = function.__module__
+    if f"{home}.".startswith(f"{_DESCRIBERS}.") or is_trusted(home):
+        return True
+    return not _installed(home)
+
+
+def _installed(module: str) -> bool:
+    """Whether a module comes from an installed package, this library and Python included."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.partition(".")[0] == "rl_lightning" or file is None:
+        return module != "__main__"
+    return any(place in Path(file).resolve().parents for place in _INSTALLED)
+
+
+def _way_out(found: Any) -> str:
+    home = getattr(found, "__module__", None)
+    if not inspect.isfunction(found) or home is None or home.startswith("rl_lightning"):
+        return ""
+    package = home.partition(".")[0]
+    return f"; if you trust all that {package!r} can do, say so with --trust {package}"

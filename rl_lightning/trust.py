@@ -7,12 +7,14 @@ it names itself, and packages that the user has named (`trusted=["my_package"]`,
 my_package`). What the user's own program or configuration names is not asked about.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 from rl_lightning.errors import ConfigurationError
@@ -30,6 +32,7 @@ def loading_stranger(trusted: Iterable[str] = ()) -> Iterator[None]:
     Args:
         trusted: Names of packages that the user trusts.
     """
+    _guard_parser()
     roots = frozenset(name.partition(".")[0].replace("-", "_") for name in trusted)
     token = _trusted.set(_KNOWN | _EXTRAS | roots)
     try:
@@ -42,6 +45,11 @@ def may_import(module: str) -> bool:
     """Whether a module that a checkpoint names may be imported."""
     trusted = _trusted.get()
     return trusted is None or module in sys.modules or module.partition(".")[0] in trusted
+
+
+def is_trusted(module: str) -> bool:
+    """Whether the user has named a module's package as one to trust."""
+    return module.partition(".")[0] in (_trusted.get() or frozenset()) - _KNOWN - _EXTRAS
 
 
 def check_import(module: str, what: str) -> None:
@@ -61,6 +69,40 @@ def check_import(module: str, what: str) -> None:
             f"trust that package, say so with --trust {package} (trusted=[{package!r}] in Python), "
             "or import it first"
         )
+
+
+def import_named(module: str, what: str) -> ModuleType:
+    """Import a module, if it may be, see `check_import`."""
+    check_import(module, what)
+    return importlib.import_module(module)
+
+
+@functools.cache
+def _guard_parser() -> None:
+    """Have jsonargparse ask, too: it builds what a checkpoint describes, and imports for that."""
+    import jsonargparse  # noqa: F401
+
+    original: Any = sys.modules["jsonargparse._util"].import_object
+
+    @functools.wraps(original)
+    def import_object(name: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(name, str) and not _is_there(name):
+            check_import(name.rpartition(".")[0], name)
+        return original(name, *args, **kwargs)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "import_object", None) is original:
+            module.import_object = import_object  # type: ignore[attr-defined]
+
+
+def _is_there(path: str) -> bool:
+    """Whether a dotted path leads to something that is imported already."""
+    names = path.split(".")
+    for end in range(len(names) - 1, 0, -1):
+        module = sys.modules.get(".".join(names[:end]))
+        if module is not None:
+            return names[end] in vars(module)
+    return False
 
 
 def find_named(path: str, what: str) -> Any:

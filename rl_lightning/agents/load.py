@@ -8,7 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import instantiate_module
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.envs.failures import told
+from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
 from rl_lightning.trust import loading_stranger
 
@@ -47,7 +48,14 @@ def build_agent(
                 f"{', '.join(k for k in known if k != 'self')}"
             )
         path = f"{made.__module__}.{made.__qualname__}"
-        agent: Any = instantiate_module(made, {"_class_path": path, **given, **kwargs})
+        try:
+            agent: Any = instantiate_module(made, {"_class_path": path, **given, **kwargs})
+        except (ConfigurationError, RunError):
+            raise
+        except Exception as error:  # jsonargparse's, or that of whatever was to be built
+            raise ConfigurationError(
+                f"the checkpoint's arguments make no {made.__name__}: {told(error)}"
+            ) from error
     agent.on_load_checkpoint(checkpoint)
     load_weights(agent, checkpoint["state_dict"], strict)
     device = next((t.device for t in checkpoint["state_dict"].values() if torch.is_tensor(t)), None)

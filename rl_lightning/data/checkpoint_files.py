@@ -15,6 +15,35 @@ from rl_lightning.checkpoints import read_archive, read_checkpoint
 from rl_lightning.errors import ConfigurationError, RunError
 
 
+class Places:
+    """Where a run saves, and so may remove.
+
+    Lightning removes what the last checkpoint was, and takes its name from the checkpoint that the
+    run went on from: whoever wrote that file must not choose what is removed.
+    """
+
+    def __init__(self) -> None:
+        self._folders: set[str] = set()
+
+    def note(self, path: Any) -> None:
+        """A checkpoint is saved there."""
+        self._folders.add(_folder(path))
+
+    def hold(self, path: Any) -> bool:
+        """Whether a path is that of a file, and of one beside others that were saved."""
+        if _folder(path) not in self._folders:
+            return False
+        if is_remote(path):
+            return ".." not in str(path).split("/")
+        return Path(path).is_file() and not Path(path).is_symlink()
+
+
+def _folder(path: Any) -> str:
+    if is_remote(path):
+        return str(path).rpartition("/")[0]
+    return str(Path(path).parent.resolve())
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Writes beside the target, flushes and replaces; reads whole files of plain data only.
 
@@ -23,12 +52,16 @@ class CheckpointFiles(TorchCheckpointIO):
     with the next save of it. Addresses (`s3://…`) are left to Lightning.
     """
 
+    def __init__(self) -> None:
+        self.places = Places()
+
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         """Replace the checkpoint at `path`, or leave it as it is.
 
         Raises:
             RunError: If it cannot be written, e.g. because the disk is full.
         """
+        self.places.note(path)
         if is_remote(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -39,6 +72,17 @@ class CheckpointFiles(TorchCheckpointIO):
         with saving(f"checkpoint {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, contents.getbuffer())
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint that stands where this run saves its own.
+
+        Nothing happens if it stands elsewhere, or is a folder or a link.
+        """
+        if self.places.hold(path):
+            if is_remote(path):
+                super().remove_checkpoint(path)
+            else:
+                Path(path).unlink()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

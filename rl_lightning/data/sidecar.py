@@ -28,6 +28,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rl_lightning.data.arena import link
 from rl_lightning.data.checkpoint_files import (
     CheckpointFiles,
+    Places,
     flush,
     flush_folder,
     is_remote,
@@ -113,6 +114,7 @@ class PairedFiles(CheckpointFiles):
     """
 
     def __init__(self, key: str) -> None:
+        super().__init__()
         self.key = key
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
@@ -121,8 +123,10 @@ class PairedFiles(CheckpointFiles):
         _remove(path, but=name)
 
     def remove_checkpoint(self, path: Any) -> None:
+        known = self.places.hold(path)
         super().remove_checkpoint(path)
-        _remove(path)
+        if known:
+            _remove(path)
 
 
 class SidecarIO(CheckpointIO):
@@ -140,8 +144,10 @@ class SidecarIO(CheckpointIO):
         self.inner = inner
         self.key = key
         self.keeps_spools = keeps_spools
+        self.places = Places()
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        self.places.note(path)
         spooled = (checkpoint.get(self.key) or {}).get("replay")
         if not spooled:
             self._save(checkpoint, path, storage_options)
@@ -191,8 +197,10 @@ class SidecarIO(CheckpointIO):
         return self.inner.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
+        known = self.places.hold(path)
         self.inner.remove_checkpoint(path)
-        _remove(path)
+        if known:
+            _remove(path)
 
     def teardown(self) -> None:
         self.inner.teardown()

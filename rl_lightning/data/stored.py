@@ -9,7 +9,7 @@ import gymnasium as gym
 import rl_lightning.envs
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
-from rl_lightning.trust import loading_stranger
+from rl_lightning.trust import find_named, loading_stranger
 
 # Where to write is for whoever runs it to say.
 _NOT_FROM_A_FILE = ("record", "storage", "storage_dir")
@@ -59,10 +59,12 @@ def stored_arguments(
 
 def _check_wrapper(name: str) -> None:
     last = name.rpartition(".")[2]
-    if "." not in name:
+    if "." in name:
+        found = find_named(name, f"the wrapper {name}")
+    else:
         found = getattr(rl_lightning.envs, name, getattr(gym.wrappers, name, None))
-        if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
-            raise ConfigurationError(f"the checkpoint names the wrapper {name!r}, which is none")
+    if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
+        raise ConfigurationError(f"the checkpoint names the wrapper {name!r}, which is none")
     if last in _REFUSED_WRAPPERS:
         raise ConfigurationError(
             f"the checkpoint wraps its environment in {last}, which writes files or opens windows: "

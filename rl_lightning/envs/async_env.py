@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import forkserver, util
+from multiprocessing import context, forkserver, util
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
@@ -23,6 +23,36 @@ from rl_lightning.errors import ConfigurationError, RunError
 
 LOOK_AROUND = 1000  # milliseconds of waiting for one process, before looking at the others
 POLITE, URGENT = 5.0, 1.0  # seconds that processes have to close their environments
+
+
+class _Unlocked:
+    """Shared memory as `multiprocessing.Array` returns it, without the lock."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def get_obj(self) -> Any:
+        return self.raw
+
+
+class _Lockless(context.ForkServerContext):
+    """Starts processes without a semaphore: nothing of theirs has a name.
+
+    A lock that processes share has a name in the system's shared memory. If all of them are killed
+    at once, it stays there until the machine is restarted. Environments take turns by what comes
+    through their pipes, and nobody reads Gymnasium's queue of errors.
+    """
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, **_: Any) -> Any:  # noqa: N802
+        return _Unlocked(self.RawArray(typecode_or_type, size_or_initializer))
+
+    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802
+        return None
+
+
+# Forking a process that has used torch's threads or tokenizers can deadlock.
+_CONTEXT = "forkserver without locks"
+context._concrete_contexts[_CONTEXT] = _Lockless()  # type: ignore[attr-defined, index]
 
 
 class WorkerTraceback(Exception):  # noqa: N818  (it is a cause, and never raised by itself)
@@ -64,8 +94,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
                 shared_memory=shared_memory,
                 copy=False,
                 autoreset_mode=AutoresetMode.SAME_STEP,
-                # Forking a process that has used torch's threads or tokenizers can deadlock.
-                context="forkserver",
+                context=_CONTEXT,
                 worker=_serve,  # type: ignore[arg-type]
             )
         except BaseException:

@@ -15,6 +15,7 @@ from rl_lightning.envs.failures import failed, told
 from rl_lightning.envs.statistics import check_wrapper, check_wrappers
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, whole
+from rl_lightning.trust import import_named
 
 Vectorization = Literal["sync", "async", "native"]
 WrapperSpec = str | dict[str, dict[str, Any] | None]
@@ -205,7 +206,9 @@ def _check_id(env: str) -> None:
     module, _, name = env.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            import_named(module, f"the environment {env}")
+        except ConfigurationError:
+            raise
         except (Exception, SystemExit) as error:  # a script that was meant to be run may exit
             raise ConfigurationError(
                 f"environment {env!r}: importing {module} raised {told(error)}"
@@ -243,11 +246,16 @@ def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
             f"wrapper {name}: {error}; it takes {inspect.signature(cls)}"
         ) from error
     try:
-        return cls(env, **kwargs)
+        made = cls(env, **kwargs)
     except ConfigurationError:
         raise
     except Exception as error:
         raise ConfigurationError(f"wrapper {name} with {kwargs}: {told(error)}") from error
+    if not isinstance(made, gym.Env):
+        raise ConfigurationError(
+            f"wrapper {name} with {kwargs} returned a {type(made).__name__}, and no environment"
+        )
+    return made
 
 
 def _find_wrapper(name: str) -> Callable[..., gym.Env]:
@@ -256,8 +264,10 @@ def _find_wrapper(name: str) -> Callable[..., gym.Env]:
     if "." in name:
         module, _, attribute = name.rpartition(".")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+            return getattr(import_named(module, f"the wrapper {name}"), attribute)
+        except ConfigurationError:
+            raise
+        except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"wrapper {name!r} cannot be imported: {told(error)}"
             ) from error

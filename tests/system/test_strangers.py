@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning import DQN, PPO, ActorCritic, Agent, MLPEncoder, RolloutDataModule
@@ -143,6 +144,123 @@ def test_a_forged_data_module_is_refused(what, forge):
         RLDataModule.load_from_checkpoint(path)
     assert RAN == []
     assert "antigravity" not in sys.modules
+
+
+# --- texts that are more than texts ------------------------------------------------------------
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """Modules that leave a trace when they are imported, and a configuration that names one."""
+    trace = (
+        f"import pathlib; pathlib.Path({str(tmp_path)!r}, 'ran').touch()\nEyes = Still = print\n"
+    )
+    (tmp_path / "their_module.py").write_text(trace)
+    (tmp_path / "their-module.py").write_text(trace)
+    (tmp_path / "their module.py").write_text(trace)
+    (tmp_path / "eyes.yaml").write_text("class_path: their_module.Eyes\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+CODE = "{class_path: rl_lightning.LLMEncoder, init_args: {model: x, trust_remote_code: true}}"
+TEXTS = {
+    "JSON": {"encoder": '{"class_path": "their_module.Eyes"}'},
+    "YAML": {"encoder": "{class_path: their_module.Eyes}"},
+    "YAML that does not look like it": {"encoder": '{"class\\x5fpath": "their_module.Eyes"}'},
+    "an optimizer in JSON": {"optimizer": '{"class_path": "their_module.Eyes"}'},
+    "a switch in YAML": {"encoder": CODE},
+    "a switch that does not look like it": {"encoder": CODE.replace("trust_", '"trust\\x5f', 1)
+                                            .replace("code:", 'code":')},
+    "a file": {"encoder": "eyes.yaml"},
+    "a variable": {"encoder": "${oc.env:NOT_THERE,their_module.Eyes}"},
+    "an entry that is called model": {
+        "encoder": named("rl_lightning.DictEncoder", encoders={"model": "their_module.Eyes"})
+    },
+    "a class for one": {
+        "encoder": named("rl_lightning.DictEncoder", encoders={"model": named("their_module.Eyes")})
+    },
+    "a function of an installed package": {"encoder": "jinja2.filters.do_int"},
+    "a function of this library": {"encoder": "rl_lightning.data.checkpoint_files.replace_file"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_a_text_of_a_forged_agent_is_no_way_to_code(what, forge, theirs, monkeypatch):
+    import jinja2.filters  # noqa: F401  (as something else may have imported it)
+
+    path = forge(agent=TEXTS[what])
+    monkeypatch.chdir(theirs)
+    with pytest.raises(ConfigurationError):
+        Agent.load_from_checkpoint(path)
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "--ckpt_path", str(path)])
+    assert ended.value.code == 2
+    assert not (theirs / "ran").exists()
+
+
+WRAPPERS = {
+    "a name that Python could not import": ["their-module.Still"],
+    "a variable": ["${oc.env:NOT_THERE,their_module.Still}"],
+    "an argument that is a variable": [{"TimeLimit": {"max_episode_steps": "${oc.env:HOME}"}}],
+    "a describer that Python could not import": [{"Describe": {"describer": "their-module.Eyes"}}],
+    "one in two words": [{"Describe": {"describer": "their module.Eyes"}}],
+    "functions in turn": [
+        {"jinja2.filters.do_int": {"default": "__import__('os').system('touch ran')"}},
+        "sympy.core.sympify.sympify",
+    ],
+    "a function of this library": ["rl_lightning.data.sidecar._remove"],
+    "one of the user's own": [f"{HERE}.leave_a_trace"],
+}
+
+
+@pytest.mark.parametrize("what", WRAPPERS)
+def test_a_text_of_a_forged_wrapper_is_no_way_to_code(what, forge, theirs, monkeypatch):
+    import sympy.core.sympify  # noqa: F401  (torch does)
+
+    path = forge(data={"wrappers": WRAPPERS[what]})
+    monkeypatch.chdir(theirs)
+    with pytest.raises(ConfigurationError):
+        _ = RLDataModule.load_from_checkpoint(path).spec
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "--ckpt_path", str(path)])
+    assert ended.value.code == 2
+    assert not (theirs / "ran").exists()
+    assert RAN == []
+
+
+def test_what_looks_odd_and_is_a_text_stays_one(forge):
+    """Templates are YAML by chance."""
+    data = {"env_kwargs": {"render_mode": "Go: north [or not]"}}
+    assert RLDataModule.load_from_checkpoint(forge(data=data)).env_kwargs == data["env_kwargs"]
+
+
+@pytest.mark.parametrize("path", ["local://{victim}", "{here}/../victim", "{here}/link/diary"])
+def test_a_checkpoint_does_not_choose_what_is_removed(path, trained, tmp_path):
+    """Lightning believes what it says of the checkpoints before it."""
+    victim, here = tmp_path / "victim", tmp_path / "here"
+    victim.mkdir()
+    here.mkdir()
+    (victim / "diary").write_text("dear diary")
+    (here / "link").symlink_to(victim)
+    saver = ModelCheckpoint(dirpath=here, monitor="val/return", mode="max", save_last=True)
+    said = {
+        "dirpath": str(here),
+        "best_model_path": path.format(victim=victim, here=here),
+        "last_model_path": path.format(victim=victim, here=here),
+        "best_model_score": None,
+        "kth_best_model_path": "",
+        "kth_value": None,
+        "best_k_models": {},
+    }
+    torch.save({**trained, "callbacks": {saver.state_key: said}}, tmp_path / "forged.ckpt")
+    data = RolloutDataModule("CartPole-v1", wrappers=["FlattenObservation"], seed=1, **SHORT)
+    data.total_frames = 64
+    agent = PPO(data.spec, network=partial(ActorCritic, hidden=[8]))
+    trainer = make_trainer(callbacks=[saver], enable_checkpointing=True)
+    trainer.fit(agent, data, ckpt_path=tmp_path / "forged.ckpt")
+    assert list(here.glob("*.ckpt"))
+    assert (victim / "diary").read_text() == "dear diary"
 
 
 def test_an_instantiator_of_the_files_own_is_not_called(forge):

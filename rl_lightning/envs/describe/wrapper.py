@@ -1,7 +1,6 @@
 """The wrapper that replaces observations by sentences, and the table of known describers."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ from gymnasium.utils import RecordConstructorArgs
 from rl_lightning.envs.failures import told
 from rl_lightning.envs.text import is_printable, text_space
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.trust import import_named
 
 Describer = Callable[[Any, gym.Env], str]
 
@@ -128,7 +128,7 @@ def _resolve(describer: str | Describer) -> Describer:
     if isinstance(describer, str):
         path, (module, _, name) = describer, describer.rpartition(".")
         try:
-            describer = getattr(import_module(module), name)
+            describer = getattr(import_named(module, f"the describer {path}"), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"describer={path!r} is not the dotted path of a function, such as "
