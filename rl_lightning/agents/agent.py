@@ -18,7 +18,7 @@ from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent
-from rl_lightning.agents.optimizer import make_optimizer
+from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
@@ -287,6 +287,10 @@ class Agent(CopyableModule, FiniteModule):
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer
 
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            check_restored(optimizer)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().optimizer_step(*args, **kwargs)
@@ -321,8 +325,12 @@ class Agent(CopyableModule, FiniteModule):
         checkpoint["progress"] = self.progress  # exploration stands there, not at its beginning
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.frames = checkpoint.get("frames", 0)
-        self.progress = checkpoint.get("progress", 0.0)
+        frames, progress = checkpoint.get("frames", 0), checkpoint.get("progress", 0.0)
+        if type(frames) is not int or not 0 <= frames < 2**53:
+            raise ConfigurationError(f"the checkpoint counts {frames!r} frames: it was changed")
+        if not isinstance(progress, int | float) or not 0 <= progress <= 1:
+            raise ConfigurationError(f"the checkpoint's progress is {progress!r}: it was changed")
+        self.frames, self.progress = frames, progress
 
     def _log_episodes(self, prefix: str) -> None:
         """Mean and spread over the evaluation episodes of all ranks."""

@@ -30,3 +30,22 @@ def make_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: Any) -
             if name == "lr" and isinstance(value, int | float) and value < 0:
                 raise ConfigurationError(f"model.optimizer: lr must be at least 0, not {value}")
     return optimizer
+
+
+def check_restored(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse to go on with what another kind of optimizer has left in a checkpoint.
+
+    torch loads it without a word, and fails in the middle of the first update, or not at all.
+
+    Raises:
+        ConfigurationError: That names what is missing.
+    """
+    for group in optimizer.param_groups:
+        missing = [name for name in optimizer.defaults if name not in group]
+        if missing:
+            known = ", ".join(name for name in group if name != "params")
+            raise ConfigurationError(
+                f"model.optimizer: {type(optimizer).__name__} has {', '.join(missing)}, but the "
+                f"checkpoint was trained by another optimizer ({known}): go on with that one, or "
+                "begin a new run"
+            )

@@ -101,6 +101,7 @@ class ReplayAgent(Agent):
         self.after_update()
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         # Pairs of parameters and buffers, which moving devices may have replaced.
         self._target_update = None
         self._plain = is_plain(self.trainer, self, ReplayAgent)

@@ -16,7 +16,7 @@ def add_info(infos: dict[str, Any], info: Any, i: int, num_envs: int) -> dict[st
     A key's values are one array `[B, ...]` with the flags `_key` of who has it, and a nested dict
     is one of arrays. Gymnasium takes for granted that all values of a key are alike, and fails, or
     silently rounds, where they are not. Here they become an object array of the values as they are,
-    None where there is none.
+    None where there is none. An environment's own `_key` beside a `key` is left out.
 
     Raises:
         MisfitError: If `info` is no dict.
@@ -24,6 +24,8 @@ def add_info(infos: dict[str, Any], info: Any, i: int, num_envs: int) -> dict[st
     if not isinstance(info, dict):
         raise MisfitError(f"info must be a dict, not {type(info).__name__}")
     for key, value in info.items():
+        if isinstance(key, str) and key[:1] == "_" and (key[1:] in info or key[1:] in infos):
+            continue  # it would stand where the flags of that key do
         flag = f"_{key}"
         if key not in infos:
             infos[key], infos[flag] = _fresh(key, value, num_envs), np.zeros(num_envs, bool)

@@ -7,10 +7,10 @@ import gymnasium as gym
 import pytest
 import torch
 from lightning.pytorch import Callback
-from training import AGENTS, fit
+from training import AGENTS, fit, make_trainer
 
-from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, MLPEncoder
-from rl_lightning.data import RolloutDataModule
+from rl_lightning import A2C, DQN, PPO, REINFORCE, ActorCritic, MLPEncoder
+from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 
@@ -169,3 +169,25 @@ def test_target_kl_still_validates_at_the_end_of_every_epoch():
 def test_a_still_policy_is_never_stopped():
     still = partial(torch.optim.SGD, lr=0.0)
     assert train("ppo", UPDATES, optimizer=still, target_kl=1e-8).updates == 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [(partial(torch.optim.SGD, lr=0.1), "momentum"), (torch.optim.RMSprop, "alpha")],
+)
+@pytest.mark.parametrize("kind", [PPO, DQN])
+def test_another_optimizer_does_not_go_on_with_the_state(kind, make, missing, tmp_path):
+    """Both by default learn by Adam."""
+    module, options = {
+        PPO: (RolloutDataModule, {"num_envs": 2, "rollout_steps": 16, "minibatch_size": 16}),
+        DQN: (ReplayDataModule, {"warmup_frames": 32, "frames_per_epoch": 32, "batch_size": 8}),
+    }[kind]
+    data = module("CartPole-v1", total_frames=64, val_episodes=2, **options)
+    trainer = make_trainer(gradient_clip_val=None)
+    trainer.fit(kind(data.spec), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    more = module("CartPole-v1", total_frames=128, val_episodes=2, **options)
+    with pytest.raises(ConfigurationError, match=f"{missing}.*another optimizer .*betas"):
+        make_trainer(gradient_clip_val=None).fit(
+            kind(data.spec, optimizer=make), more, ckpt_path=tmp_path / "last.ckpt"
+        )

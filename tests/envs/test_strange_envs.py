@@ -9,6 +9,7 @@ import pytest
 import strange
 
 from rl_lightning.envs import make_vector_env
+from rl_lightning.envs.infos import add_info
 from rl_lightning.errors import ConfigurationError, RunError
 
 S = gym.spaces
@@ -254,6 +255,15 @@ def test_infos_that_differ_are_kept_as_they_are(one, other):
         return
     for got, given in zip(info["x"], (one, other), strict=True):
         assert np.array_equal(got, given)
+
+
+def test_a_key_that_is_called_as_the_flags_of_another_is_left_out():
+    infos = {}
+    add_info(infos, {"episode": {"r": 1.0}, "_episode": 5, "_own": 1}, 0, 2)
+    add_info(infos, {"_episode": 5, "episode": {"r": 2.0}, "own": 3}, 1, 2)
+    assert infos["episode"]["r"].tolist() == [1.0, 2.0]
+    assert infos["_episode"].tolist() == [True, True]
+    assert (infos["own"][1], infos["_own"].tolist()) == (3, [False, True])
 
 
 def test_infos_that_are_alike_are_arrays_as_in_gymnasium():

@@ -263,6 +263,16 @@ def test_a_checkpoint_does_not_choose_what_is_removed(path, trained, tmp_path):
     assert (victim / "diary").read_text() == "dear diary"
 
 
+@pytest.mark.parametrize(
+    "counts", [{"frames": "x"}, {"frames": -5}, {"frames": 10**30}, {"frames": float("nan")},
+               {"progress": None}, {"progress": float("nan")}, {"progress": 2.0}]
+)  # fmt: skip
+def test_counts_that_no_run_can_have_are_refused(counts, trained, tmp_path):
+    torch.save({**trained, **counts}, tmp_path / "forged.ckpt")
+    with pytest.raises(ConfigurationError, match=f"{next(iter(counts))}.*was changed"):
+        Agent.load_from_checkpoint(tmp_path / "forged.ckpt")
+
+
 def test_an_instantiator_of_the_files_own_is_not_called(forge):
     agent = Agent.load_from_checkpoint(forge(agent={"_instantiator": f"{HERE}.leave_a_trace"}))
     assert type(agent) is PPO
