@@ -66,6 +66,20 @@ def is_text(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Text) or type(space).__name__ == "MissionSpace"
 
 
+def allowed_action(space: gym.Space, info: Any) -> Any:
+    """A random action, one that `info["action_mask"]` allows if there is such."""
+    mask = info.get("action_mask") if isinstance(info, Mapping) else None
+    if mask is not None and isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        flat = np.asarray(mask).reshape(-1).astype(np.int8)
+        counts = np.atleast_1d(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
+        if len(flat) == counts.sum():
+            parts = np.split(flat, np.cumsum(counts.reshape(-1))[:-1])
+            return space.sample(
+                parts[0] if isinstance(space, gym.spaces.Discrete) else tuple(parts)
+            )
+    return space.sample()
+
+
 def action_writer(space: gym.Space) -> Callable[[Tensor], np.ndarray]:
     """What turns a policy's actions into what environments of this action space accept.
 

@@ -22,7 +22,7 @@ from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, RunError, check_range
 from rl_lightning.exploration import uniform_action
 from rl_lightning.hyperparameters import describe_call, without_code_switch
 from rl_lightning.schedules import Schedule, factor
@@ -192,6 +192,7 @@ class Agent(CopyableModule, FiniteModule):
 
         Raises:
             ConfigurationError: If it has another width than this policy's action head.
+            RunError: If it holds anything but 0 and 1.
         """
         reported = info.get("action_mask")
         if reported is None:
@@ -211,6 +212,11 @@ class Agent(CopyableModule, FiniteModule):
             raise ConfigurationError(
                 f"info['action_mask'] of {self.spec.id} has shape {list(mask.shape[1:])}, but a "
                 f"policy for {self.spec.action_space} {takes}"
+            )
+        if mask.dtype != bool and not ((mask == 0) | (mask == 1)).all():
+            raise RunError(
+                f"info['action_mask'] of {self.spec.id} must be of 0 and 1, or False and True, and "
+                f"holds {mask[(mask != 0) & (mask != 1)][0]}"
             )
         return torch.from_numpy(mask.astype(bool)).to(self.device)
 

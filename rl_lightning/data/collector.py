@@ -80,6 +80,7 @@ class Stepper:
         agent.observe(obs)
         self.x = agent.preprocess(obs)
         self.mask = agent.read_mask(info)
+        self.check.mask(self.mask)
         self.state = agent.initial_state(self.env.num_envs)
         self.resetting = np.zeros(self.env.num_envs, bool)
 
@@ -117,6 +118,7 @@ class Stepper:
                 "info['action_mask'] must come with every reset and every step of every "
                 "environment, or never"
             )
+        self.check.mask(mask, done if self.next_step_reset else None)
         final_index = final_x = final_mask = final_state = None
         if done.any():
             which = np.flatnonzero(done if wanted == "all" else truncated & ~terminated)

@@ -135,6 +135,7 @@ class EpisodeLoader:
                 return
             with self.acting() as agent, self._own_random_numbers(agent.device, step):
                 x, mask = agent.preprocess(obs), agent.read_mask(info)
+                self.check.mask(mask, resetting if next_step_reset else None)
                 out = agent.act(x, explore=self.explore, state=state, mask=mask)
                 writing = transcript is not None and len(transcript) < self.transcript_steps
                 if writing:

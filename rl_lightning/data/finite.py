@@ -49,6 +49,7 @@ class FiniteCheck:
         self.num_envs = env.num_envs
         self.steps = 0
         self._space = env.single_observation_space
+        self._action_space = env.single_action_space
         self._floats = _float_entries(self._space)
         self._entries: list[tuple[tuple[Any, ...], Any]] | None = None  # with their weights
         self._reward_weights: Any = np.full(env.num_envs, _WEIGHTS["d"])
@@ -132,6 +133,34 @@ class FiniteCheck:
         """
         for path in self._floats:
             self._refuse(_entry(obs, path), f"final observation{_spell(path)}", which)
+
+    def mask(self, mask: Any, over: np.ndarray | None = None) -> None:
+        """Look at action masks `[B, A]`, bool.
+
+        Args:
+            mask: A tensor, or None if there is none.
+            over: Where no action will be chosen, `[B]`.
+
+        Raises:
+            RunError: If one allows no action, or none for a part of a MultiDiscrete action.
+        """
+        space = self._action_space
+        if mask is None or not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+            return
+        allowed = mask.cpu().numpy()
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            starts = np.concatenate([[0], np.cumsum(space.nvec.reshape(-1))[:-1]])
+            allowed = np.logical_or.reduceat(allowed, starts, axis=1).all(1)
+        else:
+            allowed = allowed.any(1)
+        if over is not None:
+            allowed = allowed | over
+        if not allowed.all():
+            raise RunError(
+                f"{self.name}: info['action_mask'] allows no action after step {self.steps} of "
+                f"{self.during}, in environment {int(np.argmin(allowed))} of {self.num_envs} "
+                "(counted from 0); allow at least one, or end the episode"
+            )
 
     def _check_shape(self, space: gym.Space, obs: Any, path: tuple[Any, ...]) -> None:
         """Whether a vector env of somebody else batches as its spaces say."""

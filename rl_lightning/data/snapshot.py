@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
 from rl_lightning.envs.state import StateError, Vocabulary, load_state, save_state
+from rl_lightning.spaces import allowed_action
 
 
 class Snapshots:
@@ -78,14 +79,12 @@ class Snapshots:
         """Why a copy does not go on as the original, or None."""
         try:
             known = self.vocabulary
-            env.reset(seed=0)
             env.action_space.seed(0)
-            actions = [env.action_space.sample() for _ in range(4)]
-            env.step(actions[0])
+            *_, info = env.step(allowed_action(env.action_space, env.reset(seed=0)[1]))
             state = save_state(env, known.constants)
-            first = _play(env, actions)
+            first = _play(env, info)
             load_state(env, state, known)
-            same = _play(env, actions) == first
+            same = _play(env, info) == first
         except StateError as error:
             return str(error)
         except (Exception, SystemExit) as error:  # a stranger's environment may do anything
@@ -97,13 +96,14 @@ def _single(env: VectorEnv) -> Sequence[Any]:
     return env.envs if isinstance(env, SyncVectorEnv) else [env]
 
 
-def _play(env: gym.Env | VectorEnv, actions: Sequence[Any]) -> list[str]:
+def _play(env: gym.Env | VectorEnv, info: Any) -> list[str]:
     trace = []
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
+    env.action_space.seed(0)
+    for _ in range(4):
+        obs, reward, terminated, truncated, info = env.step(allowed_action(env.action_space, info))
         trace.append(repr([_plain(obs), _plain(reward), _plain(terminated)]))
         if not isinstance(env, VectorEnv) and (terminated or truncated):
-            env.reset()
+            _, info = env.reset()
     return trace
 
 

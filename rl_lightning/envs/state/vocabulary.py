@@ -8,6 +8,7 @@ import gymnasium as gym
 
 from rl_lightning.envs.state.plain import full_name
 from rl_lightning.envs.state.writer import Writer
+from rl_lightning.spaces import allowed_action
 
 
 class Vocabulary:
@@ -35,13 +36,13 @@ class Vocabulary:
         self.constants = {
             name: data for name, (x, data) in self._learn(env).constants.items() if _equals(data, x)
         }
-        env.reset(seed=0)
+        _, info = env.reset(seed=0)
         self._learn(env)
         env.action_space.seed(0)
         for _ in range(3):
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            *_, terminated, truncated, info = env.step(allowed_action(env.action_space, info))
             if not isinstance(env, gym.vector.VectorEnv) and (terminated or truncated):
-                env.reset()
+                _, info = env.reset()
         self._learn(env)
 
     def constant(self, name: str) -> Any:
