@@ -77,8 +77,12 @@ class Stepper:
         except (Exception, SystemExit) as error:
             raise failed(self.env, error, "reset") from error
         self.check.reset(obs)
-        agent.observe(obs)
-        self.x = agent.preprocess(obs)
+        try:
+            agent.observe(obs)
+            self.x = agent.preprocess(obs)
+        except Exception as error:
+            self.check.explain(obs, error)
+            raise
         self.mask = agent.read_mask(info)
         self.check.mask(self.mask)
         self.state = agent.initial_state(self.env.num_envs)
@@ -110,8 +114,12 @@ class Stepper:
         else:
             self.episodes.step(reward, None)
         done = terminated | truncated
-        agent.observe(obs)
-        x = agent.preprocess(obs)
+        try:
+            agent.observe(obs)
+            x = agent.preprocess(obs)
+        except Exception as error:
+            self.check.explain(obs, error)
+            raise
         mask = agent.read_mask(info)
         if (mask is None) != (self.mask is None):
             raise ConfigurationError(

@@ -134,7 +134,12 @@ class EpisodeLoader:
             if not left.any():
                 return
             with self.acting() as agent, self._own_random_numbers(agent.device, step):
-                x, mask = agent.preprocess(obs), agent.read_mask(info)
+                try:
+                    x = agent.preprocess(obs)
+                except Exception as error:
+                    self.check.explain(obs, error)
+                    raise
+                mask = agent.read_mask(info)
                 self.check.mask(mask, resetting if next_step_reset else None)
                 out = agent.act(x, explore=self.explore, state=state, mask=mask)
                 writing = transcript is not None and len(transcript) < self.transcript_steps

@@ -6,7 +6,7 @@ dot products of a few numbers cost.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -134,6 +134,25 @@ class FiniteCheck:
         for path in self._floats:
             self._refuse(_entry(obs, path), f"final observation{_spell(path)}", which)
 
+    def explain(self, obs: Any, error: Exception) -> None:
+        """An agent could not read observations `[B, ...]`: perhaps because of what they are.
+
+        Raises:
+            RunError: If a Discrete or MultiDiscrete entry is none of its space's.
+        """
+        for path, space in _discrete_entries(self._space):
+            column = np.asarray(_entry(obs, path))
+            count = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+            bad = (column < space.start) | (column >= space.start + count)
+            if bad.any():
+                row, *place = (int(n) for n in np.argwhere(bad)[0])
+                raise RunError(
+                    f"{self.name}: observation{_spell(path)}{_spell(tuple(place))} is "
+                    f"{column[(row, *place)]}, at step {self.steps} of {self.during}, in "
+                    f"environment {row} of {self.num_envs} (counted from 0), and its space is "
+                    f"{space}"
+                ) from error
+
     def mask(self, mask: Any, over: np.ndarray | None = None) -> None:
         """Look at action masks `[B, A]`, bool.
 
@@ -238,6 +257,16 @@ def _float_entries(space: gym.Space, path: tuple[Any, ...] = ()) -> list[tuple[A
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return [path]
     return []
+
+
+def _discrete_entries(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """Where whole numbers lie that are counted, with their spaces."""
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        parts = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
+        for key, part in parts:
+            yield from _discrete_entries(part, (*path, key))
+    elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        yield path, space
 
 
 def _entry(obs: Any, path: tuple[Any, ...]) -> Any:

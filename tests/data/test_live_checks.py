@@ -1,4 +1,4 @@
-"""Action masks that an environment reports while it runs."""
+"""Action masks, and observations of whole numbers, while an environment runs."""
 
 import gymnasium as gym
 import numpy as np
@@ -89,3 +89,25 @@ def test_where_an_episode_is_over_nothing_need_be_allowed(kind):
 def test_whether_environments_can_be_copied_is_tried_with_allowed_actions(env_kwargs):
     snapshots = Snapshots(gym.make("Masked-v0", disable_env_checker=True, **env_kwargs))
     assert snapshots.reason is None
+
+
+class Counting(gym.Env):
+    """A number that its space does not have, from step 3 on."""
+
+    observation_space = gym.spaces.Discrete(4, start=3)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return 3, {}
+
+    def step(self, action):
+        self.t += 1
+        return 3 if self.t < 3 else 102, 1.0, self.t == 9, False, {}
+
+
+@pytest.mark.parametrize("kind", [PPO, DQN])
+def test_an_observation_that_its_space_does_not_have_is_named(kind):
+    gym.register("Masked-v0", entry_point=Counting)
+    with pytest.raises(RunError, match=r"observation is 102, at step 3 .* space is Discrete\(4"):
+        train(kind)
