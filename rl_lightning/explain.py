@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import rl_lightning
+from rl_lightning.envs.failures import told
 from rl_lightning.errors import nearest
 
 # What to write where a type alone says too little, by argument.
@@ -109,6 +110,8 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     containers = {"null", "list", "Iterable", "bool"}
     if name and not set(expected) - containers and not _looks_plain(name[1]):
         return _wrong_class(where, name[1])
+    if expected == ["null"] and re.fullmatch(r"\w+(\.\w+)+", str(value)):
+        return _wrong_class(where, str(value))
     if expected:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
@@ -181,12 +184,25 @@ def _wrong_class(where: str, name: str) -> str:
     exists = short in rl_lightning.__all__ or import_class(name) is not None
     if exists and role:
         said = f"{where}: {name} is no {role}"
+    elif "." in name:
+        return f"{where}: {_why_not_there(name)}"
     else:
         said = f"{where}: no class {name!r} can be imported; give its name or its dotted path"
     names = class_names(import_class(base), short) if base else []
     if len(names) > _MANY:
         return f"{said}; nearest are {', '.join(names[:5])}"
     return f"{said}; there are {', '.join(names)}" if names else said
+
+
+def _why_not_there(path: str) -> str:
+    """Why a dotted path leads to nothing."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        return f"{path} cannot be imported: {told(error)}"
+    near = difflib.get_close_matches(name, vars(found), 1, 0.6)
+    return f"{module} has no {name}" + (f"; did you mean {module}.{near[0]}?" if near else "")
 
 
 def _looks_plain(name: str) -> bool:

@@ -73,10 +73,9 @@ def allowed_action(space: gym.Space, info: Any) -> Any:
         flat = np.asarray(mask).reshape(-1).astype(np.int8)
         counts = np.atleast_1d(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
         if len(flat) == counts.sum():
-            parts = np.split(flat, np.cumsum(counts.reshape(-1))[:-1])
-            return space.sample(
-                parts[0] if isinstance(space, gym.spaces.Discrete) else tuple(parts)
-            )
+            parts: Any = np.split(flat, np.cumsum(counts.reshape(-1))[:-1])
+            single = isinstance(space, gym.spaces.Discrete)
+            return space.sample(parts[0] if single else tuple(parts))
     return space.sample()
 
 

@@ -215,17 +215,23 @@ class FiniteCheck:
         value = column[(row, *place)]
         b = row if which is None else int(which[row])
         more = ", more than float32 holds" if np.isfinite(value) else ""
-        way = (
-            "ClipReward: {min_reward: -1000, max_reward: 1000}"
-            if entry == "reward"
-            else "ClipObservation: {low: -1000, high: 1000}"
-        )
+        hint = "mend the environment"
+        if entry != "reward":
+            nan = ", nan: 0" if np.isnan(value) else ""
+            hint += (
+                f", or, if {'NaN' if nan else 'infinity'} is meant, wrap it: data.wrappers: "
+                f"[{{ClipObservation: {{low: -1000, high: 1000{nan}}}}}]"
+            )
+        elif not np.isnan(value):
+            hint += (
+                ", or, if infinity is meant, wrap it: data.wrappers: "
+                "[{ClipReward: {min_reward: -1000, max_reward: 1000}}]"
+            )
         raise RunError(
             f"{self.name}: {entry}{''.join(f'[{n}]' for n in place)} is {value:g}{more}, at step "
             f"{self.steps} of {self.during}, in environment {b} of {self.num_envs} (counted from "
             "0); "
-            "nothing is learned from it, and checkpoints written before are good: mend the "
-            f"environment, or, if infinity is meant, wrap it: data.wrappers: [{{{way}}}]"
+            f"nothing is learned from it, and checkpoints written before are good: {hint}"
         )
 
 

@@ -73,7 +73,8 @@ class LeanSyncVectorEnv(SyncVectorEnv):
         Raises:
             RunError: If an environment returns what its space does not hold, or ends the program.
         """
-        rows, array = self._rows, self._array
+        rows: Any = self._rows
+        array = self._array
         dtype, size = (None, 0) if array is None else (array.dtype, array[0].nbytes)
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         infos: dict[str, Any] = {}

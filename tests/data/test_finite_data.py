@@ -89,7 +89,10 @@ def stopped(make, data, tmp_path, match):
 )
 def test_a_reward_stops_the_run(make, data, act, value, tmp_path):
     more = {"env_kwargs": {"reward": late(value, 1.0), "act": act}, "seed": 0}
-    match = rf"reward is .*{str(value)[-3:]}.*, at step 21 of this run, in environment 0 of 2.*Clip"
+    way = "mend the environment$" if value != value else "ClipReward: {min_reward"
+    match = (
+        rf"reward is .*{str(value)[-3:]}.*, at step 21 of this run, in environment 0 of 2.*{way}"
+    )
     stopped(make, data(**more), tmp_path, match)
 
 
@@ -106,7 +109,8 @@ def test_a_reward_stops_the_run(make, data, act, value, tmp_path):
 def test_an_observation_stops_the_run(make, data, act, value, tmp_path):
     fine = row(0.2)
     more = {"env_kwargs": {"obs": late(row(value), fine), "act": act}, "seed": 0}
-    match = rf"observation\[1\] is {value:g}, at step 21 .*in environment 0 of 2.*ClipObservation"
+    way = "ClipObservation: {low: -1000, high: 1000" + (", nan: 0}" if value != value else "}")
+    match = rf"observation\[1\] is {value:g}, at step 21 .*in environment 0 of 2.*{way}"
     stopped(make, data(**more), tmp_path, match)
 
 
