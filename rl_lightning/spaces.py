@@ -74,8 +74,8 @@ def allowed_action(space: gym.Space, info: Any) -> Any:
         counts = np.atleast_1d(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
         if len(flat) == counts.sum():
             parts: Any = np.split(flat, np.cumsum(counts.reshape(-1))[:-1])
-            single = isinstance(space, gym.spaces.Discrete)
-            return space.sample(parts[0] if single else tuple(parts))
+            allowed: Any = parts[0] if isinstance(space, gym.spaces.Discrete) else tuple(parts)
+            return space.sample(allowed)
     return space.sample()
 
 
