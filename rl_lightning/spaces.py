@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
-from torch import Tensor
 
 from rl_lightning.errors import ConfigurationError
+
+if TYPE_CHECKING:  # environments in processes of their own need no torch
+    from torch import Tensor
 
 
 def as_batch(space: gym.Space, obs: Any, name: str = "obs") -> tuple[Any, int | None]:
@@ -79,7 +81,7 @@ def allowed_action(space: gym.Space, info: Any) -> Any:
     return space.sample()
 
 
-def action_writer(space: gym.Space) -> Callable[[Tensor], np.ndarray]:
+def action_writer(space: gym.Space) -> "Callable[[Tensor], np.ndarray]":
     """What turns a policy's actions into what environments of this action space accept.
 
     A policy computes in float32 and int64. Rounded to the space's dtype, an action may lie outside
@@ -102,11 +104,11 @@ def action_writer(space: gym.Space) -> Callable[[Tensor], np.ndarray]:
     return partial(_cast, dtype)
 
 
-def _cast(dtype: np.dtype, action: Tensor) -> np.ndarray:
+def _cast(dtype: np.dtype, action: "Tensor") -> np.ndarray:
     return action.cpu().numpy().astype(dtype)
 
 
-def _within(dtype: np.dtype, low: np.ndarray, high: np.ndarray, action: Tensor) -> np.ndarray:
+def _within(dtype: np.dtype, low: np.ndarray, high: np.ndarray, action: "Tensor") -> np.ndarray:
     out = action.cpu().numpy().astype(dtype)
     np.maximum(out, low, out=out)
     return np.minimum(out, high, out=out)

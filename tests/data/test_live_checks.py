@@ -41,18 +41,18 @@ class Masked(gym.Env):
 
 @pytest.fixture(autouse=True)
 def registered():
-    gym.register("Masked-v0", entry_point=Masked)
+    gym.register("LiveMasks-v0", entry_point=Masked)
     yield
-    del gym.registry["Masked-v0"]
+    del gym.registry["LiveMasks-v0"]
 
 
 def train(kind, **env_kwargs):
     small = {"num_envs": 2, "total_frames": 64, "val_episodes": 2, "env_kwargs": env_kwargs}
     if kind is PPO:
-        data = RolloutDataModule("Masked-v0", rollout_steps=16, minibatch_size=16, **small)
+        data = RolloutDataModule("LiveMasks-v0", rollout_steps=16, minibatch_size=16, **small)
     else:
         data = ReplayDataModule(
-            "Masked-v0", warmup_frames=16, frames_per_epoch=16, batch_size=8, **small
+            "LiveMasks-v0", warmup_frames=16, frames_per_epoch=16, batch_size=8, **small
         )
     fit(kind(data.spec), data, gradient_clip_val=None)
     return data
@@ -62,7 +62,7 @@ def train(kind, **env_kwargs):
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        ([False, False], r"'Masked-v0': .* allows no action after step 1 .* environment 0 of 2"),
+        ([False, False], r"'LiveMasks-v0': .* allows no action after step 1 .* environment 0 of 2"),
         ([1.0, float("nan")], "of 0 and 1, .* holds nan"),
         ([2, 0], "of 0 and 1, .* holds 2"),
         ([-1, 1], "of 0 and 1, .* holds -1"),
@@ -87,7 +87,7 @@ def test_where_an_episode_is_over_nothing_need_be_allowed(kind):
     "env_kwargs", [{"masks": [[0, 1], [1, 0]]}, {"masks": [[0, 1, 0, 0, 1]], "counts": (2, 3)}]
 )
 def test_whether_environments_can_be_copied_is_tried_with_allowed_actions(env_kwargs):
-    snapshots = Snapshots(gym.make("Masked-v0", disable_env_checker=True, **env_kwargs))
+    snapshots = Snapshots(gym.make("LiveMasks-v0", disable_env_checker=True, **env_kwargs))
     assert snapshots.reason is None
 
 
@@ -108,6 +108,6 @@ class Counting(gym.Env):
 
 @pytest.mark.parametrize("kind", [PPO, DQN])
 def test_an_observation_that_its_space_does_not_have_is_named(kind):
-    gym.register("Masked-v0", entry_point=Counting)
+    gym.register("LiveMasks-v0", entry_point=Counting)
     with pytest.raises(RunError, match=r"observation is 102, at step 3 .* space is Discrete\(4"):
         train(kind)
