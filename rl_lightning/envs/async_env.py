@@ -6,8 +6,12 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import context, forkserver, util
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection
+from multiprocessing.context import (
+    ForkServerContext,
+    _concrete_contexts,  # type: ignore[attr-defined]
+)
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
@@ -35,7 +39,7 @@ class _Unlocked:
         return self.raw
 
 
-class _Lockless(context.ForkServerContext):
+class _Lockless(ForkServerContext):
     """Starts processes without a semaphore: nothing of theirs has a name.
 
     A lock that processes share has a name in the system's shared memory. If all of them are killed
@@ -52,7 +56,7 @@ class _Lockless(context.ForkServerContext):
 
 # Forking a process that has used torch's threads or tokenizers can deadlock.
 _CONTEXT = "forkserver without locks"
-context._concrete_contexts[_CONTEXT] = _Lockless()  # type: ignore[attr-defined, index]
+_concrete_contexts[_CONTEXT] = _Lockless()
 
 
 class WorkerTraceback(Exception):  # noqa: N818  (it is a cause, and never raised by itself)
