@@ -3,17 +3,13 @@
 It imports the command line within `main`: processes of environments import this module too.
 """
 
-import os
 import signal
-import sys
 
 from rl_lightning.stopping import SIGNALS, ended_by_signals
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line, which signals can end from its first import on."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: one's own modules lie there
     try:
         with ended_by_signals():
             from rl_lightning.cli import main as run

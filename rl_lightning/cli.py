@@ -27,7 +27,7 @@ from rl_lightning.explain import root_message
 from rl_lightning.failures import explain_failure
 from rl_lightning.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
 from rl_lightning.stopping import ended_by_signals
-from rl_lightning.stored_config import stored_configuration, take_trust
+from rl_lightning.stored_config import lone_checkpoint, stored_configuration, take_trust
 
 # Lightning remarks that are right in general and wrong here.
 _NOISE = (
@@ -201,6 +201,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         rest, trusted = take_trust(sys.argv[1:] if args is None else args)
         given = join_negative_numbers(rest)
+        if trusted or lone_checkpoint(given) is None:
+            _find_own_modules()
         with ended_by_signals(), stored_configuration(given, trusted) as arguments:
             _run(arguments)
     except Exception as error:
@@ -208,6 +210,17 @@ def main(args: list[str] | None = None) -> None:
         if found is None:
             raise
         fail(*found)
+
+
+def _find_own_modules() -> None:
+    """Let modules of the current folder be imported, as `python -m` does, but installed ones first.
+
+    Not for a checkpoint alone: its folder may be its author's, with a module in it whose name some
+    package tries to import.
+    """
+    here = os.getcwd()
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
 
 
 def _run(args: list[str]) -> None:

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import lightning as L
@@ -35,12 +35,14 @@ _ROLES = (
 # Functions do anything, and one may be given what another returned. So of this library's only those
 # that describe observations may be named, of other installed packages those of trusted ones.
 _DESCRIBERS = "rl_lightning.envs.describe"
-_INSTALLED = [
-    Path(sysconfig.get_path(n)).resolve() for n in ("stdlib", "platstdlib", "purelib", "platlib")
-]
+_PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+_PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages, whosever
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CODE_SWITCH = "trust_remote_code"
 _PLACES = ("model", "dataset", "record", "storage_dir")
+_FOREIGN = ("env_kwargs", "val_env_kwargs", "wrappers")  # whose texts are handed on as they are
+# Of a text: a file or a language model, an argument that is handed on, or anything else.
+Kind = Literal["place", "foreign", "value"]
 _UNKNOWN = "<"  # begins what stands for an argument that could not be described
 
 
@@ -128,9 +130,9 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = without_code_switch(dict(hyper))
     plain = {k: v for k, v in plain.items() if k not in ("_class_path", "_instantiator")}
-    for text, is_place in _texts(plain):
-        _check_text(text, is_place)
-        if is_place or "." not in text or not _leads_somewhere(text):
+    for text, kind in _texts(plain):
+        _check_text(text, kind)
+        if kind == "place" or "." not in text or not _leads_somewhere(text):
             continue
         if len(text.split()) == 1:
             _check_role(text)
@@ -153,13 +155,13 @@ def check_described(hyper: Mapping[str, Any]) -> None:
             raise ConfigurationError(text.strip("<>"))
 
 
-def _check_text(text: str, is_place: bool) -> None:
+def _check_text(text: str, kind: Kind) -> None:
     """Refuse a text that would be replaced by something else, or could switch code on."""
     if "${" in text:
         what = "would be replaced by something from here, such as a variable of the environment"
     elif _CODE_SWITCH in text or "class_path" in text:
         what = "hides arguments in a text"
-    elif not is_place and _is_file(text):
+    elif kind == "value" and _is_file(text):
         what = "is a file, and would be read in its place"
     else:
         return
@@ -173,8 +175,10 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _texts(value: Any, are_arguments: bool = True) -> Iterator[tuple[str, bool]]:
-    """All texts in hyper-parameters, and whether each is the name of a file or a language model.
+def _texts(
+    value: Any, are_arguments: bool = True, foreign: bool | None = None
+) -> Iterator[tuple[str, Kind]]:
+    """All texts in hyper-parameters, each with its kind.
 
     A text that is YAML or JSON would be parsed where an object is wanted, so what is in it is
     looked at as well.
@@ -182,23 +186,26 @@ def _texts(value: Any, are_arguments: bool = True) -> Iterator[tuple[str, bool]]
     Args:
         value: Hyper-parameters, or a part of them.
         are_arguments: Whether keys are names of arguments, not of entries of observations.
+        foreign: Whether it is an argument of somebody else's class; False on the way there.
     """
     if isinstance(value, str):
-        yield value, False
+        yield value, "foreign" if foreign else "value"
         parsed = _parsed(value)
         if not isinstance(parsed, str):
-            yield from _texts(parsed, are_arguments)
+            yield from _texts(parsed, are_arguments, foreign)
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             if isinstance(key, str) and key not in ("class_path", "init_args"):
-                yield key, False
+                yield key, "value"
             if are_arguments and key in _PLACES and _is_plain(entry):
-                yield from ((text, True) for text in ([entry] if isinstance(entry, str) else entry))
+                for text in [entry] if isinstance(entry, str) else entry:
+                    yield text, "place"
             else:
-                yield from _texts(entry, key == "init_args")
+                below = True if foreign is not None else False if key in _FOREIGN else None
+                yield from _texts(entry, key == "init_args", below)
     elif isinstance(value, Sequence):
         for entry in value:
-            yield from _texts(entry, False)
+            yield from _texts(entry, False, foreign)
 
 
 def _is_plain(entry: Any) -> bool:
@@ -248,10 +255,13 @@ def _may_be_named(function: Any) -> bool:
 
 def _installed(module: str) -> bool:
     """Whether a module comes from an installed package, this library and Python included."""
+    if module == "__main__":
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if module.partition(".")[0] == "rl_lightning" or file is None:
-        return module != "__main__"
-    return any(place in Path(file).resolve().parents for place in _INSTALLED)
+        return True
+    folders = Path(file).resolve().parents
+    return any(folder.name in _PACKAGES or folder in _PYTHON for folder in folders)
 
 
 def _way_out(found: Any) -> str:

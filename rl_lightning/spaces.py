@@ -69,7 +69,13 @@ def is_text(space: gym.Space) -> bool:
 
 
 def allowed_action(space: gym.Space, info: Any) -> Any:
-    """A random action, one that `info["action_mask"]` allows if there is such."""
+    """A random action that an environment will take.
+
+    Args:
+        space: Action space of one environment, or of several: those have no masks here.
+        info: Of its last reset or step. If there is an `action_mask`, `[A]` as Gymnasium has it
+            (for MultiDiscrete the parts one after the other), the action keeps to it.
+    """
     mask = info.get("action_mask") if isinstance(info, Mapping) else None
     if mask is not None and isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
         flat = np.asarray(mask).reshape(-1).astype(np.int8)

@@ -52,7 +52,7 @@ def stored_configuration(args: Sequence[str], trusted: Sequence[str]) -> Iterato
     Raises:
         ConfigurationError: If the file holds no configuration, or one that names what it may not.
     """
-    path = _checkpoint(args)
+    path = lone_checkpoint(args)
     if path is None:
         yield list(args)
         return
@@ -63,7 +63,7 @@ def stored_configuration(args: Sequence[str], trusted: Sequence[str]) -> Iterato
             yield [args[0], "--config", str(file), *args[1:]]
 
 
-def _checkpoint(args: Sequence[str]) -> str | None:
+def lone_checkpoint(args: Sequence[str]) -> str | None:
     """The file to take the configuration from, if it is to come from one."""
     if not args or args[0] not in _EVALUATE:
         return None

@@ -80,19 +80,19 @@ def import_named(module: str, what: str) -> ModuleType:
 @functools.cache
 def _guard_parser() -> None:
     """Have jsonargparse ask, too: it builds what a checkpoint describes, and imports for that."""
-    import jsonargparse  # noqa: F401
-
+    importlib.import_module("jsonargparse")
     original: Any = sys.modules["jsonargparse._util"].import_object
 
     @functools.wraps(original)
     def import_object(name: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(name, str) and not _is_there(name):
+        from_a_value = args[:1] != (False,) and kwargs.get("check_path", True)
+        if from_a_value and isinstance(name, str) and not _is_there(name):
             check_import(name.rpartition(".")[0], name)
         return original(name, *args, **kwargs)
 
-    for module in list(sys.modules.values()):
-        if getattr(module, "import_object", None) is original:
-            module.import_object = import_object  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("jsonargparse.") and vars(module).get("import_object") is original:
+            vars(module)["import_object"] = import_object
 
 
 def _is_there(path: str) -> bool:

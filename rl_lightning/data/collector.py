@@ -77,12 +77,7 @@ class Stepper:
         except (Exception, SystemExit) as error:
             raise failed(self.env, error, "reset") from error
         self.check.reset(obs)
-        try:
-            agent.observe(obs)
-            self.x = agent.preprocess(obs)
-        except Exception as error:
-            self.check.explain(obs, error)
-            raise
+        self.x = self._read(agent, obs)
         self.mask = agent.read_mask(info)
         self.check.mask(self.mask)
         self.state = agent.initial_state(self.env.num_envs)
@@ -114,12 +109,7 @@ class Stepper:
         else:
             self.episodes.step(reward, None)
         done = terminated | truncated
-        try:
-            agent.observe(obs)
-            x = agent.preprocess(obs)
-        except Exception as error:
-            self.check.explain(obs, error)
-            raise
+        x = self._read(agent, obs)
         mask = agent.read_mask(info)
         if (mask is None) != (self.mask is None):
             raise ConfigurationError(
@@ -161,6 +151,15 @@ class Stepper:
             final_mask,
             final_state,
         )
+
+    def _read(self, agent: Any, obs: Any) -> Stored:
+        """Show observations to an agent's statistics; what it stores of them."""
+        try:
+            agent.observe(obs)
+            return agent.preprocess(obs)
+        except Exception as error:
+            self.check.explain(obs, error)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Where collecting stands, without the environments' own state."""

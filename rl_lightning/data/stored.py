@@ -64,7 +64,10 @@ def _check_wrapper(name: str) -> None:
     else:
         found = getattr(rl_lightning.envs, name, getattr(gym.wrappers, name, None))
     if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
-        raise ConfigurationError(f"the checkpoint names the wrapper {name!r}, which is none")
+        raise ConfigurationError(
+            f"the checkpoint wraps its environment in {name!r}, which is no subclass of "
+            "gymnasium.Wrapper: give --config of your own"
+        )
     if last in _REFUSED_WRAPPERS:
         raise ConfigurationError(
             f"the checkpoint wraps its environment in {last}, which writes files or opens windows: "

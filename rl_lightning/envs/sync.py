@@ -38,7 +38,9 @@ class LeanSyncVectorEnv(SyncVectorEnv):
         self._rows = make_rows(self.single_observation_space, self.num_envs)
         self._observations: Any = self._rows.all()
         rows = self._rows if isinstance(self._rows, ArrayRows) else None
-        self._array: Any = rows.array if rows else None
+        # What most observations are written to without a call: an array of arrays, not of numbers.
+        self._array: Any = rows.array if rows and rows.shape else None
+        self._size = 0 if self._array is None else self._array[0].nbytes
         self._steps = 0
 
     def reset(
@@ -74,8 +76,8 @@ class LeanSyncVectorEnv(SyncVectorEnv):
             RunError: If an environment returns what its space does not hold, or ends the program.
         """
         rows: Any = self._rows
-        array = self._array
-        dtype, size = (None, 0) if array is None else (array.dtype, array[0].nbytes)
+        array, size = self._array, self._size
+        dtype = None if array is None else array.dtype
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         infos: dict[str, Any] = {}
         self._steps += 1

@@ -37,6 +37,24 @@ def test_why_a_class_cannot_be_had(argument, path, said, tmp_path, monkeypatch, 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["validate", "--ckpt_path", "missing.ckpt"], False),
+        (["validate", "--ckpt_path", "missing.ckpt", "--trust", "own_agent"], True),
+        (["validate", "--config", "missing.yaml", "--ckpt_path", "missing.ckpt"], True),
+        (["fit", "--config", "missing.yaml"], True),
+    ],
+)
+def test_a_checkpoint_alone_does_not_bring_its_folder(arguments, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    installed = [path for path in sys.path if path]
+    monkeypatch.setattr(sys, "path", list(installed))
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert sys.path == installed + [str(tmp_path)] * found  # behind what is installed
+
+
 def test_the_command_finds_modules_in_the_folder_where_it_is_run(tmp_path):
     """The installed script's own folder is first on Python's path, not this one."""
     (tmp_path / "own_agent.py").write_text(OWN)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from recorded import offline, record
 from training import make_trainer
@@ -361,3 +362,23 @@ def test_after_an_error_trainer_and_data_can_be_used_again(kind, tmp_path):
     agent = make_agent(data.spec)
     trainer.fit(agent, data)
     assert agent.frames == data.frames == data.total_frames
+
+
+@pytest.mark.parametrize("data", [rollouts, replay])
+def test_a_run_and_its_continuation_remove_what_they_replace(data, tmp_path):
+    """Lightning's own bookkeeping: it keeps one, and the file that a run went on from."""
+
+    def fit(epochs, **kwargs):
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=1, save_on_train_epoch_end=True)
+        kind = PPO if data is rollouts else DQN
+        module = data(total_frames=epochs * (16 if data is rollouts else 20))
+        trainer = make_trainer(callbacks=[saver], enable_checkpointing=True, gradient_clip_val=None)
+        trainer.fit(kind(module.spec), module, **kwargs)
+        kept = set(tmp_path.glob("*.ckpt"))
+        assert len(set(tmp_path.glob("*.replay.*"))) == (len(kept) if data is replay else 0)
+        return kept
+
+    (first,) = fit(3)
+    second = fit(6, ckpt_path=first)
+    assert len(second) == 2
+    assert first in second

@@ -229,9 +229,11 @@ def test_a_text_of_a_forged_wrapper_is_no_way_to_code(what, forge, theirs, monke
     assert RAN == []
 
 
-def test_what_looks_odd_and_is_a_text_stays_one(forge):
-    """Templates are YAML by chance."""
-    data = {"env_kwargs": {"render_mode": "Go: north [or not]"}}
+@pytest.mark.parametrize("text", ["Go: north [or not]", "eyes.yaml", "Look. Then go."])
+def test_what_looks_odd_and_is_a_text_stays_one(text, forge, theirs, monkeypatch):
+    """Templates are YAML by chance, and an environment may read a file of its own."""
+    monkeypatch.chdir(theirs)
+    data = {"env_kwargs": {"render_mode": text}}
     assert RLDataModule.load_from_checkpoint(forge(data=data)).env_kwargs == data["env_kwargs"]
 
 
