@@ -17,7 +17,7 @@ from rl_lightning.agents import prediction
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
-from rl_lightning.agents.load import build_agent
+from rl_lightning.agents.load import build_agent, check_kind
 from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
@@ -331,6 +331,7 @@ class Agent(CopyableModule, FiniteModule):
         checkpoint["progress"] = self.progress  # exploration stands there, not at its beginning
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_kind(self, checkpoint)
         frames, progress = checkpoint.get("frames", 0), checkpoint.get("progress", 0.0)
         if type(frames) is not int or not 0 <= frames < 2**53:
             raise ConfigurationError(f"the checkpoint counts {frames!r} frames: it was changed")

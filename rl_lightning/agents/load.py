@@ -1,6 +1,7 @@
 """From a checkpoint to an agent."""
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,28 @@ def build_agent(
     load_weights(agent, checkpoint["state_dict"], strict)
     device = next((t.device for t in checkpoint["state_dict"].values() if torch.is_tensor(t)), None)
     return agent if device is None else agent.to(device)
+
+
+def check_kind(agent: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another algorithm, whose weights may fit by chance.
+
+    A class derived from the agent's, or that it is derived from, is the same; so is one of the same
+    name, which has moved to another module.
+
+    Raises:
+        ConfigurationError: That names both.
+    """
+    path = str((checkpoint.get("hyper_parameters") or {}).get("_class_path") or "")
+    module, _, name = path.rpartition(".")
+    if not name or name in (cls.__name__ for cls in type(agent).__mro__):
+        return
+    stored = getattr(sys.modules.get(module), name, None)
+    if isinstance(stored, type) and issubclass(stored, type(agent)):
+        return
+    raise ConfigurationError(
+        f"the checkpoint holds a {name}, and this agent is {type(agent).__name__}: give that "
+        "model, or another checkpoint"
+    )
 
 
 def load_weights(agent: L.LightningModule, weights: Mapping[str, Any], strict: bool | None) -> None:

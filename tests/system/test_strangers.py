@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
-from rl_lightning import DQN, PPO, ActorCritic, Agent, MLPEncoder, RolloutDataModule
+from rl_lightning import A2C, DQN, PPO, ActorCritic, Agent, MLPEncoder, RolloutDataModule
 from rl_lightning.cli import main
 from rl_lightning.data import RLDataModule
 from rl_lightning.errors import ConfigurationError
@@ -273,6 +273,22 @@ def test_counts_that_no_run_can_have_are_refused(counts, trained, tmp_path):
     torch.save({**trained, **counts}, tmp_path / "forged.ckpt")
     with pytest.raises(ConfigurationError, match=f"{next(iter(counts))}.*was changed"):
         Agent.load_from_checkpoint(tmp_path / "forged.ckpt")
+
+
+def test_weights_of_another_algorithm_are_refused_even_where_they_fit(forge, trained):
+    data = RolloutDataModule("CartPole-v1", wrappers=["FlattenObservation"], seed=1, **SHORT)
+
+    class Derived(PPO):
+        pass
+
+    network = partial(ActorCritic, hidden=[8])
+    path = forge()
+    for kind in (PPO, Derived):
+        make_trainer().validate(kind(data.spec, network=network), data, ckpt_path=path)
+    with pytest.raises(ConfigurationError, match="holds a PPO, and this agent is A2C"):
+        make_trainer().validate(A2C(data.spec, network=network), data, ckpt_path=path)
+    moved = forge(agent={"_class_path": "rl_lightning.of_old.PPO"})
+    make_trainer().validate(PPO(data.spec, network=network), data, ckpt_path=moved)
 
 
 def test_an_instantiator_of_the_files_own_is_not_called(forge):
