@@ -197,6 +197,9 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
+    if (sys.argv[1:] if args is None else args)[:1] != ["fit"]:
+        # Said of bookkeeping that only training goes on with.
+        warnings.filterwarnings("ignore", "The dirpath has changed from")
     refuse_repeated_keys()
     try:
         rest, trusted = take_trust(sys.argv[1:] if args is None else args)
