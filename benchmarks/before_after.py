@@ -3,11 +3,12 @@
     git worktree add ../before some-revision
     python benchmarks/before_after.py --before ../before     # twelve pairs, half an hour
 
-Every run has one thread and a process of its own (not a fork: where things lie in memory makes 5 %
-of difference, and each run must draw anew). It trains three agents, one after another, and the
-quickest call of `fit` counts, in CPU seconds of the process, so that other work on the machine
-matters less. Printed are the median of the ratios after / before over the pairs and its 95 %
-interval, from the order of the pairs' ratios alone.
+A pair is one process of each tree, with one thread each, that live side by side and train in turn,
+a few seconds at a time: a machine that grows slower by the minute then slows both, and what chance
+does to a process (where things lie in memory) is drawn anew for each pair. Of each side the
+quickest call of `fit` counts, in CPU seconds, so that other work on the machine matters less.
+Printed are the median of the ratios after / before over the pairs and its 95 % interval, from the
+order of the pairs' ratios alone.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ SETTINGS = {  # frames of each fit
     "DQN CartPole": 2_000,
     "PPO pixels 84 x 84": 512,
 }
-FITS = 3
+FITS = 3  # of each side of a pair
 
 
 def interval(ratios: list[float], level: float = 0.95) -> tuple[float, float]:
@@ -40,11 +42,6 @@ def interval(ratios: list[float], level: float = 0.95) -> tuple[float, float]:
         outside += 2 * comb(n, k) / 2**n
         k += 1
     return ordered[max(k - 1, 0)], ordered[n - max(k, 1)]
-
-
-def run(setting: str, frames: int) -> dict[str, Any]:
-    """Train in this process; CPU seconds and a digest of what was learned."""
-    return min((_fit(setting, frames) for _ in range(FITS)), key=_cost)
 
 
 def _fit(setting: str, frames: int) -> dict[str, Any]:
@@ -128,22 +125,53 @@ def _fit(setting: str, frames: int) -> dict[str, Any]:
     }
 
 
-def measure(tree: Path, setting: str) -> dict[str, Any]:
-    """`run` in a process of its own, with the code of a tree."""
-    here = Path(__file__).resolve()
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tree), str(here.parent)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, here, "--run", setting]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tree)
-    if done.returncode:
-        raise SystemExit(f"{setting} in {tree} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    if Path(found.pop("tree")) != tree:
-        raise SystemExit(f"{tree} was to be measured, another tree was")
-    return found
+class Side:
+    """A process that trains with the code of a tree, each time it is asked."""
+
+    def __init__(self, tree: Path, setting: str) -> None:
+        here = Path(__file__).resolve()
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tree), str(here.parent)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, str(here), "--serve", setting]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=env, cwd=tree
+        )
+        self.tree = tree
+
+    def fit(self) -> dict[str, Any]:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print("fit", file=stdin, flush=True)
+        for line in stdout:
+            if line.startswith("{"):
+                found = json.loads(line)
+                if Path(found.pop("tree")) != self.tree:
+                    raise SystemExit(f"{self.tree} was to be measured, another tree was")
+                return found
+        raise SystemExit(f"the process of {self.tree} ended with {self.process.wait()}")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(trees: Mapping[str, Path], setting: str, order: Sequence[str]) -> dict[str, Any]:
+    """The quickest fit of each tree, of several in turn."""
+    sides = {name: Side(trees[name], setting) for name in order}
+    try:
+        for side in sides.values():
+            side.fit()  # what is done once in a process
+        fits = [{name: sides[name].fit() for name in order} for _ in range(FITS)]
+    finally:
+        for side in sides.values():
+            side.close()
+    return {name: min((fit[name] for fit in fits), key=_cost) for name in trees}
 
 
 def _cost(found: dict[str, Any]) -> float:
@@ -156,23 +184,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.run:
-        print(json.dumps(run(args.run, SETTINGS[args.run])))
+    if args.serve:
+        for _ in sys.stdin:
+            print(json.dumps(_fit(args.serve, SETTINGS[args.serve])), flush=True)
         return
     trees = {"before": args.before.resolve(), "after": Path(__file__).resolve().parents[1]}
     rows: dict[str, Any] = {}
-    with tqdm(total=2 * args.pairs * len(args.settings), unit="run") as bar:
+    with tqdm(total=args.pairs * len(args.settings), unit="pair") as bar:
         for setting in args.settings:
             pairs = []
             for index in range(args.pairs):
                 order = ["before", "after"] if index % 2 == 0 else ["after", "before"]
-                pair: dict[str, Any] = {}
-                for name in order:
-                    pair[name] = measure(trees[name], setting)
-                    bar.update()
-                pairs.append(pair)
+                pairs.append(measure(trees, setting, order))
+                bar.update()
             used = [(_cost(pair["before"]), _cost(pair["after"])) for pair in pairs]
             ratios = [after / before for before, after in used]
             low, high = interval(ratios)

@@ -1,4 +1,4 @@
-"""Action spaces as float32 and messages see them."""
+"""Action spaces as float32 sees them."""
 
 import gymnasium as gym
 import numpy as np
@@ -17,9 +17,3 @@ def has_finite_range(space: gym.spaces.Box) -> bool:
     """Whether float32 can hold the distance between all bounds; of ±3.4e38 it cannot."""
     low, high = float32_bounds(space)
     return bool((high - low).isfinite().all())
-
-
-def one_line(space: gym.Space) -> str:
-    """A space for a message: NumPy breaks long bounds into many lines."""
-    text = " ".join(str(space).split())
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -258,6 +258,9 @@ def _missing_line(callback: ModelCheckpoint, logged: Any) -> str:
     """Why there is no best checkpoint."""
     if callback.monitor is None or callback.monitor in logged:
         return "no checkpoint was due"
+    kind = callback.monitor.partition("/")[0]
+    if kind == "val" and not any(name.startswith("val/") for name in logged):
+        return "no best checkpoint: no validation was due (trainer.check_val_every_n_epoch)"
     names = nearest(callback.monitor, (name for name in logged if name != "step"))
     there = f"; there is {', '.join(names[:3])}" if names else ""
     return f"no best checkpoint: {callback.monitor} was never logged{there}"

@@ -85,6 +85,13 @@ def whole_seed(name: str, value: Any) -> int:
     return whole(name, value, 0, 2**32 - 1)
 
 
+def shortened(value: Any, most: int = 200) -> str:
+    """A value, a space or a stranger's text, as one line of a message can hold it."""
+    text = " ".join(str(value).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Names that exist, those most like `name` first."""
     names = list(dict.fromkeys(known))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
+from rl_lightning.bounds import float32_bounds, has_finite_range
 from rl_lightning.distributions import Categorical, mask_logits
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_range, shortened
 from rl_lightning.schedules import anneal
 
 
@@ -242,6 +242,6 @@ def uniform_action(
         low, high = (bound.to(device) for bound in float32_bounds(space))
         return low + (high - low) * torch.rand(num_envs, *space.shape, device=device)
     raise ConfigurationError(
-        f"cannot draw uniform actions from {one_line(space)}: it must be Discrete, or a Box with "
+        f"cannot draw uniform actions from {shortened(space)}: it must be Discrete, or a Box with "
         "finite bounds, whose distance float32 can hold; set data.warmup_frames: 0"
     )

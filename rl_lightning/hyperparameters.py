@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import nn
 
+from rl_lightning.arguments import check_arguments
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import ActionNoise, ValueExploration
 from rl_lightning.trust import check_import, find_named, is_trusted
@@ -46,9 +47,16 @@ Kind = Literal["place", "foreign", "value"]
 _UNKNOWN = "<"  # begins what stands for an argument that could not be described
 
 
-def describe_call(cls: type, instance: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Hyper-parameters of a constructor's call, that `load_from_checkpoint` builds it from."""
+def describe_call(
+    cls: type, instance: Any, args: Any, kwargs: Any, prefix: str = ""
+) -> dict[str, Any]:
+    """Hyper-parameters of a constructor's call, that `load_from_checkpoint` builds it from.
+
+    Raises:
+        ConfigurationError: If one is not of its annotation's kind.
+    """
     bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs).arguments
+    check_arguments(cls, bound, prefix)
     described = {name: _describe(name, value) for name, value in list(bound.items())[1:]}
     described["_class_path"] = _path(cls)
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"

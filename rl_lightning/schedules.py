@@ -3,6 +3,8 @@
 import math
 from typing import Literal
 
+from rl_lightning.errors import ConfigurationError
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -35,4 +37,6 @@ def factor(schedule: Schedule, progress: float) -> float:
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case _:
-            raise ValueError(f"schedule must be constant, linear or cosine, not {schedule!r}")
+            raise ConfigurationError(
+                f"schedule must be constant, linear or cosine, not {schedule!r}"
+            )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 
 if TYPE_CHECKING:  # environments in processes of their own need no torch
     from torch import Tensor
@@ -60,7 +60,7 @@ def as_batch(space: gym.Space, obs: Any, name: str = "obs") -> tuple[Any, int | 
         return (obs,), None
     if isinstance(obs, tuple | list) and obs and all(space.contains(one) for one in obs):
         return tuple(obs), len(obs)
-    _refuse(name, obs, f"an element of {space}, or a sequence of them for a batch")
+    _refuse(name, obs, f"an element of {shortened(space)}, or a sequence of them for a batch")
 
 
 def is_text(space: gym.Space) -> bool:
@@ -182,4 +182,4 @@ def _values(array: np.ndarray) -> str:
 
 
 def _spell(space: Any) -> str:
-    return f"a Box of {space.dtype}" if isinstance(space, gym.spaces.Box) else str(space)
+    return f"a Box of {space.dtype}" if isinstance(space, gym.spaces.Box) else shortened(space)

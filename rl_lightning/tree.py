@@ -41,6 +41,13 @@ def to_device(x: Stored, device: torch.device) -> Stored:
     return {key: to_device(value, device) for key, value in x.items()}
 
 
+def is_finite(x: Stored) -> bool:
+    """Whether a stored batch holds neither NaN nor infinity."""
+    if isinstance(x, Tensor):
+        return not x.is_floating_point() or bool(x.isfinite().all())
+    return all(map(is_finite, x.values()))
+
+
 def first_row(x: Stored) -> Stored:
     """`[B, ...]` → `[1, ...]`."""
     if isinstance(x, Tensor):

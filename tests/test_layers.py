@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
     {
         *("types", "charset", "errors", "tree", "checkpoints", "sharing", "spaces", "trust"),
-        *("bounds", "stopping"),
+        *("arguments", "bounds", "stopping"),
     },
     {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},
     {"llm"},

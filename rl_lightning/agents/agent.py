@@ -22,7 +22,7 @@ from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.distributions import flat_mask
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, RunError, check_range
+from rl_lightning.errors import ConfigurationError, RunError, check_range, shortened
 from rl_lightning.exploration import uniform_action
 from rl_lightning.hyperparameters import describe_call, without_code_switch
 from rl_lightning.schedules import Schedule, factor
@@ -211,7 +211,7 @@ class Agent(CopyableModule, FiniteModule):
             takes = f"takes masks of {width} actions" if width else "takes no masks"
             raise ConfigurationError(
                 f"info['action_mask'] of {self.spec.id} has shape {list(mask.shape[1:])}, but a "
-                f"policy for {self.spec.action_space} {takes}"
+                f"policy for {shortened(self.spec.action_space)} {takes}"
             )
         if mask.dtype != bool and not ((mask == 0) | (mask == 1)).all():
             raise RunError(

@@ -15,7 +15,7 @@ from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.distributions import Categorical, mask_logits
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError, check_range
+from rl_lightning.errors import ConfigurationError, check_range, shortened
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import Activation
 from rl_lightning.nn.target import make_target
@@ -48,7 +48,8 @@ class DiscreteNetwork(nn.Module):
         space = spec.action_space
         if not isinstance(space, gym.spaces.Discrete):
             raise ConfigurationError(
-                f"DiscreteSAC acts in a Discrete space, not {space}; use SAC for Box actions"
+                f"DiscreteSAC acts in a Discrete space, not {shortened(space)}; use SAC for Box "
+                "actions"
             )
         self.encoder = encoder(spec)
         self.mask_dim = int(space.n)

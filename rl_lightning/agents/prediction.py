@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.spaces import action_writer, as_batch
+from rl_lightning.tree import is_finite
 
 NOT_GIVEN: Any = object()
 
@@ -52,15 +53,21 @@ def predict(
         the pair of it and the memory after this step.
 
     Raises:
-        ConfigurationError: If `obs`, `mask` or `state` has another shape than it must have, or if
-            there is a memory and nobody keeps it.
+        ConfigurationError: If `obs`, `mask` or `state` has another shape than it must have, if
+            `obs` holds NaN or infinity where the policy looks, or if there is a memory and nobody
+            keeps it.
     """
     batch, count = as_batch(agent.spec.observation_space, obs)
     rows = 1 if count is None else count
     with _acting(agent):
         before = _memory(agent, state, rows, explore)
+        x = agent.preprocess(batch)
+        if not is_finite(x):  # every comparison with NaN is false: an action would come of it
+            raise ConfigurationError(
+                f"obs: {shortened(obs, 80)} holds NaN or infinity, of which no action can come"
+            )
         out = agent.act(
-            agent.preprocess(batch),
+            x,
             explore=explore,
             state=before,
             mask=None if mask is None else _mask(agent, mask, count),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.agents.agent import Agent
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.table import TableEncoder
-from rl_lightning.errors import ConfigurationError, check_finite, check_range
+from rl_lightning.errors import ConfigurationError, check_finite, check_range, shortened
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.nn.q_network import pick
 from rl_lightning.returns import next_values
@@ -46,8 +46,9 @@ class Table(nn.Module):
         space = spec.action_space
         if not isinstance(space, gym.spaces.Discrete):
             raise ConfigurationError(
-                f"a table has a column for each action of a Discrete space, not {space}; use SAC, "
-                "TD3 or DDPG for Box actions, PPO for MultiDiscrete and MultiBinary ones"
+                "a table has a column for each action of a Discrete space, not "
+                f"{shortened(space)}; use SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete "
+                "and MultiBinary ones"
             )
         self.encoder = encoder(spec)
         if not isinstance(self.encoder, TableEncoder):

@@ -231,7 +231,9 @@ class RunFolder(L.Callback):
         number = version if isinstance(version, int) else 1
         while not self._take(root / f"version_{number}", False):
             number += 1
-        return root / f"version_{number}"
+        folder = root / f"version_{number}"
+        _say(f"checkpoints go to {folder}: those of other runs stay")
+        return folder
 
     def _take(self, folder: Path, used: bool) -> bool:
         """Make a folder this run's, if no other has it: neither its checkpoints nor its lock."""

@@ -39,7 +39,6 @@ from rl_lightning.data.hdf5_safety import (
     load,
     opened,
     part_of,
-    shortened,
 )
 from rl_lightning.data.layout import (
     INFOS,
@@ -55,7 +54,7 @@ from rl_lightning.data.layout import (
 from rl_lightning.data.minari import describe, space_of
 from rl_lightning.data.recorded_spaces import SPACES, check_spaces, spec_of
 from rl_lightning.data.recording import Episode
-from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.errors import ConfigurationError, RunError, shortened
 from rl_lightning.types import EnvSpec
 
 _PARTS = [field.name for field in fields(Episode) if field.name != "action_masks"]
@@ -232,6 +231,9 @@ class DatasetWriter:
         path: HDF5 file; its folder is made if need be.
         spec: Spaces of what will be written.
 
+    Attributes:
+        before: Episodes that the file holds already.
+
     Raises:
         ConfigurationError: If the file holds episodes of other spaces or takes something from
             another file, if it is no file of episodes, if a `.part` of it exists, if it cannot be
@@ -251,7 +253,7 @@ class DatasetWriter:
                 f"{self._part} exists: another process is recording to {path}, or one was "
                 "interrupted; delete it, or rename it to keep the episodes that it holds"
             )
-        self.mask_dim = self._check_old() if os.path.lexists(path) else 0
+        self.before, self.mask_dim = self._check_old() if os.path.lexists(path) else (0, 0)
         try:
             self._file = self._begin(spaces)
         except OSError as error:
@@ -260,8 +262,9 @@ class DatasetWriter:
                 "file in a folder that can be written to"
             ) from error
 
-    def _check_old(self) -> int:
-        """Whether episodes may be added to the file that is there; returns the masks' width."""
+    def _check_old(self) -> tuple[int, int]:
+        """Whether episodes may be added to the file that is there; their number and the masks'
+        width."""
         path = self.path
         with opened(path) as file:
             known = spec_of(file, path) if all(name in file.attrs for name in SPACES) else None
@@ -279,7 +282,7 @@ class DatasetWriter:
                     f"{path} says that it holds {shortened(said, 20)} episodes, but it holds "
                     f"{len(ids)}, so nothing can be added; choose another file"
                 )
-        return Dataset(path, known, ids).mask_dim
+        return len(ids), Dataset(path, known, ids).mask_dim
 
     def _begin(self, spaces: dict[str, Any]) -> Any:
         h5py = import_h5py()

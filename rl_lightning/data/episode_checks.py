@@ -6,10 +6,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import shortened
 from rl_lightning.data.minari import pixels
 from rl_lightning.data.recording import Episode
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import EnvSpec
 
 _ROUNDING = 4  # units in the last place that an action may lie beyond its bound

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from rl_lightning.errors import RunError
+from rl_lightning.errors import RunError, shortened
 
 INF = float("inf")
 LARGEST = float(np.finfo(np.float32).max)
@@ -150,7 +150,7 @@ class FiniteCheck:
                     f"{self.name}: observation{_spell(path)}{_spell(tuple(place))} is "
                     f"{column[(row, *place)]}, at step {self.steps} of {self.during}, in "
                     f"environment {row} of {self.num_envs} (counted from 0), and its space is "
-                    f"{space}"
+                    f"{shortened(space)}"
                 ) from error
 
     def mask(self, mask: Any, over: np.ndarray | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 
 DEEPEST = 32  # groups, and spaces, within each other
 SMALL_BYTES = 64 * 2**20  # whatever a file says, this much may be allocated
@@ -52,13 +52,6 @@ def import_h5py() -> Any:
 def part_of(path: Path) -> Path:
     """Where an interrupted recording leaves its episodes."""
     return path.with_name(f"{path.name}.part")
-
-
-def shortened(value: Any, most: int = 200) -> str:
-    """A stranger's text, or what has one, in one line of a message."""
-    text = " ".join(str(value).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 @contextmanager

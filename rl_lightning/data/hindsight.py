@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_lightning.data.goals import find_method, goal_function
 from rl_lightning.data.replay import ReplayBuffer
-from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.errors import ConfigurationError, RunError, shortened
 
 Strategy = Literal["future", "final"]
 KEYS = ("achieved_goal", "desired_goal")
@@ -46,7 +46,7 @@ class Hindsight:
             raise ConfigurationError(
                 f"data.her_goals: {goals} needs an environment with achieved_goal and desired_goal "
                 f"in its observations and a compute_reward method; {env.spec and env.spec.id} has "
-                f"{space}"
+                f"{shortened(space)}"
             )
         assert isinstance(space, gym.spaces.Dict)
         goal = space["desired_goal"]
@@ -55,7 +55,7 @@ class Hindsight:
         ):
             raise ConfigurationError(
                 "data.her_goals: achieved_goal and desired_goal must be the same Box or "
-                f"MultiBinary space, not {space['achieved_goal']} and {goal}"
+                f"MultiBinary space, not {shortened(space['achieved_goal'])} and {shortened(goal)}"
             )
         self.goal_space = goal
         compute = goal_function(env, "compute_reward", goal)

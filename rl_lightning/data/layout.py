@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import Node, Rows, entry, find, holds, import_h5py, shortened
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.data.hdf5_safety import Node, Rows, entry, find, holds, import_h5py
+from rl_lightning.errors import ConfigurationError, shortened
 
 INFOS, MASK = "infos", "action_mask"
 

@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import DEEPEST, memory, shortened
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.data.hdf5_safety import DEEPEST, memory
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import space_to_data
 
 _JPEG = b"\xff\xd8\xff"

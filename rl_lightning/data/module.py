@@ -98,7 +98,7 @@ class RLDataModule(L.LightningDataModule):
         record: str | None = None,
     ) -> None:
         super().__init__()
-        self._set_hparams(describe_call(type(self), self, *self._call))
+        self._set_hparams(describe_call(type(self), self, *self._call, prefix="data."))
         del self._call
         check_finite("data.success_threshold", success_threshold)
         self.env = env
@@ -313,6 +313,12 @@ class RLDataModule(L.LightningDataModule):
                     "trainer.devices: 1"
                 )
             self._writer = DatasetWriter(self.record, self.spec)
+            if self._writer.before:
+                rank_zero_warn(
+                    f"data.record: {self.record} holds {self._writer.before} episodes, and new "
+                    "ones come behind them; the same policy under the same data.val_seed plays "
+                    "the same ones again"
+                )
             loader.recorder = EpisodeRecorder(loader.env, self._writer.add)
         return loader
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_lightning.data.hdf5_safety import shortened
 from rl_lightning.data.minari import describe, form_of, same_rows, space_of
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import EnvSpec
 
 SPACES = ("observation_space", "action_space")

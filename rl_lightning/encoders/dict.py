@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.sharing import sharing
 from rl_lightning.types import EnvSpec, Stored
 
@@ -25,8 +25,8 @@ class DictEncoder(Encoder):
         ignore: Entries to leave out; they may be of any space.
 
     Raises:
-        ValueError: If the space is neither Dict nor Tuple, if a name is not one of its entries, or
-            if an entry cannot be read by its encoder.
+        ConfigurationError: If the space is neither Dict nor Tuple, if a name is not one of its
+            entries, or if an entry cannot be read by its encoder.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class DictEncoder(Encoder):
         elif isinstance(space, gym.spaces.Tuple):
             entries = {str(i): entry for i, entry in enumerate(space.spaces)}
         else:
-            raise ValueError(f"DictEncoder cannot read {space}: it needs a Dict or Tuple space")
+            raise ConfigurationError(
+                f"DictEncoder cannot read {shortened(space)}: it needs a Dict or Tuple space"
+            )
         encoders, ignore = encoders or {}, ignore or []
         for name in [*encoders, *ignore]:
             if name not in entries:
-                raise ValueError(
+                raise ConfigurationError(
                     f"DictEncoder: no entry {name!r} in the observation space; it has "
                     f"{', '.join(map(repr, entries))}"
                 )
@@ -55,7 +57,7 @@ class DictEncoder(Encoder):
         self.ignored = tuple(ignore)
         self.names = [name for name in entries if name not in ignore]
         if not self.names:
-            raise ValueError("DictEncoder: every entry of the observation space is ignored")
+            raise ConfigurationError("DictEncoder: every entry of the observation space is ignored")
         # Not by name in a ModuleDict, which takes no "type", "keys" or "a.b".
         with sharing():
             self.parts = nn.ModuleList(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.conv import impala_trunk, minatar_trunk, nature_trunk
 from rl_lightning.types import EnvSpec
 
@@ -21,7 +22,7 @@ class ImageEncoder(Encoder):
     and a stack's frames become channels.
 
     Raises:
-        ValueError: If the observation space is no uint8 image.
+        ConfigurationError: If the observation space is no uint8 image.
     """
 
     trunk: nn.Module
@@ -35,9 +36,10 @@ class ImageEncoder(Encoder):
             and space.dtype == np.uint8
             and len(space.shape) in (2, 3, 4)
         ):
-            raise ValueError(
-                f"{name} cannot read {space}: it needs a uint8 Box of 2 to 4 axes; use MLPEncoder "
-                "for vectors, or an image wrapper (AtariPreprocessing, ResizeObservation)"
+            raise ConfigurationError(
+                f"{name} cannot read {shortened(space)}: it needs a uint8 Box of 2 to 4 axes; use "
+                "MLPEncoder for vectors, or an image wrapper (AtariPreprocessing, "
+                "ResizeObservation)"
             )
         shape = list(space.shape)
         stack = shape.pop(0) if len(shape) == 4 else 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, whole
+from rl_lightning.errors import ConfigurationError, shortened, whole
 from rl_lightning.spaces import is_text
 from rl_lightning.types import EnvSpec
 
@@ -36,7 +36,7 @@ class TableEncoder(Encoder):
         capacity: Largest number of different observations.
 
     Raises:
-        ValueError: If observations are floating-point numbers, or of another kind.
+        ConfigurationError: If observations are floating-point numbers, or of another kind.
     """
 
     def __init__(self, spec: EnvSpec, capacity: int = 100_000) -> None:
@@ -134,9 +134,10 @@ def _entries(space: gym.Space) -> tuple[np.ndarray, np.ndarray] | None:
         return np.zeros(size, np.int64), np.full(size, 2)
     if is_text(space) or (isinstance(space, s.Box) and not np.issubdtype(space.dtype, np.floating)):
         return None
-    raise ValueError(
-        f"TableEncoder cannot number {space}: numbers that hardly ever repeat need a network "
-        "(DQN with MLPEncoder), or a wrapper that rounds them to a Box of integers or MultiDiscrete"
+    raise ConfigurationError(
+        f"TableEncoder cannot number {shortened(space)}: numbers that hardly ever repeat need a "
+        "network (DQN with MLPEncoder), or a wrapper that rounds them to a Box of integers or "
+        "MultiDiscrete"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.llm import (
     Backbone,
     Dtype,
@@ -112,8 +112,8 @@ class LLMEncoder(Encoder):
         space = spec.observation_space
         if not is_text(space):
             raise ConfigurationError(
-                f"LLMEncoder reads text, but observations of {spec.id} are {space}: wrap the "
-                "environment in `Describe`, which puts observations into words, or use "
+                f"LLMEncoder reads text, but observations of {spec.id} are {shortened(space)}: "
+                "wrap the environment in `Describe`, which puts observations into words, or use "
                 "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
             )
         if pooling not in get_args(Pooling):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.mlp import Activation, mlp
 from rl_lightning.nn.norm import RunningNorm
 from rl_lightning.types import EnvSpec
@@ -30,7 +31,7 @@ class MLPEncoder(Encoder):
         clip: Largest magnitude of a normalised value.
 
     Raises:
-        ValueError: If the observation space is of another kind.
+        ConfigurationError: If the observation space is of another kind.
     """
 
     def __init__(
@@ -56,12 +57,15 @@ class MLPEncoder(Encoder):
             self.start = torch.as_tensor(np.asarray(space.start).reshape(-1))
             size = sum(self.widths)
         else:
-            raise ValueError(
-                f"MLPEncoder cannot read {space}: use LLMEncoder for Text, DictEncoder for Dict "
-                "and Tuple, or wrap the environment (gymnasium.wrappers.FlattenObservation)"
+            raise ConfigurationError(
+                f"MLPEncoder cannot read {shortened(space)}: use LLMEncoder for Text, DictEncoder "
+                "for Dict and Tuple, or wrap the environment (gymnasium.wrappers."
+                "FlattenObservation)"
             )
         if normalize and not isinstance(space, s.Box):
-            raise ValueError(f"normalize needs a Box observation space, not {space}")
+            raise ConfigurationError(
+                f"normalize needs a Box observation space, not {shortened(space)}"
+            )
         self.norm = RunningNorm(size, clip) if normalize else None
         self.trunk = mlp(size, hidden, activation)
         self.out_dim = int(hidden[-1]) if hidden else size

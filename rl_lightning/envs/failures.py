@@ -8,7 +8,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rl_lightning.envs.conform import explained
-from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.errors import ConfigurationError, RunError, shortened
 
 LONGEST = 300  # characters of a stranger's message
 
@@ -17,9 +17,7 @@ def told(error: BaseException) -> str:
     """Kind, message and place of an exception, in one line: "KeyError: 'x' (my_env.py:12)"."""
     if isinstance(error, SystemExit):
         return explained(error)
-    message = " ".join(str(error).split())
-    if len(message) > LONGEST:
-        message = message[:LONGEST] + "…"
+    message = shortened(error, LONGEST)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}{': ' if message else ''}{message}{where}"

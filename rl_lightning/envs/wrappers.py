@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -26,7 +26,9 @@ class SelectObservation(gym.ObservationWrapper):
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"SelectObservation needs a one-dimensional Box, not {space}")
+            raise ValueError(
+                f"SelectObservation needs a one-dimensional Box, not {shortened(space)}"
+            )
         size = space.shape[0]
         if not indices or any(not 0 <= i < size for i in indices):
             raise ValueError(
@@ -68,7 +70,7 @@ class BinaryImage(gym.ObservationWrapper):
         ):
             raise ValueError(
                 f"BinaryImage needs a Box of bool, or of integers from 0 to 1, [H, W, C], not "
-                f"{space}; a uint8 image needs no wrapper"
+                f"{shortened(space)}; a uint8 image needs no wrapper"
             )
         height, width, channels = space.shape
         if channels > height:
@@ -117,7 +119,8 @@ class ClipObservation(gym.ObservationWrapper):
         self.observation_space = self._clipped_space(env.observation_space)
         if not _has_floats(env.observation_space):
             raise ConfigurationError(
-                f"ClipObservation finds no floating-point numbers in {env.observation_space}"
+                "ClipObservation finds no floating-point numbers in "
+                f"{shortened(env.observation_space)}"
             )
 
     def observation(self, observation: Any) -> Any:

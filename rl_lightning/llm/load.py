@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
 from rl_lightning.llm.find import find_model, not_found
 from rl_lightning.llm.tokens import control_tokens
@@ -71,7 +71,7 @@ def load_backbone(
         with _explained(model, path, "its config"):
             config = _config(model, path, trust_remote_code)
         if config_overrides:
-            described += f" with config_overrides={_cut(str(dict(config_overrides)), 200)}"
+            described += f" with config_overrides={shortened(dict(config_overrides))}"
             _override(config, config_overrides)
         no_dropout(config)
         with _explained(model, path, "its tokenizer"):
@@ -90,7 +90,7 @@ def load_backbone(
         absent = [key for key in missing if id(dict(whole.named_parameters()).get(key)) in kept]
         if absent:
             raise ConfigurationError(
-                f"the weights of model={model!r} lack {_cut(str(absent), 300)}"
+                f"the weights of model={model!r} lack {shortened(absent, 300)}"
             )
         backbone.eval()
         try_out(backbone, tokenizer, described)
@@ -166,9 +166,8 @@ def _random(config: Any, overrides: Mapping[str, Any] | None, dtype: Dtype, trus
 
 
 def _no_model(overrides: Mapping[str, Any], error: Exception) -> ConfigurationError:
-    reason = " ".join(str(error).split())
     return ConfigurationError(
-        f"config_overrides={_cut(str(dict(overrides)), 200)} make no model: {_cut(reason, 300)}"
+        f"config_overrides={shortened(dict(overrides))} make no model: {shortened(error, 300)}"
     )
 
 
@@ -180,7 +179,7 @@ def _explained(model: str, path: str, part: str) -> Iterator[None]:
     except ConfigurationError:
         raise
     except Exception as error:
-        reason = _cut(" ".join(str(error).split()), 200)
+        reason = shortened(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = (
                 "they are a pickle that holds more than tensors, and reading that could run their "
@@ -200,10 +199,6 @@ def _explained(model: str, path: str, part: str) -> Iterator[None]:
                 f"the folder {path} is no complete model: {part}: {reason}"
             ) from error
         raise not_found(model, reason) from None  # the hub's own traceback is pages long
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[:length]} …"
 
 
 def _truncate(backbone: nn.Module, layers: int, model: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 
 
 def try_out(model: Any, tokenizer: Any, name: str) -> None:
@@ -24,7 +24,7 @@ def try_out(model: Any, tokenizer: Any, name: str) -> None:
         together, alone = read_twice(model, tokenizer)
         width: int = model.config.hidden_size
     except Exception as error:  # whatever a foreign module may do
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error)
         raise ConfigurationError(
             f"{kind}, which makes no hidden states of tokens alone ({reason}): give another model"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.llm.trial import called_layers
 
 Tune = Literal["frozen", "lora", "full"]
@@ -90,7 +90,7 @@ def _add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None) -> n
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            reason = " ".join(str(error).split())[:250]
+            reason = shortened(error, 250)
             raise ConfigurationError(
                 f"lora_targets={targets}: there are {_names(linear - useless)} ({reason})"
             ) from error

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
+from rl_lightning.bounds import float32_bounds, has_finite_range
 from rl_lightning.distributions import SquashedGaussian
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 from rl_lightning.types import EnvSpec, Stored
@@ -69,7 +69,7 @@ class ContinuousNetwork(nn.Module):
         ):
             raise ConfigurationError(
                 "actions must be a floating-point Box with finite bounds, whose distance float32 "
-                f"can hold, not {one_line(space)}; use DQN or DiscreteSAC for Discrete actions, "
+                f"can hold, not {shortened(space)}; use DQN or DiscreteSAC for Discrete actions, "
                 "PPO for others, or wrap the environment (gymnasium.wrappers.RescaleAction)"
             )
         low, high = (bound.reshape(-1) for bound in float32_bounds(space))
@@ -77,7 +77,7 @@ class ContinuousNetwork(nn.Module):
         free = torch.nonzero(half_range).squeeze(1)
         if not len(free):
             raise ConfigurationError(
-                f"the action space {one_line(space)} leaves nothing to choose: every lower "
+                f"the action space {shortened(space)} leaves nothing to choose: every lower "
                 "bound is the upper"
             )
         self.encoder = encoder(spec)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.nn.mlp import orthogonal_
 
 
@@ -16,11 +17,11 @@ def nature_trunk(shape: tuple[int, int, int], out_dim: int) -> nn.Sequential:
         out_dim: Features.
 
     Raises:
-        ValueError: If the image is too small for its strides.
+        ConfigurationError: If the image is too small for its strides.
     """
     channels, height, width = shape
     if min(height, width) < 36:
-        raise ValueError(
+        raise ConfigurationError(
             f"NatureCNN needs images of at least 36×36 pixels, not {height}×{width}; "
             "use ImpalaCNN or MLPEncoder for small images"
         )
@@ -73,11 +74,11 @@ def minatar_trunk(shape: tuple[int, int, int], out_dim: int, channels: int = 16)
         channels: Channels of the convolution.
 
     Raises:
-        ValueError: If the image is smaller than the convolution's kernel.
+        ConfigurationError: If the image is smaller than the convolution's kernel.
     """
     in_channels, height, width = shape
     if min(height, width) < 3:
-        raise ValueError(
+        raise ConfigurationError(
             f"MinAtarCNN needs images of at least 3×3 pixels, not {height}×{width}; "
             "use ImpalaCNN or MLPEncoder for smaller ones"
         )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rl_lightning.errors import ConfigurationError
 from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 
 
@@ -37,7 +38,7 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(
+            raise ConfigurationError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
             )
         self.activation = ACTIVATIONS[activation]()
@@ -45,7 +46,7 @@ class Ensemble(nn.Module):
         sizes = [in_dim, *widths(hidden), out_dim]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
-            bound = 1.0 / math.sqrt(fan_in)
+            bound = 1.0 / math.sqrt(max(fan_in, 1))  # observations may be empty
             self.weights.append(torch.empty(count, fan_in, fan_out).uniform_(-bound, bound))
             self.biases.append(torch.empty(count, 1, fan_out).uniform_(-bound, bound))
         self.count = count

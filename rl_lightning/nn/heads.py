@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.bounds import float32_bounds, has_finite_range, one_line
+from rl_lightning.bounds import float32_bounds, has_finite_range
 from rl_lightning.distributions import (
     Bernoulli,
     Categorical,
@@ -17,7 +17,7 @@ from rl_lightning.distributions import (
     SquashedGaussian,
     mask_logits,
 )
-from rl_lightning.errors import ConfigurationError, check_finite
+from rl_lightning.errors import ConfigurationError, check_finite, shortened
 from rl_lightning.nn.mlp import orthogonal_
 
 # Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a
@@ -86,7 +86,9 @@ class MultiCategoricalHead(ActionHead):
         super().__init__()
         nvec = np.asarray(space.nvec)
         if nvec.ndim != 1:
-            raise ValueError(f"a MultiDiscrete action space must be one-dimensional, not {space}")
+            raise ConfigurationError(
+                f"a MultiDiscrete action space must be one-dimensional, not {shortened(space)}"
+            )
         self.mask_dim = int(nvec.sum())
         self.linear = orthogonal_(nn.Linear(in_dim, self.mask_dim), gain=0.01)
         # Flat logits → [K, max(nvec)]: where the part has no such action, any index will do.
@@ -117,7 +119,9 @@ class BernoulliHead(ActionHead):
     def __init__(self, space: gym.spaces.MultiBinary, in_dim: int) -> None:
         super().__init__()
         if len(space.shape) != 1:
-            raise ValueError(f"a MultiBinary action space must be one-dimensional, not {space}")
+            raise ConfigurationError(
+                f"a MultiBinary action space must be one-dimensional, not {shortened(space)}"
+            )
         self.mask_dim = int(space.shape[0])
         self.linear = orthogonal_(nn.Linear(in_dim, self.mask_dim), gain=0.01)
 
@@ -158,7 +162,7 @@ class GaussianHead(ActionHead):
         if squash and not has_finite_range(space):
             raise ConfigurationError(
                 "squash needs an action space with finite bounds, whose distance float32 can "
-                f"hold, not {one_line(space)}; set squash: false"
+                f"hold, not {shortened(space)}; set squash: false"
             )
         self.squash = squash
         self.shape = space.shape
@@ -205,13 +209,15 @@ def make_head(
     """The head for an action space.
 
     Raises:
-        ValueError: If no head can emit actions of this space.
+        ConfigurationError: If no head can emit actions of this space.
     """
     s = gym.spaces
+    if 0 in (space.shape or ()):
+        raise ConfigurationError(f"the action space {shortened(space)} leaves nothing to choose")
     if isinstance(space, s.Box):
         if not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(
-                f"cannot emit actions of an integer Box: {one_line(space)}; use MultiDiscrete"
+            raise ConfigurationError(
+                f"cannot emit actions of an integer Box: {shortened(space)}; use MultiDiscrete"
             )
         return GaussianHead(space, in_dim, squash, log_std_init)
     heads: dict[Any, Any] = {
@@ -222,8 +228,8 @@ def make_head(
     for kind, head in heads.items():
         if isinstance(space, kind):
             return head(space, in_dim)
-    raise ValueError(
-        f"cannot emit actions of {one_line(space)}: the action space must be Discrete, "
+    raise ConfigurationError(
+        f"cannot emit actions of {shortened(space)}: the action space must be Discrete, "
         "MultiDiscrete, MultiBinary or Box; wrap the environment (gymnasium.wrappers."
         "TransformAction) to get there"
     )

@@ -44,10 +44,12 @@ def mlp(in_dim: int, hidden: Sequence[int], activation: Activation = "tanh") -> 
     An empty `hidden` is the identity.
 
     Raises:
-        ValueError: If a width is not positive or the activation is unknown.
+        ConfigurationError: If a width is not positive or the activation is unknown.
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+        raise ConfigurationError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
+        )
     layers: list[nn.Module] = []
     for width in widths(hidden):
         layers += [orthogonal_(nn.Linear(in_dim, width)), ACTIVATIONS[activation]()]

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
 from rl_lightning.types import EnvSpec, Stored
@@ -39,8 +39,9 @@ class QNetwork(nn.Module):
         space = spec.action_space
         if not isinstance(space, gym.spaces.Discrete):
             raise ConfigurationError(
-                f"a Q-network has one value for each action of a Discrete space, not {space}; use "
-                "SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete and MultiBinary ones"
+                "a Q-network has one value for each action of a Discrete space, not "
+                f"{shortened(space)}; use SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete "
+                "and MultiBinary ones"
             )
         if activation not in ACTIVATIONS:
             raise ConfigurationError(

@@ -65,6 +65,18 @@ def test_one_observation_or_a_batch_whatever_the_space(observation):
     assert one == actions.tolist()
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_no_action_comes_of_an_observation_that_is_no_number(wrong):
+    bad = np.array([[0.0, 0.0], [0.0, wrong]])
+    with pytest.raises(ConfigurationError, match=r"^obs: .* holds NaN or infinity"):
+        ppo().predict(bad)
+    with pytest.raises(ConfigurationError, match=r"^obs: .* holds NaN or infinity"):
+        ppo().predict(bad[1])
+    spec = EnvSpec(gym.spaces.Dict(a=OBSERVATIONS["vector"], b=OBSERVATIONS["vector"]), WIDE)
+    agent = PPO(spec, encoder=partial(DictEncoder, ignore=["b"]), network=small)
+    assert WIDE.contains(agent.predict({"a": np.zeros(2), "b": bad[1]}))  # nobody looks there
+
+
 WIDE = gym.spaces.Box(np.array([[-0.1, 0.3]]), np.array([[0.1, 0.7]]), dtype=np.float64)
 SPACES = {**ACTIONS, "start": gym.spaces.Discrete(2, start=5), "float64": WIDE}
 SPACES["int32"] = gym.spaces.MultiDiscrete([2, 3], dtype=np.int32, start=[1, -1])

@@ -56,7 +56,9 @@ def test_runs_of_other_seeds_and_values_stay_apart_and_each_can_go_on(tmp_path, 
     run(tmp_path)
     assert names(ck) == OWN
     first = (ck / "last.ckpt").read_bytes()
+    capfd.readouterr()
     run(tmp_path, "--seed_everything=2")
+    assert f"checkpoints go to {ck}/version_1: those of" in capfd.readouterr().out
     assert names(ck) == [*OWN, "version_1"]
     assert names(ck / "version_1") == OWN
     assert names(tmp_path / "logs" / "ppo-cartpole") == ["version_0", "version_1"]

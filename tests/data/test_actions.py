@@ -10,10 +10,9 @@ from probes import exact_spaces
 from training import fit, make_trainer
 
 from rl_lightning import DDPG, DQN, IQL, PPO, SAC, TD3, ActorCritic, ReplayDataModule
-from rl_lightning.bounds import one_line
 from rl_lightning.callbacks import VideoRecorder
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.exploration import uniform_action
 from rl_lightning.nn import ContinuousNetwork, OfflineNetwork
 from rl_lightning.nn.heads import GaussianHead
@@ -105,7 +104,7 @@ def test_videos_play_what_the_environment_accepts(action):
         gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
         gym.spaces.Box(0, np.inf, (4,), np.float32),
     ],
-    ids=one_line,
+    ids=shortened,
 )
 def test_actions_within_bounds_stay_as_they_are(space):
     action = torch.rand(64, 4)
@@ -210,7 +209,7 @@ def test_squashing_and_uniform_actions_need_a_finite_range(bound):
         uniform_action(space, 2, None, torch.device("cpu"))
 
 
-def test_messages_about_many_bounds_are_one_line():
+def test_messages_about_many_bounds_are_shortened():
     space = gym.spaces.Box(np.zeros(99), np.r_[np.ones(98), np.inf])
     with pytest.raises(ConfigurationError) as caught:
         ContinuousNetwork(spec(space), lambda s: PPO(s).encoder)

@@ -241,7 +241,8 @@ def test_only_what_the_trainer_was_given_is_recorded(tmp_path):
     path = tmp_path / "data.hdf5"
     said = predict(path, limit=2, val_episodes=6)
     assert len(said) == read_dataset(path).total_episodes == 2
-    predict(path, val_episodes=3)
+    with pytest.warns(UserWarning, match="holds 2 episodes, and new ones come behind them"):
+        predict(path, val_episodes=3)
     assert read_dataset(path).total_episodes == 5  # behind those that were there
     assert list(tmp_path.iterdir()) == [path]
 

@@ -156,6 +156,8 @@ def test_discrete_start():
         (gym.spaces.Text(5), "cannot emit"),
         (gym.spaces.Box(0, 255, (2,), np.uint8), "integer Box"),
         (gym.spaces.MultiBinary((2, 2)), "one-dimensional"),
+        (gym.spaces.MultiDiscrete([[2, 3], [4, 5]]), r"one-dimensional, not .*\[\[2 3\] \[4 5\]\]"),
+        (gym.spaces.Box(-1.0, 1.0, (0,)), "leaves nothing to choose"),
     ],
 )
 def test_spaces_no_head_can_emit(space, message):

@@ -9,7 +9,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from rl_lightning.envs.failures import told
 from rl_lightning.envs.text import is_printable, text_space
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.trust import import_named
 
 Describer = Callable[[Any, gym.Env], str]
@@ -152,7 +152,7 @@ def _alike(given: gym.Space, own: gym.Space) -> bool:
 
 def _short(env: gym.Env) -> str:
     """Its observation space in one line: NumPy breaks long bounds into many."""
-    return " ".join(str(env.observation_space).split())[:200]
+    return shortened(env.observation_space)
 
 
 def _way_out(env: gym.Env) -> str:

@@ -1,0 +1,109 @@
+"""What a script gives a constructor is of its annotation's kind, or refused by name."""
+
+import inspect
+import typing
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import rl_lightning
+from rl_lightning import DQN, PPO, SAC, EnvSpec, MLPEncoder, ReplayDataModule, RolloutDataModule
+from rl_lightning import agents as agents_package
+from rl_lightning.agents import Agent
+from rl_lightning.arguments import check_arguments
+from rl_lightning.data.module import RLDataModule
+from rl_lightning.errors import ConfigurationError
+
+BOX = gym.spaces.Box(-1.0, 1.0, (2,))
+DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")
+CONTINUOUS = EnvSpec(BOX, gym.spaces.Box(-1.0, 1.0, (1,)), "Continuous")
+TABLE = EnvSpec(gym.spaces.Discrete(3), gym.spaces.Discrete(2), "Table")
+SPECS = {"QTable": TABLE, "SAC": CONTINUOUS, "TD3": CONTINUOUS, "DDPG": CONTINUOUS}
+AGENTS = [name for name in agents_package.__all__ if name not in ("Agent", "ReplayAgent")]
+DATA = ["RolloutDataModule", "ReplayDataModule", "OfflineDataModule"]
+
+
+class Odd:
+    """Of no argument's kind, and with a repr of many lines."""
+
+    def __repr__(self):
+        return "an odd\nthing" + 200 * "!"
+
+
+def typed(made):
+    hints = typing.get_type_hints(made.__init__)
+    names = [name for name in inspect.signature(made).parameters if hints.get(name)]
+    return {name: hints[name] for name in names if hints[name] is not typing.Any}
+
+
+def first(name):
+    more = {"dataset": "x.hdf5"} if name == "OfflineDataModule" else {}
+    return {"env": "CartPole-v1", **more}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_no_argument_of_an_agent_may_be_of_another_kind(name):
+    agent = getattr(agents_package, name)
+    arguments = typed(agent)
+    assert len(arguments) >= 6
+    for argument in arguments:
+        given = {"spec": SPECS.get(name, DISCRETE), argument: Odd()}
+        with pytest.raises(ConfigurationError, match=rf"^{argument} must be .*, not an odd thing!"):
+            agent(**given)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_no_argument_of_a_data_module_may_be_of_another_kind(name):
+    module = getattr(rl_lightning, name)
+    arguments = typed(module)
+    assert len(arguments) >= 10
+    for argument in arguments:
+        with pytest.raises(ConfigurationError, match=rf"^data\.{argument} must be .*, not an odd"):
+            module(**{**first(name), argument: Odd()})
+
+
+@pytest.mark.parametrize(
+    ("made", "wrong", "said"),
+    [
+        (SAC, {"temperature": None}, "temperature must be a number, not None"),
+        (SAC, {"learn_temperature": None}, "learn_temperature must be True or False, not None"),
+        (SAC, {"network": 3}, "network must be a class or another callable, not 3"),
+        (SAC, {"noise": 3}, "noise must be a class or another callable or None, not 3"),
+        (SAC, {"spec": "Pendulum-v1"}, "spec must be of class EnvSpec, not 'Pendulum-v1'"),
+        (DQN, {"exploration": 3}, "exploration must be a class or another callable or None, not 3"),
+        (DQN, {"value_range": -1}, "value_range must be a pair: a number, a number or None, not"),
+        (DQN, {"value_range": (0, "1")}, "value_range must be a pair"),
+        (PPO, {"gamma": True}, "gamma must be a number, not True"),
+        (PPO, {"encoder": [MLPEncoder]}, "encoder must be a class or another callable, not"),
+    ],
+)
+def test_messages_name_the_kind_and_the_value(made, wrong, said):
+    with pytest.raises(ConfigurationError) as refused:
+        made(**{"spec": CONTINUOUS if made is SAC else DISCRETE, **wrong})
+    assert str(refused.value).startswith(said)
+
+
+def test_what_means_the_right_thing_is_taken():
+    agent = PPO(DISCRETE, gamma=np.float32(0.5), entropy_coef=0)
+    assert agent.gamma == 0.5
+    data = RolloutDataModule("CartPole-v1", total_frames=1e4, num_envs=np.int64(2), wrappers=())
+    assert (data.total_frames, data.num_envs) == (10_000, 2)
+    assert ReplayDataModule("CartPole-v1", success_threshold=475).success_threshold == 475
+
+
+def test_classes_of_others_are_held_to_what_their_annotations_say_and_no_more():
+    class Mine(Agent):
+        def __init__(self, spec: EnvSpec, words: "list[str]" = (), free="x"):
+            super().__init__(spec)
+
+    assert Mine(DISCRETE, ["a"], free="y").hparams["free"] == "y"
+    check_arguments(Mine, {"free": Odd()})
+    with pytest.raises(ConfigurationError, match=r"^words must be a list, not 'abc'"):
+        Mine(DISCRETE, "abc")
+
+    class Unresolved(RLDataModule):
+        def __init__(self, env: "NotImported"):  # noqa: F821
+            pass
+
+    check_arguments(Unresolved, {"env": Odd()})
