@@ -20,6 +20,7 @@ from torch import nn
 from rl_lightning.arguments import check_arguments
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import ActionNoise, ValueExploration
+from rl_lightning.names import present_path, present_paths, public_path
 from rl_lightning.trust import check_import, find_named, is_trusted
 from rl_lightning.types import EnvSpec
 
@@ -58,13 +59,9 @@ def describe_call(
     bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs).arguments
     check_arguments(cls, bound, prefix)
     described = {name: _describe(name, value) for name, value in list(bound.items())[1:]}
-    described["_class_path"] = _path(cls)
+    described["_class_path"] = public_path(cls)
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     return described
-
-
-def _path(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def _describe(name: str, value: Any) -> Any:
@@ -83,9 +80,9 @@ def _describe(name: str, value: Any) -> Any:
             made, args = args[-1], ()
         if isinstance(made, type) and not args:
             init = _describe(name, value.keywords)
-            return {"class_path": _path(made), "init_args": init}
+            return {"class_path": public_path(made), "init_args": init}
     if isinstance(value, Callable) and "<" not in getattr(value, "__qualname__", "<"):  # type: ignore
-        return _path(value)
+        return public_path(value)
     # A list, because jsonargparse reports it whole; a text it would try to import.
     return [
         f"{_UNKNOWN}{name} was a {type(value).__name__} that a checkpoint cannot describe: "
@@ -117,6 +114,7 @@ def stored_class(hyper: Mapping[str, Any], role: type) -> Any:
         return role
     if not isinstance(path, str) or not _DOTTED.fullmatch(path):
         raise ConfigurationError(f"the checkpoint names {path!r} as the class of its agent or data")
+    path = present_path(path)
     found = find_named(path, f"the class {path}")
     if not (isinstance(found, type) and issubclass(found, role)):
         raise ConfigurationError(f"the checkpoint holds a {path}, which is no {role.__name__}")
@@ -136,7 +134,7 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
             function of an installed package that is not trusted, or what would have to be imported
             first.
     """
-    plain = without_code_switch(dict(hyper))
+    plain = present_paths(without_code_switch(dict(hyper)))
     plain = {k: v for k, v in plain.items() if k not in ("_class_path", "_instantiator")}
     for text, kind in _texts(plain):
         _check_text(text, kind)

@@ -13,6 +13,7 @@ from rl_lightning.data import RLDataModule
 from rl_lightning.data.stored import stored_arguments
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.names import public_path
 from rl_lightning.trust import loading_stranger
 
 _EVALUATE = ("validate", "test", "predict")
@@ -93,4 +94,4 @@ def _configuration(path: str, trusted: Sequence[str]) -> dict[str, Any]:
 
 
 def _class(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return {"class_path": public_path(cls), "init_args": init_args}

@@ -83,7 +83,8 @@ class EnvSpec:
         return f"EnvSpec({self.id!r}, {self.observation_space}, {self.action_space})"
 
 
-torch.serialization.add_safe_globals([EnvSpec])
+EnvSpec.__module__ = "rl_lightning"  # as checkpoints name it, wherever it is defined
+torch.serialization.add_safe_globals([EnvSpec, (EnvSpec, "rl_lightning.types.EnvSpec")])
 
 
 @dataclass

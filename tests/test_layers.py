@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1] / "rl_lightning"
 LAYERS = [
     {
         *("types", "charset", "errors", "tree", "checkpoints", "sharing", "spaces", "trust"),
+        "names",
         *("arguments", "bounds", "stopping"),
     },
     {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},

@@ -25,6 +25,7 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.errors import ConfigurationError, RunError, check_range, shortened
 from rl_lightning.exploration import uniform_action
 from rl_lightning.hyperparameters import describe_call, without_code_switch
+from rl_lightning.names import present_paths
 from rl_lightning.schedules import Schedule, factor
 from rl_lightning.tree import to_device
 from rl_lightning.types import EnvSpec, Rollout, Stored
@@ -416,5 +417,5 @@ class Agent(CopyableModule, FiniteModule):
             self.save_hyperparameters(logger=False)
             hparams = dict(self.hparams)
             self.hparams.clear()
-        self._set_hparams(without_code_switch(hparams))
+        self._set_hparams(present_paths(without_code_switch(hparams)))
         self._hparams_initial = copy.copy(self._hparams)

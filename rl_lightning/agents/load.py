@@ -12,6 +12,7 @@ from lightning.pytorch.cli import instantiate_module
 from rl_lightning.envs.failures import told
 from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.names import public_path
 from rl_lightning.trust import loading_stranger
 
 
@@ -48,9 +49,10 @@ def build_agent(
                 f"{made.__name__} has no argument {unknown[0]!r}; it has "
                 f"{', '.join(k for k in known if k != 'self')}"
             )
-        path = f"{made.__module__}.{made.__qualname__}"
         try:
-            agent: Any = instantiate_module(made, {"_class_path": path, **given, **kwargs})
+            agent: Any = instantiate_module(
+                made, {"_class_path": public_path(made), **given, **kwargs}
+            )
         except (ConfigurationError, RunError):
             raise
         except Exception as error:  # jsonargparse's, or that of whatever was to be built

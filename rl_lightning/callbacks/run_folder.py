@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rl_lightning.data.checkpoint_files import is_remote, replace_file, saving
 from rl_lightning.errors import ConfigurationError
+from rl_lightning.names import present_paths
 
 RUN_CONFIG = "run_config.yaml"
 # What a run may go on with in another way: how long it is, ...
@@ -68,7 +69,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", present_paths(value)  # an earlier version's may be others
 
 
 def find_checkpoint(

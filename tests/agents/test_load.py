@@ -143,7 +143,7 @@ def test_a_checkpoint_is_plain_data(tmp_path):
     path = save(build(make, observation, action), tmp_path / "agent.ckpt")
     arguments = torch.load(path, weights_only=True)["hyper_parameters"]
     assert arguments["encoder"] == {
-        "class_path": "rl_lightning.encoders.vector.MLPEncoder",
+        "class_path": "rl_lightning.MLPEncoder",
         "init_args": {"hidden": [7, 6], "activation": "relu", "normalize": True},
     }
     assert arguments["gamma"] == 0.9
