@@ -43,7 +43,7 @@ def memory() -> list[dict[str, Any]]:
     """Bytes per transition of three kinds of observation."""
     from stable_baselines3.common.buffers import ReplayBuffer as Theirs
 
-    from rl_lightning.data.replay import ReplayBuffer
+    from rl_lightning.data.replay.buffer import ReplayBuffer
 
     discrete = gym.spaces.Discrete(4)
     stack = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
@@ -101,7 +101,7 @@ def memory() -> list[dict[str, Any]]:
 
 def priorities(batch: int = 128, repeats: int = 300) -> list[dict[str, Any]]:
     """Time of one prioritised sample and update of a batch, in µs."""
-    from rl_lightning.data.sum_tree import SumTree
+    from rl_lightning.data.replay.sum_tree import SumTree
 
     rows = []
     for size in (10_000, 100_000, 1_000_000):

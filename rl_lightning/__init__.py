@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning.former import install
+
+install()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ LAYERS = [
     {
         *("types", "charset", "errors", "tree", "checkpoints", "sharing", "spaces", "trust"),
         "names",
+        "former",
         *("arguments", "bounds", "stopping"),
     },
     {"returns", "losses", "planning", "schedules", "exploration", "distributions", "nn"},

@@ -4,7 +4,7 @@ from rl_lightning.data.collector import Collector
 from rl_lightning.data.evaluation import EpisodeLoader
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.offline import OfflineDataModule
-from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay_module import ReplayDataModule
 from rl_lightning.data.rollout import RolloutDataModule
 

@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from rl_lightning.data.blocks import READ_ROWS, batched, blocks
 from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.module import RLDataModule
-from rl_lightning.data.placement import OBS_DTYPES, check_storage, storage_folder
-from rl_lightning.data.replay import ReplayBuffer, action_dtype, action_example
+from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
+from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.updates import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec

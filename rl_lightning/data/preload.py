@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from rl_lightning.data.blocks import READ_ROWS, batched, cut
 from rl_lightning.data.recording import Episode
-from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.tree import row_count, rows, to_device
 
 CPU = torch.device("cpu")  # where the buffer is: rows are taken apart there

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rl_lightning.data.collector import Outcome, Stepper
-from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.tree import rows
 
 

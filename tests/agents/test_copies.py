@@ -38,7 +38,7 @@ from rl_lightning import (
     ReplayDataModule,
     RolloutDataModule,
 )
-from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import OrnsteinUhlenbeck
 

@@ -6,8 +6,8 @@ import pytest
 from replay_tools import Game
 from test_hindsight import relabelled
 
-from rl_lightning.data.goals import goal_function
-from rl_lightning.data.hindsight import Hindsight
+from rl_lightning.data.replay.goals import goal_function
+from rl_lightning.data.replay.hindsight import Hindsight
 from rl_lightning.envs import make_env
 from rl_lightning.errors import ConfigurationError
 

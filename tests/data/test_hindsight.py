@@ -7,7 +7,7 @@ import torch
 from replay_tools import Game
 from scipy.stats import chisquare
 
-from rl_lightning.data.hindsight import Hindsight
+from rl_lightning.data.replay.hindsight import Hindsight
 from rl_lightning.encoders import DictEncoder
 from rl_lightning.envs import make_env
 from rl_lightning.errors import ConfigurationError, RunError

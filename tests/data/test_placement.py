@@ -6,7 +6,7 @@ import tempfile
 import pytest
 
 from rl_lightning.data import OfflineDataModule, ReplayDataModule
-from rl_lightning.data.placement import storage_folder
+from rl_lightning.data.replay.storage import storage_folder
 from rl_lightning.errors import ConfigurationError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from replay_tools import Game, features, tokens
 
-from rl_lightning.data.arena import Arena
-from rl_lightning.data.columns import OnceColumn, make_column
+from rl_lightning.data.replay.arrays import Arena
+from rl_lightning.data.replay.columns import OnceColumn, make_column
 
 KINDS = ["features", "half", "tokens"]
 

@@ -6,7 +6,7 @@ import torch
 from replay_tools import Game
 from scipy.stats import chisquare
 
-from rl_lightning.data.replay import ReplayBuffer
+from rl_lightning.data.replay.buffer import ReplayBuffer
 
 
 def leaves(buffer):

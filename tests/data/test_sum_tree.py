@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from rl_lightning.data.sum_tree import ROOT, WIDTH, SumTree
+from rl_lightning.data.replay.sum_tree import ROOT, WIDTH, SumTree
 
 # One leaf, one block, more than a block, no multiple of it, and a level more: ROOT * WIDTH leaves
 # are the most that two levels hold.

@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.data.arena import Arena
-from rl_lightning.data.columns import (
+from rl_lightning.data.replay.arrays import Arena
+from rl_lightning.data.replay.columns import (
     DenseColumn,
     NestedColumn,
     OnceColumn,
@@ -19,7 +19,7 @@ from rl_lightning.data.columns import (
     leaves,
     make_column,
 )
-from rl_lightning.data.priorities import Priorities
+from rl_lightning.data.replay.priorities import Priorities
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.returns import n_step_return
 from rl_lightning.types import Stored

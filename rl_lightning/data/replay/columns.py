@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.data.arena import Arena
-from rl_lightning.data.placement import store
+from rl_lightning.data.replay.arrays import Arena
+from rl_lightning.data.replay.storage import store
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import Stored
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.data.sum_tree import SumTree
+from rl_lightning.data.replay.sum_tree import SumTree
 
 
 class Priorities:

@@ -1,0 +1,47 @@
+"""Modules that have moved can be imported by their former names for one more version.
+
+Whoever does is told the new one. Files need no such help, see `rl_lightning.names`.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+FORMER = {
+    "rl_lightning.data.arena": "rl_lightning.data.replay.arrays",
+    "rl_lightning.data.columns": "rl_lightning.data.replay.columns",
+    "rl_lightning.data.goals": "rl_lightning.data.replay.goals",
+    "rl_lightning.data.hindsight": "rl_lightning.data.replay.hindsight",
+    "rl_lightning.data.placement": "rl_lightning.data.replay.storage",
+    "rl_lightning.data.priorities": "rl_lightning.data.replay.priorities",
+    "rl_lightning.data.sum_tree": "rl_lightning.data.replay.sum_tree",
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a moved module under its former name; what is imported is the module of today."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in FORMER else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        former = module.__name__
+        present = FORMER[former]
+        warnings.warn(
+            f"{former} has moved: import {present}; the former name goes with the next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        sys.modules[former] = importlib.import_module(present)
+
+
+def install() -> None:
+    """Let former names lead to the modules of today."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
