@@ -21,7 +21,7 @@ from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, Te
 from rl_lightning.callbacks.run_folder import find_checkpoint
 from rl_lightning.config_file import refuse_repeated_keys
 from rl_lightning.data import RLDataModule
-from rl_lightning.data.dataset import read_dataset
+from rl_lightning.data.recordings.dataset import read_dataset
 from rl_lightning.errors import ConfigurationError, nearest
 from rl_lightning.explain import root_message
 from rl_lightning.failures import explain_failure

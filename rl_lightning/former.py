@@ -19,6 +19,15 @@ FORMER = {
     "rl_lightning.data.placement": "rl_lightning.data.replay.storage",
     "rl_lightning.data.priorities": "rl_lightning.data.replay.priorities",
     "rl_lightning.data.sum_tree": "rl_lightning.data.replay.sum_tree",
+    "rl_lightning.data.dataset": "rl_lightning.data.recordings.dataset",
+    "rl_lightning.data.blocks": "rl_lightning.data.recordings.rows",
+    "rl_lightning.data.preload": "rl_lightning.data.recordings.into_buffer",
+    "rl_lightning.data.minari": "rl_lightning.data.recordings.minari",
+    "rl_lightning.data.layout": "rl_lightning.data.recordings.layout",
+    "rl_lightning.data.episode_checks": "rl_lightning.data.recordings.checks",
+    "rl_lightning.data.hdf5_safety": "rl_lightning.data.recordings.hdf5",
+    "rl_lightning.data.recorded_spaces": "rl_lightning.data.recordings.spaces",
+    "rl_lightning.data.recording": "rl_lightning.data.recordings.episode",
 }
 
 

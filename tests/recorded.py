@@ -13,8 +13,8 @@ from training import fit as fit_clipped
 from training import make_trainer as make_clipped
 
 from rl_lightning.data import OfflineDataModule
-from rl_lightning.data.dataset import DatasetWriter
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.types import EnvSpec
 
 

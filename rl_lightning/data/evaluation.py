@@ -16,7 +16,7 @@ from torch import Tensor
 from rl_lightning.data.episodes import read_success
 from rl_lightning.data.finite import FiniteCheck
 from rl_lightning.data.patience import Patience
-from rl_lightning.data.recording import EpisodeRecorder
+from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.envs.failures import failed, name
 from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.spaces import action_writer

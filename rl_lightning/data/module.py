@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.data.collector import Stepper
-from rl_lightning.data.dataset import DatasetWriter
 from rl_lightning.data.evaluation import EpisodeLoader, limited
-from rl_lightning.data.recording import EpisodeRecorder
+from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state
 from rl_lightning.data.sidecar import install
 from rl_lightning.data.snapshot import Snapshots

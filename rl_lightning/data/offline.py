@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 
-from rl_lightning.data.blocks import READ_ROWS, batched, blocks
-from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
+from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder
 from rl_lightning.data.rng import rng_state, set_rng_state

@@ -11,9 +11,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.checkpoints import read_archive
-from rl_lightning.data.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.module import RLDataModule
-from rl_lightning.data.preload import preload
+from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
+from rl_lightning.data.recordings.into_buffer import preload
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay.hindsight import Hindsight, Strategy
 from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder

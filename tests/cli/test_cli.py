@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lightning.cli import main
-from rl_lightning.data.dataset import read_dataset
+from rl_lightning.data.recordings.dataset import read_dataset
 
 CARTPOLE = ["--config", "tests/cartpole.yaml"]
 SHORT = [

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl_lightning.data.dataset import Dataset, DatasetWriter, read_dataset
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.dataset import Dataset, DatasetWriter, read_dataset
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 

@@ -32,8 +32,8 @@ from rl_lightning.agents.agent import adam
 from rl_lightning.cli import main
 from rl_lightning.data import OfflineDataModule
 from rl_lightning.data import offline as module
-from rl_lightning.data.dataset import DatasetWriter
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 

@@ -15,9 +15,9 @@ from test_offline import COUNTER, attached, count, counters
 from training import make_trainer
 
 from rl_lightning import BC, DQN, MLPEncoder, QNetwork, ReplayDataModule
-from rl_lightning.data import preload
-from rl_lightning.data.dataset import DatasetWriter
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings import into_buffer as preload
+from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import EpsilonGreedy
 from rl_lightning.types import EnvSpec

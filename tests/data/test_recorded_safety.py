@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl_lightning.data import hdf5_safety
-from rl_lightning.data.dataset import DatasetWriter, read_dataset, read_recorded
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings import hdf5 as hdf5_safety
+from rl_lightning.data.recordings.dataset import DatasetWriter, read_dataset, read_recorded
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.types import EnvSpec
 
@@ -382,7 +382,7 @@ def test_images_that_are_none(case, told, tmp_path, monkeypatch):
             file.attrs.__delitem__("observation_space")
 
     edited(path, edit)
-    monkeypatch.setattr("rl_lightning.data.minari.memory", lambda: 10**8)
+    monkeypatch.setattr("rl_lightning.data.recordings.minari.memory", lambda: 10**8)
     refused(lambda: list(read_dataset(path).episodes()), "episode_0: observations")
 
 

@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rl_lightning.data.episode_checks import checked
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.checks import checked
+from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.types import EnvSpec
 

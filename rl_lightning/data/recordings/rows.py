@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.episode import Episode
 
 READ_ROWS = 256  # observations that an encoder is shown at a time
 

@@ -6,8 +6,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.data.minari import pixels
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.minari import pixels
 from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import EnvSpec
 

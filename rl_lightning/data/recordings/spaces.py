@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_lightning.data.minari import describe, form_of, same_rows, space_of
+from rl_lightning.data.recordings.minari import describe, form_of, same_rows, space_of
 from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import EnvSpec
 

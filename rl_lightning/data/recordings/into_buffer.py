@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rl_lightning.data.blocks import READ_ROWS, batched, cut
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.rows import READ_ROWS, batched, cut
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.tree import row_count, rows, to_device
 

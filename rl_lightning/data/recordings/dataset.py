@@ -30,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.episode_checks import checked
-from rl_lightning.data.hdf5_safety import (
+from rl_lightning.data.recordings.checks import checked
+from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.hdf5 import (
     Node,
     check_all,
     find,
@@ -40,7 +41,7 @@ from rl_lightning.data.hdf5_safety import (
     opened,
     part_of,
 )
-from rl_lightning.data.layout import (
+from rl_lightning.data.recordings.layout import (
     INFOS,
     MASK,
     episode_group,
@@ -51,9 +52,8 @@ from rl_lightning.data.layout import (
     step_count,
     write_part,
 )
-from rl_lightning.data.minari import describe, space_of
-from rl_lightning.data.recorded_spaces import SPACES, check_spaces, spec_of
-from rl_lightning.data.recording import Episode
+from rl_lightning.data.recordings.minari import describe, space_of
+from rl_lightning.data.recordings.spaces import SPACES, check_spaces, spec_of
 from rl_lightning.errors import ConfigurationError, RunError, shortened
 from rl_lightning.types import EnvSpec
 

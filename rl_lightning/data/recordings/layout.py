@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import Node, Rows, entry, find, holds, import_h5py
+from rl_lightning.data.recordings.hdf5 import Node, Rows, entry, find, holds, import_h5py
 from rl_lightning.errors import ConfigurationError, shortened
 
 INFOS, MASK = "infos", "action_mask"

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.data.hdf5_safety import DEEPEST, memory
+from rl_lightning.data.recordings.hdf5 import DEEPEST, memory
 from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.types import space_to_data
 

@@ -1,0 +1,1 @@
+"""Episodes on disk: written down, checked, read, and put into a replay buffer."""
