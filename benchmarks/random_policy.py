@@ -65,7 +65,7 @@ def digest(path: Path) -> str:
 
 def play(path: Path) -> dict[str, float]:
     """Mean return and share of successes."""
-    from rl_lightning.data.evaluation import EpisodeLoader
+    from rl_lightning.data.collect.evaluation import EpisodeLoader
 
     config = yaml.safe_load(path.read_text())["data"]
     home, _, name = config["class_path"].rpartition(".")

@@ -28,6 +28,14 @@ FORMER = {
     "rl_lightning.data.hdf5_safety": "rl_lightning.data.recordings.hdf5",
     "rl_lightning.data.recorded_spaces": "rl_lightning.data.recordings.spaces",
     "rl_lightning.data.recording": "rl_lightning.data.recordings.episode",
+    "rl_lightning.data.collector": "rl_lightning.data.collect.collector",
+    "rl_lightning.data.replay_collector": "rl_lightning.data.collect.replay_collector",
+    "rl_lightning.data.storage": "rl_lightning.data.collect.rollout_storage",
+    "rl_lightning.data.episodes": "rl_lightning.data.collect.statistics",
+    "rl_lightning.data.evaluation": "rl_lightning.data.collect.evaluation",
+    "rl_lightning.data.finite": "rl_lightning.data.collect.checks",
+    "rl_lightning.data.patience": "rl_lightning.data.collect.patience",
+    "rl_lightning.data.reward": "rl_lightning.data.collect.reward_norm",
 }
 
 

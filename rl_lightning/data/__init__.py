@@ -1,7 +1,7 @@
 """Data: collecting rollouts, evaluation episodes, and the LightningDataModules."""
 
-from rl_lightning.data.collector import Collector
-from rl_lightning.data.evaluation import EpisodeLoader
+from rl_lightning.data.collect.collector import Collector
+from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.offline import OfflineDataModule
 from rl_lightning.data.replay.buffer import ReplayBuffer

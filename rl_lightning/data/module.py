@@ -20,8 +20,8 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
 from rl_lightning.checkpoints import read_checkpoint
-from rl_lightning.data.collector import Stepper
-from rl_lightning.data.evaluation import EpisodeLoader, limited
+from rl_lightning.data.collect.collector import Stepper
+from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.data.rng import rng_state, set_rng_state

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from rl_lightning import ActorCritic, MLPEncoder
-from rl_lightning.data.collector import Collector
+from rl_lightning.data.collect.collector import Collector
 from rl_lightning.distributions import SquashedGaussian
 from rl_lightning.envs import make_vector_env
 from rl_lightning.types import EnvSpec, Rollout

@@ -17,7 +17,7 @@ from training import AGENTS, make_trainer, train_probe
 from rl_lightning import PPO, ActorCritic, MLPEncoder
 from rl_lightning.agents import Agent
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.data.collector import Collector
+from rl_lightning.data.collect.collector import Collector
 from rl_lightning.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 from rl_lightning.errors import ConfigurationError, RunError

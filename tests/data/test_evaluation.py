@@ -11,7 +11,7 @@ from training import fit, make_trainer
 
 from rl_lightning import PPO, ActorCritic, MLPEncoder
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.data.episodes import EpisodeStatistics
+from rl_lightning.data.collect.statistics import EpisodeStatistics
 
 still = partial(torch.optim.SGD, lr=0.0)
 

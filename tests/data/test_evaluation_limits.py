@@ -9,7 +9,8 @@ from training import fit, make_trainer
 
 from rl_lightning import DQN, PPO, ReplayDataModule
 from rl_lightning.callbacks import FrameProgressBar
-from rl_lightning.data import RolloutDataModule, patience
+from rl_lightning.data import RolloutDataModule
+from rl_lightning.data.collect import patience
 from rl_lightning.errors import ConfigurationError
 
 SHORT, LONG = 2, 20

@@ -14,12 +14,12 @@ from training import make_trainer
 
 from rl_lightning.agents import DQN, PPO, SAC, QTable
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
-from rl_lightning.data.episodes import read_success
-from rl_lightning.data.finite import FiniteCheck
+from rl_lightning.data.collect.checks import FiniteCheck
+from rl_lightning.data.collect.reward_norm import RewardNorm
+from rl_lightning.data.collect.rollout_storage import Buffers
+from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.data.replay.arrays import Arena
 from rl_lightning.data.replay.columns import make_column
-from rl_lightning.data.reward import RewardNorm
-from rl_lightning.data.storage import Buffers
 from rl_lightning.encoders import DictEncoder, MLPEncoder
 from rl_lightning.envs import make_vector_env
 from rl_lightning.errors import ConfigurationError, RunError

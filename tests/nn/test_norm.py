@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rl_lightning.data.reward import RewardNorm
+from rl_lightning.data.collect.reward_norm import RewardNorm
 from rl_lightning.nn.norm import RunningNorm
 
 

@@ -13,9 +13,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rl_lightning.data.episodes import read_success
-from rl_lightning.data.finite import FiniteCheck
-from rl_lightning.data.patience import Patience
+from rl_lightning.data.collect.checks import FiniteCheck
+from rl_lightning.data.collect.patience import Patience
+from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.envs.failures import failed, name
 from rl_lightning.errors import ConfigurationError, shortened

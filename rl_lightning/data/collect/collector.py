@@ -8,9 +8,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.data.episodes import EpisodeStatistics
-from rl_lightning.data.finite import FiniteCheck
-from rl_lightning.data.storage import Buffers
+from rl_lightning.data.collect.checks import FiniteCheck
+from rl_lightning.data.collect.rollout_storage import Buffers
+from rl_lightning.data.collect.statistics import EpisodeStatistics
 from rl_lightning.envs.failures import failed
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.spaces import action_writer

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl_lightning.data.collector import Outcome, Stepper
+from rl_lightning.data.collect.collector import Outcome, Stepper
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.tree import rows
 

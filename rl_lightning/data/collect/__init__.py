@@ -1,0 +1,1 @@
+"""Environments stepped by an agent: for training, for evaluation, and looked at all the while."""
