@@ -36,6 +36,15 @@ FORMER = {
     "rl_lightning.data.finite": "rl_lightning.data.collect.checks",
     "rl_lightning.data.patience": "rl_lightning.data.collect.patience",
     "rl_lightning.data.reward": "rl_lightning.data.collect.reward_norm",
+    "rl_lightning.data.checkpoint_files": "rl_lightning.data.resume.checkpoint_files",
+    "rl_lightning.data.sidecar": "rl_lightning.data.resume.sidecar",
+    "rl_lightning.data.snapshot": "rl_lightning.data.resume.environments",
+    "rl_lightning.data.rng": "rl_lightning.data.resume.random_numbers",
+    "rl_lightning.data.stored": "rl_lightning.data.resume.arguments",
+    "rl_lightning.data.module": "rl_lightning.data.base_module",
+    "rl_lightning.data.rollout": "rl_lightning.data.rollout_module",
+    "rl_lightning.data.offline": "rl_lightning.data.offline_module",
+    "rl_lightning.data.updates": "rl_lightning.data.update_loader",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rl_lightning.agents import Agent
 from rl_lightning.checkpoints import read_checkpoint
 from rl_lightning.data import RLDataModule
-from rl_lightning.data.stored import stored_arguments
+from rl_lightning.data.resume.arguments import stored_arguments
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
 from rl_lightning.names import public_path

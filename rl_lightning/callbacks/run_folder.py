@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from rl_lightning.data.checkpoint_files import is_remote, replace_file, saving
+from rl_lightning.data.resume.checkpoint_files import is_remote, replace_file, saving
 from rl_lightning.errors import ConfigurationError
 from rl_lightning.names import present_paths
 

@@ -1,12 +1,12 @@
 """Data: collecting rollouts, evaluation episodes, and the LightningDataModules."""
 
+from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.evaluation import EpisodeLoader
-from rl_lightning.data.module import RLDataModule
-from rl_lightning.data.offline import OfflineDataModule
+from rl_lightning.data.offline_module import OfflineDataModule
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay_module import ReplayDataModule
-from rl_lightning.data.rollout import RolloutDataModule
+from rl_lightning.data.rollout_module import RolloutDataModule
 
 __all__ = [
     "Collector",

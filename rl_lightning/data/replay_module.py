@@ -11,16 +11,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.checkpoints import read_archive
+from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.replay_collector import ReplayCollector
-from rl_lightning.data.module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.into_buffer import preload
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay.hindsight import Hindsight, Strategy
 from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder
-from rl_lightning.data.sidecar import Spool, find_sidecar, spool_place
+from rl_lightning.data.resume.sidecar import Spool, find_sidecar, spool_place
 from rl_lightning.data.tuners import check_restart
-from rl_lightning.data.updates import UpdateLoader
+from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, check_range, whole
 from rl_lightning.schedules import anneal

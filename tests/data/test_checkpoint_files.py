@@ -24,8 +24,8 @@ from rl_lightning.data import (
     RolloutDataModule,
     checkpoint_files,
 )
-from rl_lightning.data.checkpoint_files import CheckpointFiles, replace_file
-from rl_lightning.data.sidecar import find_sidecar, sidecars
+from rl_lightning.data.resume.checkpoint_files import CheckpointFiles, replace_file
+from rl_lightning.data.resume.sidecar import find_sidecar, sidecars
 from rl_lightning.errors import ConfigurationError, RunError
 
 

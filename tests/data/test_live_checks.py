@@ -6,7 +6,7 @@ import pytest
 from training import fit
 
 from rl_lightning import DQN, PPO, ReplayDataModule, RolloutDataModule
-from rl_lightning.data.snapshot import Snapshots
+from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.errors import RunError
 
 

@@ -31,7 +31,7 @@ from rl_lightning import (
 from rl_lightning.agents.agent import adam
 from rl_lightning.cli import main
 from rl_lightning.data import OfflineDataModule
-from rl_lightning.data import offline as module
+from rl_lightning.data import offline_module as module
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.errors import ConfigurationError

@@ -14,7 +14,7 @@ from training import fit, make_trainer
 from rl_lightning import DQN, SAC, DictEncoder, MLPEncoder, QNetwork
 from rl_lightning.data import ReplayBuffer, ReplayDataModule
 from rl_lightning.data.collect.replay_collector import ReplayCollector
-from rl_lightning.data.updates import UpdateLoader
+from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.exploration import EpsilonGreedy
 
 TINY = partial(QNetwork, hidden=(8,))

@@ -13,7 +13,7 @@ from training import fit
 
 from rl_lightning import A2C, PPO, ActorCritic
 from rl_lightning.data import Collector, RolloutDataModule
-from rl_lightning.data.rollout import RolloutLoader
+from rl_lightning.data.rollout_module import RolloutLoader
 
 SMALL = {
     "env": "Counter-v0",

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning import DQN
-from rl_lightning.data import ReplayDataModule, checkpoint_files, sidecar
-from rl_lightning.data.sidecar import PairedFiles, SidecarIO, Spool, find_sidecar, sidecars
+from rl_lightning.data import ReplayDataModule
+from rl_lightning.data.resume import checkpoint_files, sidecar
+from rl_lightning.data.resume.sidecar import PairedFiles, SidecarIO, Spool, find_sidecar, sidecars
 from rl_lightning.errors import ConfigurationError, RunError
 
 SMALL = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl_lightning.data.snapshot import Snapshots
+from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.envs import make_env, make_vector_env
 from rl_lightning.envs.state import StateError, Vocabulary, load_state, save_state
 

@@ -248,7 +248,7 @@ def test_another_number_of_environments_goes_on_with_an_empty_buffer(tmp_path):
 
 def test_environments_that_cannot_be_copied_go_on_with_fresh_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "rl_lightning.data.snapshot.Snapshots._try", lambda self, env: "it is too large"
+        "rl_lightning.data.resume.environments.Snapshots._try", lambda self, env: "it is too large"
     )
     train(EPSILON, {"env": "CartPole-v1"}, tmp_path, 1)
     module = make()

@@ -18,7 +18,7 @@ from training import make_trainer
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, LLMEncoder, MLPEncoder, QTable
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.data.snapshot import Snapshots
+from rl_lightning.data.resume.environments import Snapshots
 
 DATA = {"num_envs": 4, "rollout_steps": 32, "val_episodes": 4, "seed": 3}
 BATCHES = {"minibatch_size": 64, "passes": 2}

@@ -181,7 +181,7 @@ TEXTS = {
         "encoder": named("rl_lightning.DictEncoder", encoders={"model": named("their_module.Eyes")})
     },
     "a function of an installed package": {"encoder": "jinja2.filters.do_int"},
-    "a function of this library": {"encoder": "rl_lightning.data.checkpoint_files.replace_file"},
+    "a function of this library": {"encoder": "rl_lightning.data.resume.sidecar.install"},
 }  # fmt: skip
 
 
@@ -209,7 +209,7 @@ WRAPPERS = {
         {"jinja2.filters.do_int": {"default": "__import__('os').system('touch ran')"}},
         "sympy.core.sympify.sympify",
     ],
-    "a function of this library": ["rl_lightning.data.sidecar._remove"],
+    "a function of this library": ["rl_lightning.data.resume.sidecar._remove"],
     "one of the user's own": [f"{HERE}.leave_a_trace"],
 }
 

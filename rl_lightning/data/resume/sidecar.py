@@ -25,7 +25,8 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rl_lightning.data.checkpoint_files import (
+from rl_lightning.data.replay.arrays import link
+from rl_lightning.data.resume.checkpoint_files import (
     CheckpointFiles,
     Places,
     flush,
@@ -34,7 +35,6 @@ from rl_lightning.data.checkpoint_files import (
     lock,
     saving,
 )
-from rl_lightning.data.replay.arrays import link
 from rl_lightning.errors import ConfigurationError
 
 

@@ -24,10 +24,10 @@ from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import EpisodeRecorder
-from rl_lightning.data.rng import rng_state, set_rng_state
-from rl_lightning.data.sidecar import install
-from rl_lightning.data.snapshot import Snapshots
-from rl_lightning.data.stored import stored_arguments
+from rl_lightning.data.resume.arguments import stored_arguments
+from rl_lightning.data.resume.environments import Snapshots
+from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
+from rl_lightning.data.resume.sidecar import install
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env

@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 
-from rl_lightning.data.module import RLDataModule
+from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
 from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder
-from rl_lightning.data.rng import rng_state, set_rng_state
-from rl_lightning.data.updates import UpdateLoader
+from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
+from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 from rl_lightning.errors import ConfigurationError, whole
 from rl_lightning.tree import to_device
