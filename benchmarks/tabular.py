@@ -80,7 +80,7 @@ def plan(agent: Any, data: dict[str, Any]) -> tuple[float, float]:
     import numpy as np
 
     from rl_lightning.envs import make_env
-    from rl_lightning.planning import policy_value, read_model, start_value, value_iteration
+    from rl_lightning.maths.planning import policy_value, read_model, start_value, value_iteration
 
     env = make_env(data["env"], data.get("env_kwargs"))
     model = read_model(env)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rl_lightning.former import install
+from rl_lightning.core.former import install
 
 install()
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         QTable,
         ReplayAgent,
     )
+    from rl_lightning.core.types import EnvSpec
     from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
         DictEncoder,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         TableEncoder,
     )
     from rl_lightning.nn import ActorCritic, ContinuousNetwork, OfflineNetwork, QNetwork
-    from rl_lightning.types import EnvSpec
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -60,7 +60,7 @@ _HOMES = {
     "Agent": "agents",
     "DictEncoder": "encoders",
     "Encoder": "encoders",
-    "EnvSpec": "types",
+    "EnvSpec": "core.types",
     "ImpalaCNN": "encoders",
     "LLMEncoder": "encoders",
     "MLPEncoder": "encoders",

@@ -5,14 +5,14 @@ It imports the command line within `main`: processes of environments import this
 
 import signal
 
-from rl_lightning.stopping import SIGNALS, ended_by_signals
+from rl_lightning.core.stopping import SIGNALS, ended_by_signals
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line, which signals can end from its first import on."""
     try:
         with ended_by_signals():
-            from rl_lightning.cli import main as run
+            from rl_lightning.cli.command import main as run
 
             run(args)
     finally:

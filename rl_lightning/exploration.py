@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl_lightning.bounds import float32_bounds, has_finite_range
-from rl_lightning.distributions import Categorical, mask_logits
-from rl_lightning.errors import ConfigurationError, check_range, shortened
-from rl_lightning.schedules import anneal
+from rl_lightning.core.bounds import float32_bounds, has_finite_range
+from rl_lightning.core.errors import ConfigurationError, check_range, shortened
+from rl_lightning.core.schedules import anneal
+from rl_lightning.maths.distributions import Categorical, mask_logits
 
 
 class ValueExploration:

@@ -17,12 +17,12 @@ import torch
 import yaml
 from torch import nn
 
-from rl_lightning.arguments import check_arguments
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.arguments import check_arguments
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.names import present_path, present_paths, public_path
+from rl_lightning.core.trust import check_import, find_named, is_trusted
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.exploration import ActionNoise, ValueExploration
-from rl_lightning.names import present_path, present_paths, public_path
-from rl_lightning.trust import check_import, find_named, is_trusted
-from rl_lightning.types import EnvSpec
 
 # What a checkpoint may name: parts of agents, and wrappers of environments.
 _ROLES = (

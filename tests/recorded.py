@@ -12,10 +12,10 @@ from probes import Probe
 from training import fit as fit_clipped
 from training import make_trainer as make_clipped
 
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.types import EnvSpec
 
 
 def right(kind: str, bit: int) -> Any:

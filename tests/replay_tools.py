@@ -10,11 +10,11 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from probes import stack as batch_up
 
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.replay_collector import ReplayCollector
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype
 from rl_lightning.encoders import DictEncoder, MinAtarCNN, MLPEncoder
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.types import EnvSpec
 
 VECTOR = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 IMAGE = gym.spaces.Box(0, 255, (6, 5, 1), np.uint8)

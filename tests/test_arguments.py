@@ -11,9 +11,9 @@ import rl_lightning
 from rl_lightning import DQN, PPO, SAC, EnvSpec, MLPEncoder, ReplayDataModule, RolloutDataModule
 from rl_lightning import agents as agents_package
 from rl_lightning.agents import Agent
-from rl_lightning.arguments import check_arguments
+from rl_lightning.core.arguments import check_arguments
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.base_module import RLDataModule
-from rl_lightning.errors import ConfigurationError
 
 BOX = gym.spaces.Box(-1.0, 1.0, (2,))
 DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")

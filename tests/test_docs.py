@@ -15,10 +15,10 @@ from training import fit
 
 from rl_lightning import agents, nn
 from rl_lightning.agents.discrete_sac import DiscreteNetwork
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder, TableEncoder
 from rl_lightning.nn import ActorCritic
-from rl_lightning.types import EnvSpec
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,8 +11,8 @@ from training import make_trainer
 import rl_lightning
 from rl_lightning import DQN, PPO, ActorCritic, Agent, EnvSpec, MLPEncoder, RolloutDataModule
 from rl_lightning.agents.optimizer import make_optimizer
+from rl_lightning.core.names import present_path, present_paths, public_path
 from rl_lightning.exploration import EpsilonGreedy
-from rl_lightning.names import present_path, present_paths, public_path
 
 FORMER = {
     "rl_lightning.PPO": "rl_lightning.agents.ppo.PPO",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl_lightning.types import EnvSpec, OpaqueSpace, space_from_data, space_to_data
+from rl_lightning.core.types import EnvSpec, OpaqueSpace, space_from_data, space_to_data
 
 s = gym.spaces
 INNER = s.Box(-1, 1, (2,), np.float64)

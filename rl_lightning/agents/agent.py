@@ -19,16 +19,16 @@ from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent, check_kind
 from rl_lightning.agents.optimizer import check_restored, make_optimizer
-from rl_lightning.checkpoints import read_checkpoint
-from rl_lightning.distributions import flat_mask
+from rl_lightning.core.checkpoints import read_checkpoint
+from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened
+from rl_lightning.core.names import present_paths
+from rl_lightning.core.schedules import Schedule, factor
+from rl_lightning.core.tree import to_device
+from rl_lightning.core.types import EnvSpec, Rollout, Stored
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, RunError, check_range, shortened
 from rl_lightning.exploration import uniform_action
 from rl_lightning.hyperparameters import describe_call, without_code_switch
-from rl_lightning.names import present_paths
-from rl_lightning.schedules import Schedule, factor
-from rl_lightning.tree import to_device
-from rl_lightning.types import EnvSpec, Rollout, Stored
+from rl_lightning.maths.distributions import flat_mask
 
 # Fused: one kernel for all parameters, a quarter less time per update than the default on a CPU.
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
@@ -379,7 +379,7 @@ class Agent(CopyableModule, FiniteModule):
         """The agent of a checkpoint; `Agent.load_from_checkpoint(path)` finds its class by itself.
 
         No code of the file's runs, and none that it names is imported by surprise, see
-        `rl_lightning.trust`.
+        `rl_lightning.core.trust`.
 
         Args:
             checkpoint_path: A local file.

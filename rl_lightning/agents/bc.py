@@ -7,12 +7,12 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
+from rl_lightning.core.errors import ConfigurationError, check_range
+from rl_lightning.core.schedules import Schedule
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError, check_range
 from rl_lightning.nn.actor_critic import ActorCritic
-from rl_lightning.schedules import Schedule
-from rl_lightning.types import EnvSpec, Stored
 
 
 class BC(ReplayAgent):

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.compiled import load_plain_names, save_plain_names
 
 # What `trainer.fit(torch.compile(agent))` replaces in the agent by compiled functions of it.

@@ -10,17 +10,17 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
-from rl_lightning.distributions import Categorical, mask_logits
+from rl_lightning.core.errors import ConfigurationError, check_range, shortened
+from rl_lightning.core.schedules import Schedule
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError, check_range, shortened
+from rl_lightning.maths import losses
+from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import Activation
 from rl_lightning.nn.target import make_target
-from rl_lightning.schedules import Schedule
-from rl_lightning.types import EnvSpec, Stored
 
 
 class DiscreteNetwork(nn.Module):

@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.compiled import plain_name
 from rl_lightning.nn.norm import RunningMoments
-from rl_lightning.types import EnvSpec
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError
 
 
 def group_parameters(

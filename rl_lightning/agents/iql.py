@@ -8,16 +8,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
-from rl_lightning.distributions import DiagonalGaussian
+from rl_lightning.core.errors import check_range
+from rl_lightning.core.schedules import Schedule
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range
+from rl_lightning.maths import losses
+from rl_lightning.maths.distributions import DiagonalGaussian
 from rl_lightning.nn.offline import OfflineNetwork
 from rl_lightning.nn.target import make_target
-from rl_lightning.schedules import Schedule
-from rl_lightning.types import EnvSpec, Stored
 
 MAX_WEIGHT = 100.0  # of a recorded action in the policy's loss, as in the authors' code
 

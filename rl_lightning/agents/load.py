@@ -9,11 +9,11 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import instantiate_module
 
+from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.names import public_path
+from rl_lightning.core.trust import loading_stranger
 from rl_lightning.envs.failures import told
-from rl_lightning.errors import ConfigurationError, RunError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
-from rl_lightning.names import public_path
-from rl_lightning.trust import loading_stranger
 
 
 def build_agent(

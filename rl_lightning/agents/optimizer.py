@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 
 def make_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: Any) -> Any:

@@ -8,15 +8,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning import losses
 from rl_lightning.agents.agent import Agent
+from rl_lightning.core.errors import check_range, whole
+from rl_lightning.core.schedules import Schedule, factor
+from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_range, whole
+from rl_lightning.maths import losses
+from rl_lightning.maths.returns import gae
 from rl_lightning.nn.actor_critic import ActorCritic
-from rl_lightning.returns import gae
-from rl_lightning.schedules import Schedule, factor
-from rl_lightning.types import EnvSpec, Rollout
 
 
 class PPO(Agent):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.spaces import action_writer, as_batch
-from rl_lightning.tree import is_finite
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.spaces import action_writer, as_batch
+from rl_lightning.core.tree import is_finite
 
 NOT_GIVEN: Any = object()
 

@@ -9,14 +9,14 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from rl_lightning.agents.agent import Agent
+from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, shortened
+from rl_lightning.core.schedules import Schedule, factor
+from rl_lightning.core.types import EnvSpec, Rollout, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.table import TableEncoder
-from rl_lightning.errors import ConfigurationError, check_finite, check_range, shortened
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
+from rl_lightning.maths.returns import next_values
 from rl_lightning.nn.q_network import pick
-from rl_lightning.returns import next_values
-from rl_lightning.schedules import Schedule, factor
-from rl_lightning.types import EnvSpec, Rollout, Stored
 
 METHODS = ("q_learning", "sarsa", "expected_sarsa", "double_q")
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.plain import is_plain
-from rl_lightning.errors import check_range
+from rl_lightning.core.errors import check_range
+from rl_lightning.core.schedules import Schedule
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.clip import clip_gradients
 from rl_lightning.nn.target import TargetUpdate
-from rl_lightning.schedules import Schedule
-from rl_lightning.types import EnvSpec
 
 
 class ReplayAgent(Agent):

@@ -9,16 +9,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning import losses
 from rl_lightning.agents.replay_agent import ReplayAgent
+from rl_lightning.core.errors import check_finite, check_range
+from rl_lightning.core.schedules import Schedule
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import check_finite, check_range
 from rl_lightning.exploration import ActionNoise
+from rl_lightning.maths import losses
 from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.target import make_target
-from rl_lightning.schedules import Schedule
-from rl_lightning.types import EnvSpec, Stored
 
 
 class SAC(ReplayAgent):

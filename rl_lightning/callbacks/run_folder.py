@@ -17,9 +17,9 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.names import present_paths
 from rl_lightning.data.resume.checkpoint_files import is_remote, replace_file, saving
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.names import present_paths
 
 RUN_CONFIG = "run_config.yaml"
 # What a run may go on with in another way: how long it is, ...

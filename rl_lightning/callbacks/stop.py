@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from rl_lightning.stopping import SIGNALS, Stopped, stop, take_signals, within_command
+from rl_lightning.core.stopping import SIGNALS, Stopped, stop, take_signals, within_command
 
 
 class GracefulStop(L.Callback):

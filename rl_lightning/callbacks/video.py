@@ -6,9 +6,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.spaces import action_writer
 from rl_lightning.envs.failures import failed
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.spaces import action_writer
 
 
 class VideoRecorder(L.Callback):

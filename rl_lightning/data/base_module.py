@@ -19,7 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
-from rl_lightning.checkpoints import read_checkpoint
+from rl_lightning.core.checkpoints import read_checkpoint
+from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
 from rl_lightning.data.recordings.dataset import DatasetWriter
@@ -32,9 +34,7 @@ from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.envs.state import StateError
-from rl_lightning.errors import ConfigurationError, check_finite, whole, whole_seed
 from rl_lightning.hyperparameters import describe_call
-from rl_lightning.types import EnvSpec
 
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 
@@ -152,8 +152,8 @@ class RLDataModule(L.LightningDataModule):
         """The data module that a checkpoint's agent was trained on, as it was before training.
 
         `trainer.fit(agent, data, ckpt_path=path)` goes on where it stood. No code of the file's
-        runs, and none that it names is imported by surprise, see `rl_lightning.trust`. Where to
-        record and to keep a buffer on disk is not taken from the file.
+        runs, and none that it names is imported by surprise, see `rl_lightning.core.trust`. Where
+        to record and to keep a buffer on disk is not taken from the file.
 
         Args:
             checkpoint_path: A local file.

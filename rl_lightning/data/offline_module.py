@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 
+from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.tree import to_device
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
@@ -16,8 +18,6 @@ from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, whole
-from rl_lightning.tree import to_device
 
 
 class OfflineDataModule(RLDataModule):

@@ -10,7 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.checkpoints import read_archive
+from rl_lightning.core.checkpoints import read_archive
+from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.schedules import anneal
+from rl_lightning.core.tree import to_device
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.replay_collector import ReplayCollector
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
@@ -22,9 +25,6 @@ from rl_lightning.data.resume.sidecar import Spool, find_sidecar, spool_place
 from rl_lightning.data.tuners import check_restart
 from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, check_range, whole
-from rl_lightning.schedules import anneal
-from rl_lightning.tree import to_device
 
 
 class ReplayDataModule(RLDataModule):

@@ -8,12 +8,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 
+from rl_lightning.core.errors import ConfigurationError, whole
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.reward_norm import RewardNorm
 from rl_lightning.data.collect.rollout_storage import flatten_sequences, flatten_steps
 from rl_lightning.envs.make import Vectorization, WrapperSpec
-from rl_lightning.errors import ConfigurationError, whole
 
 
 class RolloutDataModule(RLDataModule):

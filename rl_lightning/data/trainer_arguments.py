@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 
 def check_trainer(trainer: Any, budget: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 
 def check_tuners(trainer: Any, minibatch: str | None) -> None:

@@ -8,11 +8,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.sharing import sharing
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.sharing import sharing
-from rl_lightning.types import EnvSpec, Stored
 
 
 class DictEncoder(Encoder):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rl_lightning.types import Stored
+from rl_lightning.core.types import Stored
 
 
 class Encoder(nn.Module):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.conv import impala_trunk, minatar_trunk, nature_trunk
-from rl_lightning.types import EnvSpec
 
 
 class ImageEncoder(Encoder):

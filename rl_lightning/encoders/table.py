@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError, shortened, whole
+from rl_lightning.core.spaces import is_text
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, shortened, whole
-from rl_lightning.spaces import is_text
-from rl_lightning.types import EnvSpec
 
 
 class TableEncoder(Encoder):

@@ -7,8 +7,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.sharing import shared
+from rl_lightning.core.spaces import is_text
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.llm import (
     Backbone,
     Dtype,
@@ -20,9 +23,6 @@ from rl_lightning.llm import (
     pool,
 )
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
-from rl_lightning.sharing import shared
-from rl_lightning.spaces import is_text
-from rl_lightning.types import EnvSpec, Stored
 
 
 class LLMEncoder(Encoder):
@@ -39,7 +39,7 @@ class LLMEncoder(Encoder):
 
     Encoders of one policy that read with the same frozen model (two texts of a `DictEncoder`, a
     critic's own encoder) have one copy of it, and with the same arguments one cache: see
-    `rl_lightning.sharing`. Each has its own statistics. Different agents share nothing.
+    `rl_lightning.core.sharing`. Each has its own statistics. Different agents share nothing.
 
     No code comes with a model: files of Python beside its weights are not run, pickled weights are
     read as tensors only, and control tokens in an observation, such as `[SEP]` or `<|im_end|>`, are

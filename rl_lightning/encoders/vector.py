@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.nn.mlp import Activation, mlp
 from rl_lightning.nn.norm import RunningNorm
-from rl_lightning.types import EnvSpec
 
 
 class MLPEncoder(Encoder):

@@ -19,11 +19,11 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.envs.failures import failed
 from rl_lightning.envs.guard import Guard
 from rl_lightning.envs.infos import add_info
 from rl_lightning.envs.state import StatefulEnv
-from rl_lightning.errors import ConfigurationError, RunError
 
 LOOK_AROUND = 1000  # milliseconds of waiting for one process, before looking at the others
 POLITE, URGENT = 5.0, 1.0  # seconds that processes have to close their environments

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.envs.conform import explained
-from rl_lightning.errors import ConfigurationError, RunError, shortened
 
 LONGEST = 300  # characters of a stranger's message
 

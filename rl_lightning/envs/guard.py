@@ -4,9 +4,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from rl_lightning.core.errors import RunError
 from rl_lightning.envs.conform import MisfitError, explained, five, flag, make_rows, number, two
 from rl_lightning.envs.infos import kept
-from rl_lightning.errors import RunError
 
 
 class Guard(gym.Wrapper):

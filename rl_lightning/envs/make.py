@@ -10,12 +10,12 @@ from typing import Any, Literal
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.trust import import_named
 from rl_lightning.envs.async_env import ProcessVectorEnv
 from rl_lightning.envs.failures import failed, told
 from rl_lightning.envs.statistics import check_wrapper, check_wrappers
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.errors import ConfigurationError, whole
-from rl_lightning.trust import import_named
 
 Vectorization = Literal["sync", "async", "native"]
 WrapperSpec = str | dict[str, dict[str, Any] | None]

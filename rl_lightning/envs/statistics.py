@@ -5,7 +5,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.wrappers import vector
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 _WAYS_OUT: dict[Any, str] = {
     (gym.wrappers.NormalizeObservation, vector.NormalizeObservation): (

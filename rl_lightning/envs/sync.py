@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl_lightning.core.errors import RunError
 from rl_lightning.envs.conform import (
     ArrayRows,
     MisfitError,
@@ -18,7 +19,6 @@ from rl_lightning.envs.conform import (
     two,
 )
 from rl_lightning.envs.infos import add_info, kept
-from rl_lightning.errors import RunError
 
 
 class LeanSyncVectorEnv(SyncVectorEnv):

@@ -6,7 +6,7 @@ once, when it is built, and from then on returns those blanks.
 
 import gymnasium as gym
 
-from rl_lightning.charset import PRINTABLE
+from rl_lightning.core.charset import PRINTABLE
 
 
 def text_space(max_length: int) -> gym.spaces.Text:

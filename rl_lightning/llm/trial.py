@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 
 def try_out(model: Any, tokenizer: Any, name: str) -> None:

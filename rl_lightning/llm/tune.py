@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.trial import called_layers
 
 Tune = Literal["frozen", "lora", "full"]

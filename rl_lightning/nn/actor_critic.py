@@ -7,13 +7,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning.distributions import DiagonalGaussian
+from rl_lightning.core.sharing import sharing
+from rl_lightning.core.types import EnvSpec, Rollout, Stored
+from rl_lightning.maths.distributions import DiagonalGaussian
+from rl_lightning.maths.returns import next_values
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
-from rl_lightning.returns import next_values
-from rl_lightning.sharing import sharing
-from rl_lightning.types import EnvSpec, Rollout, Stored
 
 
 class Evaluation(NamedTuple):

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.bounds import float32_bounds, has_finite_range
-from rl_lightning.distributions import SquashedGaussian
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.bounds import float32_bounds, has_finite_range
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.maths.distributions import SquashedGaussian
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
-from rl_lightning.types import EnvSpec, Stored
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al. 2018, the authors' code
 

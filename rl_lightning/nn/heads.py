@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.bounds import float32_bounds, has_finite_range
-from rl_lightning.distributions import (
+from rl_lightning.core.bounds import float32_bounds, has_finite_range
+from rl_lightning.core.errors import ConfigurationError, check_finite, shortened
+from rl_lightning.maths.distributions import (
     Bernoulli,
     Categorical,
     DiagonalGaussian,
@@ -17,7 +18,6 @@ from rl_lightning.distributions import (
     SquashedGaussian,
     mask_logits,
 )
-from rl_lightning.errors import ConfigurationError, check_finite, shortened
 from rl_lightning.nn.mlp import orthogonal_
 
 # Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.errors import whole
+from rl_lightning.core.errors import whole
 
 Recurrent = Literal["lstm", "gru"]
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from rl_lightning.errors import ConfigurationError, whole
+from rl_lightning.core.errors import ConfigurationError, whole
 
 M = TypeVar("M", bound=nn.Module)
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rl_lightning.errors import check_range
+from rl_lightning.core.errors import check_range
 
 
 class RunningMoments(nn.Module):

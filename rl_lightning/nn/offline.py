@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rl_lightning.distributions import Distribution
+from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.maths.distributions import Distribution
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
-from rl_lightning.types import EnvSpec, Stored
 
 
 class OfflineNetwork(nn.Module):

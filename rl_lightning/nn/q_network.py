@@ -6,10 +6,10 @@ from typing import Any
 import gymnasium as gym
 from torch import Tensor, nn
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
 from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
-from rl_lightning.types import EnvSpec, Stored
 
 
 class QNetwork(nn.Module):

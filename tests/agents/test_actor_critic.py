@@ -9,10 +9,10 @@ from tensordict import TensorDict
 from torch import nn
 
 from rl_lightning import ActorCritic, MLPEncoder
+from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.data.collect.collector import Collector
-from rl_lightning.distributions import SquashedGaussian
 from rl_lightning.envs import make_vector_env
-from rl_lightning.types import EnvSpec, Rollout
+from rl_lightning.maths.distributions import SquashedGaussian
 
 BOX = gym.spaces.Box(-2.0, 6.0, (3,))
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
 from rl_lightning.agents import Agent
-from rl_lightning.types import EnvSpec
+from rl_lightning.core.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))
 LOG2 = math.log(2.0)

@@ -15,9 +15,9 @@ from training import ACTIONS, judge, make_trainer
 
 from rl_lightning import BC, ActorCritic, LLMEncoder, MLPEncoder
 from rl_lightning.agents.agent import adam
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.heads import BOUND_SHARE, LOG_STD_MIN, make_head
-from rl_lightning.types import EnvSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 

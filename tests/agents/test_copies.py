@@ -38,8 +38,8 @@ from rl_lightning import (
     ReplayDataModule,
     RolloutDataModule,
 )
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay.buffer import ReplayBuffer
-from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import OrnsteinUhlenbeck
 
 pytestmark = pytest.mark.filterwarnings("ignore")

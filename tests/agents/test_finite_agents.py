@@ -12,9 +12,9 @@ from training import make_trainer
 from rl_lightning.agents import A2C, DQN, PPO, QTable
 from rl_lightning.agents.agent import adam
 from rl_lightning.agents.finite import learned, not_finite
+from rl_lightning.core.errors import RunError
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder
-from rl_lightning.errors import RunError
 
 
 def fit(agent, data, **kwargs):

@@ -12,11 +12,12 @@ from recorded import learn, offline, record
 from tensordict import TensorDict
 from training import judge, make_trainer
 
-from rl_lightning import BC, IQL, ActorCritic, MLPEncoder, OfflineNetwork, losses
+from rl_lightning import BC, IQL, ActorCritic, MLPEncoder, OfflineNetwork
 from rl_lightning.agents.agent import adam
 from rl_lightning.agents.iql import MAX_WEIGHT
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
+from rl_lightning.maths import losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 NARROW = partial(OfflineNetwork, hidden=(32,))

@@ -25,8 +25,8 @@ from rl_lightning import (
     MLPEncoder,
 )
 from rl_lightning.agents.agent import adam
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.types import EnvSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 STATES = (0, 1, 2, 1)

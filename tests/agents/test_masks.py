@@ -16,12 +16,12 @@ from training import AGENTS, make_trainer, train_probe
 
 from rl_lightning import PPO, ActorCritic, MLPEncoder
 from rl_lightning.agents import Agent
+from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.collect.collector import Collector
-from rl_lightning.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
 from rl_lightning.envs.sync import LeanSyncVectorEnv
-from rl_lightning.errors import ConfigurationError, RunError
-from rl_lightning.types import EnvSpec
+from rl_lightning.maths.distributions import Bernoulli, Categorical, MultiCategorical, mask_logits
 
 RECURRENT = {"recurrent": "gru", "recurrent_size": 8}
 

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback
 from training import AGENTS, fit, make_trainer
 
 from rl_lightning import A2C, DQN, PPO, REINFORCE, ActorCritic, MLPEncoder
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))
 EVERYONE = [PPO, A2C, REINFORCE]

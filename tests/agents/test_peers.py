@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from tensordict import TensorDict
 
 from rl_lightning import DQN, SAC, ContinuousNetwork, QNetwork
-from rl_lightning.types import EnvSpec
+from rl_lightning.core.types import EnvSpec
 
 OBS = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 HIDDEN, ROWS, GAMMA, LR = (6, 5), 32, 0.9, 0.05

@@ -28,9 +28,9 @@ from rl_lightning import (
     RolloutDataModule,
     TableEncoder,
 )
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.spaces import as_batch
 from rl_lightning.exploration import OrnsteinUhlenbeck
-from rl_lightning.spaces import as_batch
 
 small = partial(ActorCritic, hidden=(4,))
 cnn = partial(ImpalaCNN, features=4, channels=(2,))

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
-from rl_lightning.types import EnvSpec, Rollout
+from rl_lightning.core.types import EnvSpec, Rollout
 
 SPEC = EnvSpec(gym.spaces.Box(-100.0, 100.0, (1,)), gym.spaces.Discrete(2))
 REWARD = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 8.0]])

@@ -8,9 +8,9 @@ import torch
 from tabular_probes import constant, train
 
 from rl_lightning import MLPEncoder, QTable
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.exploration import Boltzmann
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 GREEDY = constant(0.0)

@@ -19,10 +19,10 @@ from training import make_trainer
 
 from rl_lightning import QTable, ReplayDataModule, RolloutDataModule, TableEncoder
 from rl_lightning.agents.q_table import METHODS
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.envs import make_vector_env
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec, Rollout
 
 s = gym.spaces
 

@@ -8,7 +8,7 @@ from tabular_probes import constant
 from tabular_probes import train as train_table
 
 from rl_lightning.exploration import EpsilonGreedy
-from rl_lightning.planning import policy_value, read_model, start_value, value_iteration
+from rl_lightning.maths.planning import policy_value, read_model, start_value, value_iteration
 
 pytestmark = pytest.mark.learning
 

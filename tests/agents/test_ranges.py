@@ -10,10 +10,10 @@ import torch
 
 from rl_lightning import agents as package
 from rl_lightning import nn as parts
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import MLPEncoder, TableEncoder
-from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import Boltzmann, EpsilonGreedy, GaussianNoise, OrnsteinUhlenbeck
-from rl_lightning.types import EnvSpec
 
 BOX = gym.spaces.Box(-1.0, 1.0, (2,))
 DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")

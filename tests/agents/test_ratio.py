@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from training import train_probe
 
-from rl_lightning import losses
 from rl_lightning.encoders import MLPEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.llm import Backbone, load
+from rl_lightning.maths import losses
 from rl_lightning.nn import ActorCritic, Memory
 
 

@@ -8,7 +8,7 @@ import pytest
 from training import CRITICS, train_probe, values
 
 from rl_lightning.agents import a2c, ppo, reinforce
-from rl_lightning.returns import gae
+from rl_lightning.maths.returns import gae
 
 pytestmark = pytest.mark.learning
 

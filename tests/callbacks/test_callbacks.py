@@ -10,8 +10,8 @@ from training import make_trainer
 from rl_lightning import PPO
 from rl_lightning.callbacks import FrameProgressBar, VideoRecorder
 from rl_lightning.callbacks.text import transcript_table
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.errors import ConfigurationError
 
 
 def train(env, tmp_path, callback, **trainer_kwargs):

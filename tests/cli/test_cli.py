@@ -11,7 +11,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
 from rl_lightning.data.recordings.dataset import read_dataset
 
 CARTPOLE = ["--config", "tests/cartpole.yaml"]
@@ -121,7 +121,7 @@ def test_print_config_is_complete_and_resolves_interpolation(tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
 def test_help_loads_no_language_model_library(arguments):
     code = (
-        "import sys\nfrom rl_lightning.cli import main\n"
+        "import sys\nfrom rl_lightning.cli.command import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
         # Lightning's torchmetrics imports the empty shell of transformers.
         "heavy = {'transformers.modeling_utils', 'peft', 'minigrid', 'pygame', 'moviepy'}\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_cli import CARTPOLE, SHORT, error_of
 
-from rl_lightning.config_file import check_config_file
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.cli.config_file import check_config_file
+from rl_lightning.core.errors import ConfigurationError
 
 TWICE = {
     "trainer: {max_epochs: 1}\ntrainer: {devices: 1}\n": r"trainer .* \(lines 1, 2\)",

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_lightning.errors import ConfigurationError, RunError
-from rl_lightning.failures import explain_failure
-from rl_lightning.parser import check_devices, check_parsed
+from rl_lightning.cli.failures import explain_failure
+from rl_lightning.cli.parser import check_devices, check_parsed
+from rl_lightning.core.errors import ConfigurationError, RunError
 
 FAILURES = {
     "configuration": (ConfigurationError("wrong"), "wrong", 2),

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from test_cli import CARTPOLE, SHORT, error_of
 
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
 
 DQN = ["--config", "configs/dqn/cartpole.yaml", "--trainer.logger=false"]
 MISTAKES = {

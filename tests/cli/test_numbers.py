@@ -4,8 +4,8 @@ import pytest
 import yaml
 from test_cli import CARTPOLE, error_of
 
-from rl_lightning.cli import main
-from rl_lightning.parser import join_negative_numbers
+from rl_lightning.cli.command import main
+from rl_lightning.cli.parser import join_negative_numbers
 
 
 def printed(options, capfd):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
 
 OWN = """
 from rl_lightning import PPO

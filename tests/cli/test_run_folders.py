@@ -10,8 +10,8 @@ import yaml
 
 from rl_lightning.callbacks import run_folder
 from rl_lightning.callbacks.run_folder import RUN_CONFIG, differences, find_checkpoint, runs_in
-from rl_lightning.cli import main
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.cli.command import main
+from rl_lightning.core.errors import ConfigurationError
 
 BASE = ["--config", "tests/cartpole.yaml", "--data.rollouts_per_epoch=1", "--data.passes=1"]
 BASE += ["--data.val_episodes=1", "--trainer.enable_model_summary=false"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
 
 SECONDS = 60.0  # until a phase is reached, on a busy machine
 AGENT = "--model=PPO"

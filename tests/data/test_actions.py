@@ -11,13 +11,13 @@ from training import fit, make_trainer
 
 from rl_lightning import DDPG, DQN, IQL, PPO, SAC, TD3, ActorCritic, ReplayDataModule
 from rl_lightning.callbacks import VideoRecorder
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.spaces import action_writer
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.errors import ConfigurationError, shortened
 from rl_lightning.exploration import uniform_action
 from rl_lightning.nn import ContinuousNetwork, OfflineNetwork
 from rl_lightning.nn.heads import GaussianHead
-from rl_lightning.spaces import action_writer
-from rl_lightning.types import EnvSpec
 
 SPACES = exact_spaces()
 FINITE = [k for k, s in SPACES.items() if isinstance(s, gym.spaces.Box) and s.is_bounded()]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from replay_tools import Game, contents, features, same, tokens
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay import arrays as arena
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_example
-from rl_lightning.errors import ConfigurationError
 
 KINDS = {
     "plain": {"mask": True},

@@ -19,6 +19,7 @@ from recorded import offline, record
 from training import make_trainer
 
 from rl_lightning import BC, DQN, PPO, MLPEncoder
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import (
     ReplayDataModule,
     RolloutDataModule,
@@ -26,7 +27,6 @@ from rl_lightning.data import (
 )
 from rl_lightning.data.resume.checkpoint_files import CheckpointFiles, replace_file
 from rl_lightning.data.resume.sidecar import find_sidecar, sidecars
-from rl_lightning.errors import ConfigurationError, RunError
 
 
 def rollouts(**kwargs):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.envs import make_vector_env
-from rl_lightning.errors import ConfigurationError
 
 
 class Script:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.dataset import Dataset, DatasetWriter, read_dataset
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 NESTED = s.Dict(
@@ -391,7 +391,9 @@ def test_without_h5py(tmp_path, monkeypatch):
     for use in (read_dataset, partial(DatasetWriter, spec=SPEC)):
         with pytest.raises(ConfigurationError, match=r'pip install "rl-lightning\[offline\]"'):
             use(tmp_path / "data.hdf5")
-    code = "import sys, rl_lightning.data, rl_lightning.cli; assert 'h5py' not in sys.modules"
+    code = (
+        "import sys, rl_lightning.data, rl_lightning.cli.command; assert 'h5py' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,9 +8,9 @@ from training import fit, make_trainer
 
 from rl_lightning import DQN, PPO, ReplayDataModule
 from rl_lightning.callbacks import VideoRecorder
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.envs.failures import LONGEST, told
-from rl_lightning.errors import ConfigurationError, RunError
 
 STEP = r"environment 'Moody-v0' raised in step: RuntimeError: the licence .* \(probes.py:\d+\)"
 RESET = r"environment 'Moody-v0' raised in reset: RuntimeError: the licence .* \(probes.py:\d+\)"

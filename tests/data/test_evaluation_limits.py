@@ -9,9 +9,9 @@ from training import fit, make_trainer
 
 from rl_lightning import DQN, PPO, ReplayDataModule
 from rl_lightning.callbacks import FrameProgressBar
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.collect import patience
-from rl_lightning.errors import ConfigurationError
 
 SHORT, LONG = 2, 20
 

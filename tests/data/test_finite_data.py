@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning.agents import DQN, PPO, SAC, QTable
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.data.collect.checks import FiniteCheck
 from rl_lightning.data.collect.reward_norm import RewardNorm
@@ -22,7 +23,6 @@ from rl_lightning.data.replay.arrays import Arena
 from rl_lightning.data.replay.columns import make_column
 from rl_lightning.encoders import DictEncoder, MLPEncoder
 from rl_lightning.envs import make_vector_env
-from rl_lightning.errors import ConfigurationError, RunError
 
 S = gym.spaces
 NAN, INF = float("nan"), float("inf")

@@ -6,10 +6,10 @@ import pytest
 from replay_tools import Game
 from test_hindsight import relabelled
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay.goals import goal_function
 from rl_lightning.data.replay.hindsight import Hindsight
 from rl_lightning.envs import make_env
-from rl_lightning.errors import ConfigurationError
 
 PLANE = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
 SMALL = gym.spaces.Box(0.0, 0.3, (2,), np.float32)

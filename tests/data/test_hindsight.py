@@ -7,11 +7,11 @@ import torch
 from replay_tools import Game
 from scipy.stats import chisquare
 
+from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.replay.hindsight import Hindsight
 from rl_lightning.encoders import DictEncoder
 from rl_lightning.envs import make_env
-from rl_lightning.errors import ConfigurationError, RunError
-from rl_lightning.types import EnvSpec
 
 
 def rows_of(buffer, game, index):

@@ -6,8 +6,8 @@ import pytest
 from training import fit
 
 from rl_lightning import DQN, PPO, ReplayDataModule, RolloutDataModule
+from rl_lightning.core.errors import RunError
 from rl_lightning.data.resume.environments import Snapshots
-from rl_lightning.errors import RunError
 
 
 class Masked(gym.Env):

@@ -29,13 +29,13 @@ from rl_lightning import (
     QNetwork,
 )
 from rl_lightning.agents.agent import adam
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule
 from rl_lightning.data import offline_module as module
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 NARROW = partial(OfflineNetwork, hidden=(16,))
 SMALL = partial(ImpalaCNN, features=8, channels=(4,))

@@ -5,9 +5,9 @@ import tempfile
 
 import pytest
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import OfflineDataModule, ReplayDataModule
 from rl_lightning.data.replay.storage import storage_folder
-from rl_lightning.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("make", [ReplayDataModule, OfflineDataModule])

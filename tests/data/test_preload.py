@@ -15,12 +15,12 @@ from test_offline import COUNTER, attached, count, counters
 from training import make_trainer
 
 from rl_lightning import BC, DQN, MLPEncoder, QNetwork, ReplayDataModule
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings import into_buffer as preload
 from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.errors import ConfigurationError
 from rl_lightning.exploration import EpsilonGreedy
-from rl_lightning.types import EnvSpec
 
 TINY = partial(QNetwork, hidden=(8,))
 AGENT = partial(DQN, network=TINY, exploration=partial(EpsilonGreedy, 0.5, 0.5, 1.0))

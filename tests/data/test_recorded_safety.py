@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings import hdf5 as hdf5_safety
 from rl_lightning.data.recordings.dataset import DatasetWriter, read_dataset, read_recorded
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.errors import ConfigurationError, RunError
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 SPEC = EnvSpec(s.Dict(x=s.Box(-1, 1, (2,), np.float32)), s.Discrete(2), "Two-v0")

@@ -4,10 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.checks import checked
 from rl_lightning.data.recordings.episode import Episode
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 BOX = s.Box(-1, 1, (2,), np.float32)

@@ -15,12 +15,12 @@ from probes import MASKS, OBSERVATIONS, show
 from training import make_trainer
 
 from rl_lightning import PPO, DictEncoder
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import EpisodeLoader, RolloutDataModule
 from rl_lightning.data.recordings.dataset import DatasetWriter, read_dataset, read_recorded
 from rl_lightning.data.recordings.episode import Episode, EpisodeRecorder
 from rl_lightning.envs.make import make_vector_env
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 
 class Puppet:

@@ -18,9 +18,9 @@ from rl_lightning import (
     ReplayDataModule,
     RolloutDataModule,
 )
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import MinAtarCNN
-from rl_lightning.errors import ConfigurationError
 
 SMALL = {
     "env": "Counter-v0",

@@ -7,8 +7,8 @@ import torch
 from replay_tools import Game, same
 from scipy.stats import chisquare
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
-from rl_lightning.errors import ConfigurationError
 
 BOTH = pytest.mark.parametrize("next_step", [False, True])
 

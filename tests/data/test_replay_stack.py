@@ -6,7 +6,7 @@ import pytest
 import torch
 from replay_tools import Diary, Game
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 PADDINGS = pytest.mark.parametrize("padding", ["reset", "zero"])
 

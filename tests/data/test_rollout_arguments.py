@@ -12,9 +12,9 @@ from lightning.pytorch import Callback
 from training import AGENTS, fit, make_trainer
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.collect.reward_norm import RewardNorm
-from rl_lightning.errors import ConfigurationError
 
 MEMORY = partial(ActorCritic, recurrent="gru", recurrent_size=4)
 

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning import DQN
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import ReplayDataModule
 from rl_lightning.data.resume import checkpoint_files, sidecar
 from rl_lightning.data.resume.sidecar import PairedFiles, SidecarIO, Spool, find_sidecar, sidecars
-from rl_lightning.errors import ConfigurationError, RunError
 
 SMALL = {
     "env": "CartPole-v1",

@@ -14,7 +14,7 @@ from rl_lightning import (
     ReplayDataModule,
     RolloutDataModule,
 )
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 SMALL = {"env": "Counter-v0", "num_envs": 2, "rollout_steps": 6, "total_frames": 24}
 REPLAY = {

@@ -8,8 +8,8 @@ from recorded import offline, record
 from training import make_trainer
 
 from rl_lightning import A2C, BC, DQN, PPO
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
-from rl_lightning.errors import ConfigurationError
 
 
 def rollouts(**kwargs):

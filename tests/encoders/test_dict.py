@@ -9,11 +9,11 @@ import torch
 from probes import OBSERVATIONS, batch
 
 from rl_lightning import PPO, DictEncoder, ImpalaCNN, MLPEncoder
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import Collector
 from rl_lightning.encoders import Encoder
 from rl_lightning.envs import make_vector_env
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 ONE, THREE = s.Box(-1.0, 1.0, (1,), np.float32), s.Discrete(3)

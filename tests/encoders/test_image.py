@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rl_lightning import ImpalaCNN, NatureCNN
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import MinAtarCNN
-from rl_lightning.types import EnvSpec
 
 KINDS = [NatureCNN, ImpalaCNN, MinAtarCNN]
 

@@ -9,9 +9,9 @@ import torch
 from probes import OBSERVATIONS, batch, stack
 
 from rl_lightning import TableEncoder
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import table
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 WORDS = s.Text(5)

@@ -12,10 +12,10 @@ from llm_tiny import KINDS, tiny_model
 from tensordict import TensorDict
 from torch import nn
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.text import LLMEncoder
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Text(200), gym.spaces.Discrete(4), "Maze-v0")
 POOLINGS = ("mean", "last", "cls")

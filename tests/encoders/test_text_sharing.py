@@ -14,11 +14,11 @@ from llm_tiny import tiny_model
 from training import fit
 
 from rl_lightning import PPO, ActorCritic, DictEncoder, LLMEncoder, MLPEncoder
+from rl_lightning.core.sharing import shared, sharing
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.llm import backbone
 from rl_lightning.nn.target import make_target
-from rl_lightning.sharing import shared, sharing
-from rl_lightning.types import EnvSpec
 
 s = gym.spaces
 TWO = s.Dict({"goal": s.Text(99), "number": s.Box(-1.0, 1.0, (1,)), "seen": s.Text(99)})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rl_lightning import MLPEncoder
-from rl_lightning.types import EnvSpec
+from rl_lightning.core.types import EnvSpec
 
 s = gym.spaces
 

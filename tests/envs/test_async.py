@@ -16,10 +16,10 @@ from test_make import equal
 from training import fit
 
 from rl_lightning import PPO
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.envs import make_env, make_vector_env
 from rl_lightning.envs.async_env import WorkerTraceback
-from rl_lightning.errors import ConfigurationError, RunError
 
 pytestmark = pytest.mark.distributed
 SECONDS = 10.0  # much more than it takes, and much less than a minute

@@ -6,9 +6,9 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs import make_env, make_vector_env
 from rl_lightning.envs.bit_flip import BitFlipEnv
-from rl_lightning.errors import ConfigurationError
 
 
 def solve(env, obs):

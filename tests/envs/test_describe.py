@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs.describe import Describe, register_describer, wrapper
 from rl_lightning.envs.describe import classic_control as classic
 from rl_lightning.envs.describe.classic_control import nearest, outwards
 from rl_lightning.envs.wrappers import SelectObservation
-from rl_lightning.errors import ConfigurationError
 
 
 def shout(obs, env) -> str:

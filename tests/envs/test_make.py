@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs import make_env, make_vector_env
-from rl_lightning.errors import ConfigurationError
 
 
 def equal(a, b):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import ImpalaCNN, MinAtarCNN
 from rl_lightning.envs import BinaryImage, make_env, make_vector_env
 from rl_lightning.envs.make import _PROVIDERS
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import EnvSpec
 
 minatar = pytest.importorskip("minatar")
 

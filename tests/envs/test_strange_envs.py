@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import strange
 
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.envs import make_vector_env
 from rl_lightning.envs.infos import add_info
-from rl_lightning.errors import ConfigurationError, RunError
 
 S = gym.spaces
 ONE = S.Box(-9, 9, (3,), np.float32)

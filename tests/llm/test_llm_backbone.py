@@ -7,7 +7,7 @@ import torch
 from llm_tiny import KINDS, tiny_model
 from torch import nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Backbone
 
 TEXTS = ["go to the red ball", "You see a wall 2 steps forward", "go"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import TextCache
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Backbone
 
 TEXTS = ["go to the red ball", "go"]

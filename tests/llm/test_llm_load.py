@@ -5,7 +5,7 @@ import pytest
 import torch
 from llm_tiny import KINDS, tiny_model
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import find_model, load_backbone
 
 THREE_WAYS = r"(?s)cannot find.*Hugging Face hub.*local folder.*weights package"

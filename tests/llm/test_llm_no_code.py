@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Backbone, find_model, load_backbone
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import pool
 
 HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [7.0, 7.0]], [[4.0, 4.0], [9.0, 9.0], [9.0, 9.0]]])

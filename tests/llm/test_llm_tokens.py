@@ -4,7 +4,7 @@ import pytest
 import torch
 from llm_tiny import KINDS
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Tokens, load_backbone
 from rl_lightning.llm.tokens import control_tokens
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributions as td
 
-from rl_lightning import distributions as d
+from rl_lightning.maths import distributions as d
 from rl_lightning.nn.heads import make_head
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [0.0, 0.0, 0.0]])

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rl_lightning import losses
-from rl_lightning.schedules import factor
+from rl_lightning.core.schedules import factor
+from rl_lightning.maths import losses
 
 VALID = torch.tensor([True, True, False])
 

@@ -4,8 +4,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rl_lightning import planning
-from rl_lightning.planning import Model, policy_value, read_model, start_value, value_iteration
+from rl_lightning.maths import planning
+from rl_lightning.maths.planning import (
+    Model,
+    policy_value,
+    read_model,
+    start_value,
+    value_iteration,
+)
 
 # State 0: action 0 stays for 1, action 1 goes to state 1 for 0.
 # State 1: action 0 ends for 10, action 1 goes back to 0 for 2, or with probability ½ ends.

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from rl_lightning import returns
+from rl_lightning.maths import returns
 
 FALSE = torch.zeros(3, 1, dtype=torch.bool)
 

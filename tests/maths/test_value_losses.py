@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rl_lightning import losses
-from rl_lightning.returns import n_step_return
+from rl_lightning.maths import losses
+from rl_lightning.maths.returns import n_step_return
 
 NO = [False] * 3
 

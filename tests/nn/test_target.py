@@ -9,10 +9,10 @@ from llm_tiny import tiny_model
 from torch import nn
 
 from rl_lightning import DQN, SAC, LLMEncoder, MLPEncoder, QNetwork
-from rl_lightning.charset import PRINTABLE
+from rl_lightning.core.charset import PRINTABLE
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.norm import RunningNorm
 from rl_lightning.nn.target import TargetUpdate, make_target
-from rl_lightning.types import EnvSpec
 
 TEXT = EnvSpec(gym.spaces.Text(40, charset=PRINTABLE), gym.spaces.Discrete(3))
 VECTOR = EnvSpec(gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(3))

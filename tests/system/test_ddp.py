@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import rl_lightning.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
+import rl_lightning.core.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
 
 pytestmark = pytest.mark.distributed
 SCRIPT = Path(__file__).with_name("ddp_script.py")

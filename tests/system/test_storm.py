@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-import rl_lightning.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
+import rl_lightning.core.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
 
 pytestmark = [pytest.mark.slow, pytest.mark.storm, pytest.mark.distributed]
 

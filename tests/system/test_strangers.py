@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
 from rl_lightning import A2C, DQN, PPO, ActorCritic, Agent, MLPEncoder, RolloutDataModule
-from rl_lightning.cli import main
+from rl_lightning.cli.command import main
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.trust import check_import, find_named, loading_stranger
 from rl_lightning.data import RLDataModule
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.trust import check_import, find_named, loading_stranger
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 SHORT = {"num_envs": 2, "rollout_steps": 8, "total_frames": 32, "val_episodes": 4}
@@ -111,7 +111,7 @@ AGENTS = {
     "an agent that is a function": {"_class_path": "os.system"},
     "an agent that is no agent": {"_class_path": f"{HERE}.NotAPart"},
     "an agent without a path": {"_class_path": "__import__('os').system('true')"},
-    "a way through a module's imports": {"encoder": "rl_lightning.cli.os.system"},
+    "a way through a module's imports": {"encoder": "rl_lightning.cli.command.os.system"},
 }
 
 
@@ -335,7 +335,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 from rl_lightning import Agent
 from rl_lightning.data import RLDataModule
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 path, trusted = sys.argv[1], sys.argv[2:]
 for kind in (Agent, RLDataModule):
     try:

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from rl_lightning.errors import RunError, shortened
+from rl_lightning.core.errors import RunError, shortened
 
 INF = float("inf")
 LARGEST = float(np.finfo(np.float32).max)

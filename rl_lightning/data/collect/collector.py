@@ -8,14 +8,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.spaces import action_writer
+from rl_lightning.core.tree import clone, concatenate, rows, to_device
+from rl_lightning.core.types import Rollout, Stored
 from rl_lightning.data.collect.checks import FiniteCheck
 from rl_lightning.data.collect.rollout_storage import Buffers
 from rl_lightning.data.collect.statistics import EpisodeStatistics
 from rl_lightning.envs.failures import failed
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.spaces import action_writer
-from rl_lightning.tree import clone, concatenate, rows, to_device
-from rl_lightning.types import Rollout, Stored
 
 
 class Outcome(NamedTuple):

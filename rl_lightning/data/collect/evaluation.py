@@ -13,14 +13,14 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.spaces import action_writer
+from rl_lightning.core.tree import first_row
 from rl_lightning.data.collect.checks import FiniteCheck
 from rl_lightning.data.collect.patience import Patience
 from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.envs.failures import failed, name
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.spaces import action_writer
-from rl_lightning.tree import first_row
 
 
 class EpisodeLoader:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rl_lightning.core.tree import rows
 from rl_lightning.data.collect.collector import Outcome, Stepper
 from rl_lightning.data.replay.buffer import ReplayBuffer
-from rl_lightning.tree import rows
 
 
 class ReplayCollector(Stepper):

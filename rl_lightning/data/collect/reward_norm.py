@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_lightning.errors import RunError
+from rl_lightning.core.errors import RunError
 from rl_lightning.nn.norm import RunningMoments
 
 

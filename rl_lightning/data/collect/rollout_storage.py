@@ -6,8 +6,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import Stored
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import Stored
 
 
 class Buffers:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl_lightning.errors import RunError
+from rl_lightning.core.errors import RunError
 
 
 class EpisodeStatistics:

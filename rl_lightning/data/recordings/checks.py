@@ -6,10 +6,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.data.recordings.minari import pixels
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.types import EnvSpec
 
 _ROUNDING = 4  # units in the last place that an action may lie beyond its bound
 

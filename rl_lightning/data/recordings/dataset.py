@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.checks import checked
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.data.recordings.hdf5 import (
@@ -54,8 +56,6 @@ from rl_lightning.data.recordings.layout import (
 )
 from rl_lightning.data.recordings.minari import describe, space_of
 from rl_lightning.data.recordings.spaces import SPACES, check_spaces, spec_of
-from rl_lightning.errors import ConfigurationError, RunError, shortened
-from rl_lightning.types import EnvSpec
 
 _PARTS = [field.name for field in fields(Episode) if field.name != "action_masks"]
 

@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lightning.distributions import flat_mask
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.maths.distributions import flat_mask
 
 
 @dataclass(frozen=True)

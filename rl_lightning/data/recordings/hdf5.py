@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 DEEPEST = 32  # groups, and spaces, within each other
 SMALL_BYTES = 64 * 2**20  # whatever a file says, this much may be allocated

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rl_lightning.core.tree import row_count, rows, to_device
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, cut
 from rl_lightning.data.replay.buffer import ReplayBuffer
-from rl_lightning.tree import row_count, rows, to_device
 
 CPU = torch.device("cpu")  # where the buffer is: rows are taken apart there
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.data.recordings.hdf5 import Node, Rows, entry, find, holds, import_h5py
-from rl_lightning.errors import ConfigurationError, shortened
 
 INFOS, MASK = "infos", "action_mask"
 

@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import space_to_data
 from rl_lightning.data.recordings.hdf5 import DEEPEST, memory
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.types import space_to_data
 
 _JPEG = b"\xff\xd8\xff"
 _BOUNDS = ("low", "high")

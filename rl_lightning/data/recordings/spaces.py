@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.minari import describe, form_of, same_rows, space_of
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.types import EnvSpec
 
 SPACES = ("observation_space", "action_space")
 _LARGEST = 64 * 2**20  # bytes of a `metadata.json`

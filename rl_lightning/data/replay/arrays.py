@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 CHUNK_BYTES = 16 * 2**20
 RESIDENT_BYTES = 128 * 2**20  # of memory-mapped arrays, about

@@ -10,6 +10,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import Stored
 from rl_lightning.data.replay.arrays import Arena
 from rl_lightning.data.replay.columns import (
     DenseColumn,
@@ -20,9 +22,7 @@ from rl_lightning.data.replay.columns import (
     make_column,
 )
 from rl_lightning.data.replay.priorities import Priorities
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.returns import n_step_return
-from rl_lightning.types import Stored
+from rl_lightning.maths.returns import n_step_return
 
 STARTS, TERMINATED, TRUNCATED = 1, 2, 4  # bits of a row's flags
 

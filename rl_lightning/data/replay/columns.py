@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.types import Stored
 from rl_lightning.data.replay.arrays import Arena
 from rl_lightning.data.replay.storage import store
-from rl_lightning.errors import ConfigurationError
-from rl_lightning.types import Stored
 
 
 class DenseColumn:

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs.failures import told
-from rl_lightning.errors import ConfigurationError
 
 GoalFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PROBES = 8

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay.goals import find_method, goal_function
-from rl_lightning.errors import ConfigurationError, RunError, shortened
 
 Strategy = Literal["future", "final"]
 KEYS = ("achieved_goal", "desired_goal")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 OBS_DTYPES = {"float32": None, "float16": np.float16}
 

@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium as gym
 
 import rl_lightning.envs
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
-from rl_lightning.trust import find_named, loading_stranger
 
 # Where to write is for whoever runs it to say.
 _NOT_FROM_A_FILE = ("record", "storage", "storage_dir")

@@ -11,8 +11,8 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from rl_lightning.checkpoints import read_archive, read_checkpoint
-from rl_lightning.errors import ConfigurationError, RunError
+from rl_lightning.core.checkpoints import read_archive, read_checkpoint
+from rl_lightning.core.errors import ConfigurationError, RunError
 
 
 class Places:

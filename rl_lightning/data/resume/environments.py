@@ -15,8 +15,8 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
+from rl_lightning.core.spaces import allowed_action
 from rl_lightning.envs.state import StateError, Vocabulary, load_state, save_state
-from rl_lightning.spaces import allowed_action
 
 
 class Snapshots:

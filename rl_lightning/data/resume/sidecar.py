@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay.arrays import link
 from rl_lightning.data.resume.checkpoint_files import (
     CheckpointFiles,
@@ -35,7 +36,6 @@ from rl_lightning.data.resume.checkpoint_files import (
     lock,
     saving,
 )
-from rl_lightning.errors import ConfigurationError
 
 
 class Spool:

@@ -7,10 +7,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.trust import import_named
 from rl_lightning.envs.failures import told
 from rl_lightning.envs.text import is_printable, text_space
-from rl_lightning.errors import ConfigurationError, shortened
-from rl_lightning.trust import import_named
 
 Describer = Callable[[Any, gym.Env], str]
 

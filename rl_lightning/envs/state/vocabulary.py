@@ -6,9 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from rl_lightning.core.spaces import allowed_action
 from rl_lightning.envs.state.plain import full_name
 from rl_lightning.envs.state.writer import Writer
-from rl_lightning.spaces import allowed_action
 
 
 class Vocabulary:

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.charset import PRINTABLE
+from rl_lightning.core.charset import PRINTABLE
 
 # What `Encoder.preprocess` returns and storage holds: a tensor, or a nested mapping of tensors.
 Stored = Tensor | Mapping[str, Any]

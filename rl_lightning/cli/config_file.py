@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 _SECTIONS = ("model", "data", "trainer", "checkpoint")
 _MODE = "omegaconf+"

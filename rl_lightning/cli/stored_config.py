@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.agents import Agent
-from rl_lightning.checkpoints import read_checkpoint
+from rl_lightning.core.checkpoints import read_checkpoint
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.names import public_path
+from rl_lightning.core.trust import loading_stranger
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.resume.arguments import stored_arguments
-from rl_lightning.errors import ConfigurationError
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
-from rl_lightning.names import public_path
-from rl_lightning.trust import loading_stranger
 
 _EVALUATE = ("validate", "test", "predict")
 _OWN = ("--config", "-c", "--model", "--data")

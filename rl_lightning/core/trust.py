@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 # Beside the library and its foundations, what its own source names: the extras of its installation.
 _KNOWN = frozenset({"rl_lightning", "torch", "lightning", "gymnasium"})

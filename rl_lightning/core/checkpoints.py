@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-import rl_lightning.types  # noqa: F401  (registers what a checkpoint may hold beside plain data)
-from rl_lightning.errors import ConfigurationError
+import rl_lightning.core.types  # noqa: F401  (registers what a checkpoint may hold beside plain data)
+from rl_lightning.core.errors import ConfigurationError
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

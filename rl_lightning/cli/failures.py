@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_lightning.errors import ConfigurationError, RunError, nearest
+from rl_lightning.core.errors import ConfigurationError, RunError, nearest
 
 # What the backends of torch.distributed say when the other side is gone.
 _DISCONNECTED = (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.errors import check_range
+from rl_lightning.core.errors import check_range
 
 # Sweeps in which the largest change must halve: it never does where undiscounted values diverge, or
 # where rounding alone is left of it.

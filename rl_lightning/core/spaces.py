@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 if TYPE_CHECKING:  # environments in processes of their own need no torch
     from torch import Tensor

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import rl_lightning
+from rl_lightning.core.errors import nearest
 from rl_lightning.envs.failures import told
-from rl_lightning.errors import nearest
 
 # What to write where a type alone says too little, by argument.
 _HINTS = {"wrappers": "; write Name, or {Name: {argument: value}} for one with arguments"}

@@ -19,15 +19,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, TextPanel
 from rl_lightning.callbacks.run_folder import find_checkpoint
-from rl_lightning.config_file import refuse_repeated_keys
+from rl_lightning.cli.config_file import refuse_repeated_keys
+from rl_lightning.cli.explain import root_message
+from rl_lightning.cli.failures import explain_failure
+from rl_lightning.cli.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
+from rl_lightning.cli.stored_config import lone_checkpoint, stored_configuration, take_trust
+from rl_lightning.core.errors import ConfigurationError, nearest
+from rl_lightning.core.stopping import ended_by_signals
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.recordings.dataset import read_dataset
-from rl_lightning.errors import ConfigurationError, nearest
-from rl_lightning.explain import root_message
-from rl_lightning.failures import explain_failure
-from rl_lightning.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
-from rl_lightning.stopping import ended_by_signals
-from rl_lightning.stored_config import lone_checkpoint, stored_configuration, take_trust
 
 # Lightning remarks that are right in general and wrong here.
 _NOISE = (

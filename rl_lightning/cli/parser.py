@@ -17,11 +17,11 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rl_lightning.agents import Agent, ReplayAgent
-from rl_lightning.config_file import check_config_file
+from rl_lightning.cli.config_file import check_config_file
+from rl_lightning.cli.explain import class_names, import_class, one_sentence
+from rl_lightning.core.errors import ConfigurationError, is_whole, whole_seed
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
-from rl_lightning.errors import ConfigurationError, is_whole, whole_seed
-from rl_lightning.explain import class_names, import_class, one_sentence
 from rl_lightning.exploration import ActionNoise, ValueExploration
 
 _BASES = (Agent, ReplayAgent, RLDataModule, Encoder, ActionNoise, ValueExploration)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.types import Stored
+from rl_lightning.core.types import Stored
 
 
 def rows(x: Stored, index: np.ndarray) -> Stored:

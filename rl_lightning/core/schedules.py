@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from rl_lightning.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError
 
 Schedule = Literal["constant", "linear", "cosine"]
 

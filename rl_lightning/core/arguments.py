@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rl_lightning.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], prefix: str = "") -> None:

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: returns, losses, distributions, planning."""
