@@ -36,7 +36,13 @@ if TYPE_CHECKING:
         NatureCNN,
         TableEncoder,
     )
-    from rl_lightning.nn import ActorCritic, ContinuousNetwork, OfflineNetwork, QNetwork
+    from rl_lightning.policies import (
+        ActorCritic,
+        ContinuousNetwork,
+        DiscreteNetwork,
+        OfflineNetwork,
+        QNetwork,
+    )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -44,19 +50,20 @@ _HOMES = {
     "BC": "agents",
     "IQL": "agents",
     "OfflineDataModule": "data",
-    "OfflineNetwork": "nn",
-    "ContinuousNetwork": "nn",
+    "OfflineNetwork": "policies",
+    "ContinuousNetwork": "policies",
     "DDPG": "agents",
     "DQN": "agents",
+    "DiscreteNetwork": "policies",
     "DiscreteSAC": "agents",
-    "QNetwork": "nn",
+    "QNetwork": "policies",
     "QTable": "agents",
     "ReplayDataModule": "data",
     "SAC": "agents",
     "TD3": "agents",
     "PPO": "agents",
     "REINFORCE": "agents",
-    "ActorCritic": "nn",
+    "ActorCritic": "policies",
     "Agent": "agents",
     "DictEncoder": "encoders",
     "Encoder": "encoders",
@@ -84,6 +91,7 @@ __all__ = [
     "Agent",
     "ContinuousNetwork",
     "DictEncoder",
+    "DiscreteNetwork",
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",

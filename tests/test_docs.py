@@ -13,12 +13,11 @@ from lightning.pytorch.callbacks import Callback
 from recorded import offline, record
 from training import fit
 
-from rl_lightning import agents, nn
-from rl_lightning.agents.discrete_sac import DiscreteNetwork
+from rl_lightning import agents, policies
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder, TableEncoder
-from rl_lightning.nn import ActorCritic
+from rl_lightning.policies import ActorCritic
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,7 +151,7 @@ def test_a_page_explains_the_metrics_that_are_logged(name, tmp_path):
 
 def test_named_arguments_and_files_exist():
     modules = (RolloutDataModule, ReplayDataModule, OfflineDataModule)
-    networks = (*(getattr(nn, n) for n in nn.__all__), DiscreteNetwork)
+    networks = [getattr(policies, n) for n in policies.__all__]
     for name, page in PAGES.items():
         text = page.read_text()
         own = set(inspect.signature(AGENTS[name].__init__).parameters)

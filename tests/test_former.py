@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rl_lightning.former import FORMER
+from rl_lightning.core.former import FORMER
 
 
 @pytest.mark.parametrize("former", FORMER)
@@ -26,3 +26,13 @@ def test_the_library_itself_uses_no_former_name():
     code += "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["ActorCritic", "ContinuousNetwork", "QNetwork", "pick"])
+def test_a_former_attribute_leads_to_what_it_was(name):
+    from rl_lightning import nn, policies
+
+    with pytest.warns(DeprecationWarning, match=f"rl_lightning.nn.{name} has moved: import it"):
+        assert getattr(nn, name) is getattr(policies, name)
+    with pytest.raises(AttributeError, match="has no attribute 'QNet'"):
+        _ = nn.QNet

@@ -18,7 +18,7 @@ FORMER = {
     "rl_lightning.PPO": "rl_lightning.agents.ppo.PPO",
     "rl_lightning.RolloutDataModule": "rl_lightning.data.rollout.RolloutDataModule",
     "rl_lightning.MLPEncoder": "rl_lightning.encoders.vector.MLPEncoder",
-    "rl_lightning.ActorCritic": "rl_lightning.nn.actor_critic.ActorCritic",
+    "rl_lightning.ActorCritic": "rl_lightning.policies.actor_critic.ActorCritic",
 }
 
 

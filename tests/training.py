@@ -14,7 +14,7 @@ from rl_lightning.agents import A2C, PPO, REINFORCE
 from rl_lightning.agents.agent import adam
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.encoders import MLPEncoder
-from rl_lightning.nn import ActorCritic
+from rl_lightning.policies import ActorCritic
 
 AGENTS: dict[str, Callable[..., Any]] = {
     "ppo": PPO,

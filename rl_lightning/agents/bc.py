@@ -12,7 +12,7 @@ from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
-from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.policies.actor_critic import ActorCritic
 
 
 class BC(ReplayAgent):

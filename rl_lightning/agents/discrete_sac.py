@@ -1,78 +1,24 @@
 """Soft actor-critic for discrete actions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
-from rl_lightning.core.errors import ConfigurationError, check_range, shortened
+from rl_lightning.core.errors import check_range
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
-from rl_lightning.maths.distributions import Categorical, mask_logits
-from rl_lightning.nn.ensemble import Ensemble
-from rl_lightning.nn.mlp import Activation
+from rl_lightning.maths.distributions import Categorical
 from rl_lightning.nn.target import make_target
-
-
-class DiscreteNetwork(nn.Module):
-    """Encoder, actor π(·|s), and two critics Q(s, ·), for a `Discrete` space.
-
-    The critics' loss trains the encoder; the actor reads its features and leaves it alone.
-
-    Args:
-        spec: The environment's spaces.
-        encoder: Builds the encoder from the spec.
-        hidden: Widths of the layers of actor and critics.
-        activation: Of those layers.
-    """
-
-    state_dim = 0
-
-    def __init__(
-        self,
-        spec: EnvSpec,
-        encoder: Callable[[EnvSpec], Any],
-        hidden: Sequence[int] = (256, 256),
-        activation: Activation = "relu",
-    ) -> None:
-        super().__init__()
-        space = spec.action_space
-        if not isinstance(space, gym.spaces.Discrete):
-            raise ConfigurationError(
-                f"DiscreteSAC acts in a Discrete space, not {shortened(space)}; use SAC for Box "
-                "actions"
-            )
-        self.encoder = encoder(spec)
-        self.mask_dim = int(space.n)
-        width = self.encoder.out_dim
-        self.actor = Ensemble(1, width, hidden, self.mask_dim, activation)
-        self.critics = Ensemble(2, width, hidden, self.mask_dim, activation)
-
-    @property
-    def encoders(self) -> Sequence[Any]:
-        """The one encoder."""
-        return (self.encoder,)
-
-    def features(self, x: Stored) -> Tensor:
-        """Raw stored observations `[N, ...]` → features `[N, D]`."""
-        return self.encoder(self.encoder.standardized(x))
-
-    def policy(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
-        """π(·|s), `[N, A]`."""
-        return Categorical(mask_logits(self.actor(features)[0].float(), mask))
-
-    def q(self, features: Tensor) -> Tensor:
-        """Q of both critics and all actions, `[2, N, A]`."""
-        return self.critics(features).float()
+from rl_lightning.policies.discrete import DiscreteNetwork
 
 
 class DiscreteSAC(ReplayAgent):

@@ -18,8 +18,8 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.maths import losses
-from rl_lightning.nn.q_network import QNetwork, pick
 from rl_lightning.nn.target import make_target
+from rl_lightning.policies.q_network import QNetwork, pick
 
 
 class DQN(ReplayAgent):

@@ -16,8 +16,8 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
 from rl_lightning.maths.distributions import DiagonalGaussian
-from rl_lightning.nn.offline import OfflineNetwork
 from rl_lightning.nn.target import make_target
+from rl_lightning.policies.offline import OfflineNetwork
 
 MAX_WEIGHT = 100.0  # of a recorded action in the policy's loss, as in the authors' code
 

@@ -1,74 +1,24 @@
 """Tabular temporal-difference control: Q-learning, SARSA, expected SARSA, double Q-learning."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import gymnasium as gym
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, shortened
+from rl_lightning.core.errors import ConfigurationError, check_finite, check_range
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.table import TableEncoder
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.maths.returns import next_values
-from rl_lightning.nn.q_network import pick
+from rl_lightning.policies.q_network import pick
+from rl_lightning.policies.table import Table
 
 METHODS = ("q_learning", "sarsa", "expected_sarsa", "double_q")
-
-
-class Table(nn.Module):
-    """Q(s, a) with a row for every observation; nothing in it is trained by gradients.
-
-    Args:
-        spec: The environment's spaces; actions are Discrete.
-        encoder: Builds what numbers observations.
-        tables: Tables of the same shape.
-        initial_value: Q before anything is learned.
-    """
-
-    state_dim = 0  # no memory
-    q: Tensor
-    updates: Tensor
-
-    def __init__(
-        self,
-        spec: EnvSpec,
-        encoder: Callable[[EnvSpec], Encoder],
-        tables: int = 1,
-        initial_value: float = 0.0,
-    ) -> None:
-        super().__init__()
-        space = spec.action_space
-        if not isinstance(space, gym.spaces.Discrete):
-            raise ConfigurationError(
-                "a table has a column for each action of a Discrete space, not "
-                f"{shortened(space)}; use SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete "
-                "and MultiBinary ones"
-            )
-        self.encoder = encoder(spec)
-        if not isinstance(self.encoder, TableEncoder):
-            raise ConfigurationError(
-                f"model.encoder: {type(self.encoder).__name__} computes features, but a table "
-                "needs the number of its row; use TableEncoder"
-            )
-        self.mask_dim = int(space.n)
-        shape = (tables, self.encoder.out_dim, self.mask_dim)
-        self.register_buffer("q", torch.full(shape, float(initial_value)))
-        self.register_buffer("updates", torch.zeros(shape, dtype=torch.int64))
-
-    @property
-    def encoders(self) -> Sequence[Encoder]:
-        """The one encoder."""
-        return (self.encoder,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rows `[N]` → Q(s, ·), the mean over tables, `[N, A]`."""
-        return self.q[0, x] if len(self.q) == 1 else self.q[:, x].mean(0)
 
 
 class QTable(Agent):

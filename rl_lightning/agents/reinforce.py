@@ -15,7 +15,7 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
 from rl_lightning.maths.returns import discounted_returns, ends_within, gae
-from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.policies.actor_critic import ActorCritic
 
 
 class REINFORCE(Agent):

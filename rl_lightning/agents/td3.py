@@ -16,8 +16,8 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.exploration import ActionNoise, GaussianNoise
 from rl_lightning.maths import losses
-from rl_lightning.nn.continuous import ContinuousNetwork
 from rl_lightning.nn.target import make_target
+from rl_lightning.policies.continuous import ContinuousNetwork
 
 
 class TD3(ReplayAgent):

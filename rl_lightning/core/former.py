@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 FORMER = {
     "rl_lightning.bounds": "rl_lightning.core.bounds",
@@ -65,6 +66,10 @@ FORMER = {
     "rl_lightning.data.rollout": "rl_lightning.data.rollout_module",
     "rl_lightning.data.offline": "rl_lightning.data.offline_module",
     "rl_lightning.data.updates": "rl_lightning.data.update_loader",
+    "rl_lightning.nn.actor_critic": "rl_lightning.policies.actor_critic",
+    "rl_lightning.nn.continuous": "rl_lightning.policies.continuous",
+    "rl_lightning.nn.offline": "rl_lightning.policies.offline",
+    "rl_lightning.nn.q_network": "rl_lightning.policies.q_network",
 }
 
 
@@ -87,7 +92,30 @@ class _Finder(MetaPathFinder, Loader):
         sys.modules[former] = importlib.import_module(present)
 
 
+def former_attribute(module: str, name: str, moved: Sequence[str], present: str) -> Any:
+    """A name that a module has given away: for its `__getattr__`.
+
+    Args:
+        module: That module.
+        name: Of the attribute.
+        moved: All that have moved.
+        present: The module that has them now.
+
+    Raises:
+        AttributeError: If it never had one of that name.
+    """
+    if name not in moved:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{module}.{name} has moved: import it from {present}; the former name goes with the next "
+        "version",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(importlib.import_module(present), name)
+
+
 def install() -> None:
     """Let former names lead to the modules of today."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())  # before an older installation could be found

@@ -17,7 +17,8 @@ from rl_lightning.encoders import MLPEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.llm import Backbone, load
 from rl_lightning.maths import losses
-from rl_lightning.nn import ActorCritic, Memory
+from rl_lightning.nn import Memory
+from rl_lightning.policies import ActorCritic
 
 
 @pytest.fixture

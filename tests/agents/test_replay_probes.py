@@ -26,8 +26,8 @@ from rl_lightning import (
     ReplayDataModule,
 )
 from rl_lightning.agents.agent import adam
-from rl_lightning.agents.discrete_sac import DiscreteNetwork
 from rl_lightning.exploration import GaussianNoise
+from rl_lightning.policies import DiscreteNetwork
 
 pytestmark = pytest.mark.learning
 

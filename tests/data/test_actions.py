@@ -16,8 +16,8 @@ from rl_lightning.core.spaces import action_writer
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.exploration import uniform_action
-from rl_lightning.nn import ContinuousNetwork, OfflineNetwork
 from rl_lightning.nn.heads import GaussianHead
+from rl_lightning.policies import ContinuousNetwork, OfflineNetwork
 
 SPACES = exact_spaces()
 FINITE = [k for k, s in SPACES.items() if isinstance(s, gym.spaces.Box) and s.is_bounded()]

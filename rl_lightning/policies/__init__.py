@@ -1,0 +1,19 @@
+"""What acts: actor-critics, Q-networks, tables, continuous actors with their critics."""
+
+from rl_lightning.policies.actor_critic import ActorCritic, Evaluation
+from rl_lightning.policies.continuous import ContinuousNetwork
+from rl_lightning.policies.discrete import DiscreteNetwork
+from rl_lightning.policies.offline import OfflineNetwork
+from rl_lightning.policies.q_network import QNetwork, pick
+from rl_lightning.policies.table import Table
+
+__all__ = [
+    "ActorCritic",
+    "ContinuousNetwork",
+    "DiscreteNetwork",
+    "Evaluation",
+    "OfflineNetwork",
+    "QNetwork",
+    "Table",
+    "pick",
+]

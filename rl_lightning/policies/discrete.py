@@ -1,0 +1,65 @@
+"""Actor and twin critics over discrete actions, for discrete SAC."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from torch import Tensor, nn
+
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.maths.distributions import Categorical, mask_logits
+from rl_lightning.nn.ensemble import Ensemble
+from rl_lightning.nn.mlp import Activation
+
+
+class DiscreteNetwork(nn.Module):
+    """Encoder, actor π(·|s), and two critics Q(s, ·), for a `Discrete` space.
+
+    The critics' loss trains the encoder; the actor reads its features and leaves it alone.
+
+    Args:
+        spec: The environment's spaces.
+        encoder: Builds the encoder from the spec.
+        hidden: Widths of the layers of actor and critics.
+        activation: Of those layers.
+    """
+
+    state_dim = 0
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        hidden: Sequence[int] = (256, 256),
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        space = spec.action_space
+        if not isinstance(space, gym.spaces.Discrete):
+            raise ConfigurationError(
+                f"DiscreteSAC acts in a Discrete space, not {shortened(space)}; use SAC for Box "
+                "actions"
+            )
+        self.encoder = encoder(spec)
+        self.mask_dim = int(space.n)
+        width = self.encoder.out_dim
+        self.actor = Ensemble(1, width, hidden, self.mask_dim, activation)
+        self.critics = Ensemble(2, width, hidden, self.mask_dim, activation)
+
+    @property
+    def encoders(self) -> Sequence[Any]:
+        """The one encoder."""
+        return (self.encoder,)
+
+    def features(self, x: Stored) -> Tensor:
+        """Raw stored observations `[N, ...]` → features `[N, D]`."""
+        return self.encoder(self.encoder.standardized(x))
+
+    def policy(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
+        """π(·|s), `[N, A]`."""
+        return Categorical(mask_logits(self.actor(features)[0].float(), mask))
+
+    def q(self, features: Tensor) -> Tensor:
+        """Q of both critics and all actions, `[2, N, A]`."""
+        return self.critics(features).float()
