@@ -19,7 +19,8 @@ STOREYS = [
     {"data/collect", "data/resume"},
     {"data"},
     {"callbacks"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
 # What a room may not import from below, either.
