@@ -80,7 +80,7 @@ class A2C(Agent):
             steps, value=value, advantage=advantage, target=advantage + value
         )
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         valid = batch.get("valid", None)
         log_prob, entropy, value = self.policy.evaluate(batch)
         advantage = batch["advantage"]
@@ -91,17 +91,14 @@ class A2C(Agent):
         value_loss = losses.value_loss(value, batch["target"], valid=valid)
         mean_entropy = losses.mean(entropy, valid)
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * mean_entropy
-
-        if self.should_log:
-            with torch.no_grad():
-                self.log_training(
-                    {
-                        "loss/policy": policy_loss,
-                        "loss/value": value_loss,
-                        "policy/entropy": mean_entropy,
-                        "value/explained_variance": losses.explained_variance(
-                            batch["value"], batch["target"], valid
-                        ),
-                    }
-                )
-        return loss
+        return Loss(
+            loss,
+            lambda: {
+                "loss/policy": policy_loss,
+                "loss/value": value_loss,
+                "policy/entropy": mean_entropy,
+                "value/explained_variance": losses.explained_variance(
+                    batch["value"], batch["target"], valid
+                ),
+            },
+        )

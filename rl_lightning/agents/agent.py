@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_lightning.agents import prediction
 from rl_lightning.agents.copies import CopyableModule
+from rl_lightning.agents.deprecated import former_log_training, former_loss, former_should_log
 from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent, check_kind
@@ -22,6 +23,7 @@ from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened
 from rl_lightning.core.names import present_paths
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.tree import to_device
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
@@ -38,7 +40,7 @@ class Agent(CopyableModule, FiniteModule):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
-    and `training_step`; one that learns from replay is a `ReplayAgent` and implements `loss`. Its
+    and `loss`; one that learns from replay is a `ReplayAgent` and implements `loss` alone. Its
     constructor's arguments are remembered as hyper-parameters without further ado, so that
     `load_from_checkpoint` rebuilds it.
 
@@ -87,7 +89,7 @@ class Agent(CopyableModule, FiniteModule):
         factor(lr_schedule, 0.0)
         check_range("gamma", gamma, 0.0, 1.0)
         check_range("encoder_lr", encoder_lr, 0.0)
-        self._mute = False
+        self._mute = self._stop = False
         self._rates_set = False
         self.gamma = gamma
         self.spec = spec
@@ -101,7 +103,7 @@ class Agent(CopyableModule, FiniteModule):
 
     def run_state(self) -> dict[str, Any]:
         """Attributes that belong to a run, and what they are in a copy, which is in none."""
-        return {"_measure": dict, "_episodes": [], "_mute": False, "_last_loss": None}
+        return {"_measure": dict, "_episodes": [], "_mute": False, "_stop": False, "_last_loss": None}
 
     # --- what an algorithm is made of ---------------------------------------------------------
 
@@ -117,9 +119,21 @@ class Agent(CopyableModule, FiniteModule):
                 "or use REINFORCE with baseline: false"
             )
 
+    def loss(self, batch: TensorDict) -> Loss:
+        """The loss of a minibatch.
+
+        It reads nothing but the batch, the networks and the arguments, so that anybody can call it.
+
+        Args:
+            batch: Rows of what `prepare` returned, `[N, ...]`, or with memory sequences `[L, N,
+                ...]`.
+        """
+        raise NotImplementedError
+
     def stop_passes(self) -> bool:
         """Whether to skip the remaining passes over the current rollout; same on all ranks."""
-        return False
+        stop, self._stop = self._stop, False
+        return stop
 
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""
@@ -257,17 +271,38 @@ class Agent(CopyableModule, FiniteModule):
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
 
-    @property
-    def should_log(self) -> bool:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.explained_loss(batch)
+        if loss.stop is not None:
+            self._stop = self._mean(loss.stop) > 0
+        # A stop may skip the step that would be logged: Lightning then writes this one.
+        if self._is_logged() or self._stop:
+            self._log_losses(loss.metrics)
+        return loss.value
+
+    def explained_loss(self, batch: TensorDict) -> Loss:
+        """The loss, of an agent of the version before too, which returns its value alone."""
+        loss: Any = self.loss(batch)
+        return loss if isinstance(loss, Loss) else former_loss(self, loss)
+
+    def _is_logged(self) -> bool:
         """Whether the trainer will write what this training step logs."""
-        if self._mute:
-            return False
         trainer: Any = self.trainer
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped
         every = trainer.log_every_n_steps
         return every > 0 and (steps + 1) % every == 0
 
-    def log_training(self, metrics: Mapping[str, Any]) -> None:
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the ranks of a scalar, the same on all of them."""
+        if self.trainer.world_size > 1:
+            gathered: Any = self.all_gather(value)
+            value = gathered.mean()
+        return float(value)
+
+    should_log = property(former_should_log)
+    log_training = former_log_training
+
+    def _log_losses(self, metrics: Mapping[str, Any]) -> None:
         """Log losses beside the clock's metrics, on the axis of environment frames."""
         everything = {**metrics, **self._measure()}
         if self.trainer.optimizers:
@@ -333,9 +368,7 @@ class Agent(CopyableModule, FiniteModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_kind(self, checkpoint)
-        frames, progress = checkpoint.get("frames", 0), checkpoint.get("progress", 0.0)
-        if type(frames) is not int or not 0 <= frames < 2**53:
-            raise ConfigurationError(f"the checkpoint counts {frames!r} frames: it was changed")
+        frames, progress = count_of(checkpoint, "frames"), checkpoint.get("progress", 0.0)
         if not isinstance(progress, int | float) or not 0 <= progress <= 1:
             raise ConfigurationError(f"the checkpoint's progress is {progress!r}: it was changed")
         self.frames, self.progress = frames, progress
@@ -419,3 +452,15 @@ class Agent(CopyableModule, FiniteModule):
             self.hparams.clear()
         self._set_hparams(present_paths(without_code_switch(hparams)))
         self._hparams_initial = copy.copy(self._hparams)
+
+
+def count_of(checkpoint: Mapping[str, Any], name: str, default: int = 0) -> int:
+    """What a checkpoint counts.
+
+    Raises:
+        ConfigurationError: If it is no count.
+    """
+    count = checkpoint.get(name, default)
+    if type(count) is not int or not 0 <= count < 2**53:
+        raise ConfigurationError(f"the checkpoint counts {count!r} {name}: it was changed")
+    return count

@@ -90,7 +90,6 @@ class PPO(Agent):
         self.target_kl = target_kl
         if sequence_length is not None:
             self.sequence_length = whole("model.sequence_length", sequence_length, 1)
-        self._stop = False
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
@@ -104,7 +103,7 @@ class PPO(Agent):
             steps, log_prob=log_prob, value=value, advantage=advantage, target=advantage + value
         )
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         scale = factor(self.clip_schedule, self.progress)
         clip_range = self.clip_range * scale
         clip_value = None if self.clip_range_value is None else self.clip_range_value * scale
@@ -120,34 +119,21 @@ class PPO(Agent):
         mean_entropy = losses.mean(entropy, valid)
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * mean_entropy
 
+        stop = None
         if self.target_kl is not None:
-            kl = self._mean(losses.approx_kl(log_ratio.detach(), valid))
-            self._stop = kl > self.target_kl
-        # A stop may skip the step that would be logged: Lightning then writes this one.
-        if self.should_log or self._stop:
-            with torch.no_grad():
-                self.log_training(
-                    {
-                        "loss/policy": policy_loss,
-                        "loss/value": value_loss,
-                        "policy/entropy": mean_entropy,
-                        "policy/kl": losses.approx_kl(log_ratio, valid),
-                        "policy/clip_fraction": losses.clip_fraction(log_ratio, clip_range, valid),
-                        "policy/clip_range": clip_range,
-                        "value/explained_variance": losses.explained_variance(
-                            batch["value"], batch["target"], valid
-                        ),
-                    }
-                )
-        return loss
-
-    def stop_passes(self) -> bool:
-        stop, self._stop = self._stop, False
-        return stop
-
-    def _mean(self, value: Tensor) -> float:
-        """Mean over the ranks of a scalar, the same on all of them."""
-        if self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(value)
-            value = gathered.mean()
-        return float(value)
+            stop = losses.approx_kl(log_ratio.detach(), valid) - self.target_kl
+        return Loss(
+            loss,
+            lambda: {
+                "loss/policy": policy_loss,
+                "loss/value": value_loss,
+                "policy/entropy": mean_entropy,
+                "policy/kl": losses.approx_kl(log_ratio, valid),
+                "policy/clip_fraction": losses.clip_fraction(log_ratio, clip_range, valid),
+                "policy/clip_range": clip_range,
+                "value/explained_variance": losses.explained_variance(
+                    batch["value"], batch["target"], valid
+                ),
+            },
+            stop=stop,
+        )

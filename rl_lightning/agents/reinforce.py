@@ -94,7 +94,7 @@ class REINFORCE(Agent):
             steps, advantage=discounted_returns(reward, done, self.gamma), valid=complete
         )
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         valid = batch.get("valid", None)
         log_prob, entropy, value = self.policy.evaluate(batch)
         advantage = batch["advantage"]
@@ -109,7 +109,4 @@ class REINFORCE(Agent):
             value_loss = losses.value_loss(value, batch["target"], valid=valid)
             loss = loss + self.value_coef * value_loss
             metrics["loss/value"] = value_loss
-
-        if self.should_log:
-            self.log_training({name: metric.detach() for name, metric in metrics.items()})
-        return loss
+        return Loss(loss, metrics)

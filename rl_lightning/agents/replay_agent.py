@@ -8,9 +8,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.agent import Agent, count_of
 from rl_lightning.agents.plain import is_plain
 from rl_lightning.core.errors import check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.clip import clip_gradients
@@ -30,6 +31,8 @@ class ReplayAgent(Agent):
     """
 
     learns_from = ("replay",)
+    updates: int
+    """Steps of its optimizer so far."""
     target: Any
     """What bootstraps, of agents that have a target network."""
 
@@ -46,21 +49,18 @@ class ReplayAgent(Agent):
         check_range("max_grad_norm", max_grad_norm, 1e-12)
         self.automatic_optimization = type(self).training_step is not ReplayAgent.training_step
         self.max_grad_norm = max_grad_norm
-        self.row_errors: Tensor | None = None  # of the last batch, if it `tells_priorities`
+        self.updates = 0
         self._target_update: TargetUpdate | None = None
         self._plain = False
 
-    def run_state(self) -> dict[str, Any]:
-        return {**super().run_state(), "row_errors": None}  # of a batch, perhaps with its graph
-
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         """The loss of a batch of transitions.
 
         Args:
             batch: `obs`, `action`, `reward`, `discount` (γⁿ, or 0 after a terminal step) and
                 `next_obs`, of environments with masks `action_mask` and `next_action_mask`, from
                 prioritised replay the `weight` of each row, `[N, ...]` each. An agent that
-                `tells_priorities` weights its rows, and sets `row_errors` to their δ, `[N]`.
+                `tells_priorities` weights its rows, and returns their δ as `row_errors`, `[N]`.
         """
         raise NotImplementedError
 
@@ -76,7 +76,12 @@ class ReplayAgent(Agent):
             for index, part in enumerate(batch.batches()):
                 if index == last:
                     self._mute = False
-                self.update(self.loss(part))
+                loss = self.explained_loss(part)
+                if index == last and self._is_logged():
+                    self._log_losses(loss.metrics)
+                if loss.row_errors is not None:
+                    batch.row_errors = loss.row_errors
+                self.update(loss.value)
         except Exception as error:
             self.explain(error)
             raise
@@ -98,6 +103,7 @@ class ReplayAgent(Agent):
         else:
             self.manual_backward(loss)
             optimizer.step()
+        self.updates += 1
         self.after_update()
 
     def on_train_start(self) -> None:
@@ -116,10 +122,13 @@ class ReplayAgent(Agent):
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             clip_gradients([p.grad for p in parameters if p.grad is not None], self.max_grad_norm)
 
-    def take_priorities(self) -> Tensor | None:
-        """|δ| of the last batch's rows, `[N]`, once; None where an agent has none to tell."""
-        errors, self.row_errors = self.row_errors, None
-        return None if errors is None else errors.abs()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["updates"] = self.updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.updates = count_of(checkpoint, "updates", checkpoint.get("global_step", 0))
 
     def move_target(self, tau: float) -> None:
         """Move `target`, which `make_target` made of `policy`, by τ towards it."""
