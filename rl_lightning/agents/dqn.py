@@ -129,7 +129,7 @@ class DQN(ReplayAgent):
             return self.values(self.policy(x))
 
         if explore and self.exploration is not None:
-            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.device)
+            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.support.device)
             action = self.exploration.choose(values, zeros, self.progress, mask)
         else:
             action = greedy_action(values(), mask)
@@ -159,10 +159,11 @@ class DQN(ReplayAgent):
         return pick(following, best)
 
     def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of each row with gradient, its priority, and Q(s, a), `[N]` each.
+        """Loss of each row with gradient, its error, and Q(s, a), `[N]` each.
 
-        The priority is |δ|; of a categorical distribution it is the divergence of target and
-        prediction (Hessel et al. 2018), which a row that is learned does not keep.
+        The error is δ, whose size is the row's priority; of a categorical distribution it is the
+        divergence of target and prediction (Hessel et al. 2018), which a row that is learned does
+        not keep.
         """
         out = pick(self.policy(batch["obs"]), batch["action"] - self.start)
         following = self.bootstrap(batch)
@@ -178,14 +179,14 @@ class DQN(ReplayAgent):
         if self.distribution == "quantile":
             goal = reward[:, None] + discount[:, None] * following
             value = out.detach().mean(1)
-            return losses.quantile_huber(out, goal), (goal.mean(1) - value).abs(), value
+            return losses.quantile_huber(out, goal), goal.mean(1) - value, value
         goal = reward + discount * following
         if self.error == "huber":
             rows = F.smooth_l1_loss(out, goal, reduction="none")
         else:
             rows = 0.5 * F.mse_loss(out, goal, reduction="none")
         value = out.detach()
-        return rows, (value - goal).abs(), value
+        return rows, goal - value, value
 
     def loss(self, batch: TensorDict) -> Tensor:
         self.policy.resample()
@@ -196,7 +197,7 @@ class DQN(ReplayAgent):
         if self.should_log:
             metrics: dict[str, Any] = {
                 "loss/q": loss.detach(),
-                "value/td_error": error.mean(),
+                "value/td_error": error.abs().mean(),
                 "value/q": value.mean(),
             }
             if self.exploration is not None:

@@ -414,7 +414,7 @@ class ReplayDataModule(RLDataModule):
         if weight is not None:
             batch["weight"] = weight
         moved: Any = to_device(batch, agent.device)
-        return TensorDict(moved, batch_size=[len(index)])
+        return TensorDict(moved, batch_size=[index.shape[0]])
 
     def feed_back(self) -> None:
         """Give the last batch's rows the priorities that the agent found."""
