@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         QTable,
         ReplayAgent,
     )
+    from rl_lightning.core.loss import Loss
     from rl_lightning.core.types import EnvSpec
     from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
     from rl_lightning.encoders import (
@@ -70,6 +71,7 @@ _HOMES = {
     "EnvSpec": "core.types",
     "ImpalaCNN": "encoders",
     "LLMEncoder": "encoders",
+    "Loss": "core.loss",
     "MLPEncoder": "encoders",
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
@@ -97,6 +99,7 @@ __all__ = [
     "EnvSpec",
     "ImpalaCNN",
     "LLMEncoder",
+    "Loss",
     "MLPEncoder",
     "MinAtarCNN",
     "NatureCNN",

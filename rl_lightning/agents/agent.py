@@ -22,8 +22,8 @@ from rl_lightning.agents.load import build_agent, check_kind
 from rl_lightning.agents.optimizer import check_restored, make_optimizer
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened
-from rl_lightning.core.names import present_paths
 from rl_lightning.core.loss import Loss
+from rl_lightning.core.names import present_paths
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.tree import to_device
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
@@ -103,7 +103,13 @@ class Agent(CopyableModule, FiniteModule):
 
     def run_state(self) -> dict[str, Any]:
         """Attributes that belong to a run, and what they are in a copy, which is in none."""
-        return {"_measure": dict, "_episodes": [], "_mute": False, "_stop": False, "_last_loss": None}
+        return {
+            "_measure": dict,
+            "_episodes": [],
+            "_mute": False,
+            "_stop": False,
+            "_last_loss": None,
+        }
 
     # --- what an algorithm is made of ---------------------------------------------------------
 

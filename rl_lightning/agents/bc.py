@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -76,7 +77,7 @@ class BC(ReplayAgent):
 
     # --- learning -----------------------------------------------------------------------------
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         seen = {
             "obs": self.encoder.standardized(batch["obs"]),
             "latent": self.policy.action_head.to_latent(batch["action"]),
@@ -86,11 +87,7 @@ class BC(ReplayAgent):
         log_prob, entropy, _ = self.policy.evaluate(TensorDict(seen, batch.batch_size))
         policy_loss, mean_entropy = -log_prob.mean(), entropy.mean()
         loss = policy_loss - self.entropy_coef * mean_entropy
-        if self.should_log:
-            self.log_training(
-                {"loss/policy": policy_loss.detach(), "policy/entropy": mean_entropy.detach()}
-            )
-        return loss
+        return Loss(loss, {"loss/policy": policy_loss, "policy/entropy": mean_entropy})
 
     def after_update(self) -> None:
         self.policy.action_head.keep_spread()

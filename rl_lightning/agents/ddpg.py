@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -103,7 +104,7 @@ class DDPG(ReplayAgent):
         actor = list(self.policy.actor.parameters())
         return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         with torch.no_grad():
             following = target.features(batch["next_obs"])
@@ -117,18 +118,17 @@ class DDPG(ReplayAgent):
         policy_loss = -policy.q(seen, policy.action(seen), frozen=True).mean()
 
         td_error = error.detach().abs()
-        self.row_errors = td_error
-        if self.should_log:
-            self.log_training(
-                {
-                    "loss/q": q_loss.detach(),
-                    "loss/policy": policy_loss.detach(),
-                    "value/q": -policy_loss.detach(),
-                    "value/td_error": td_error.mean(),
-                    "explore/noise": self.noise.strength(self.progress),
-                }
-            )
-        return q_loss + policy_loss
+        return Loss(
+            q_loss + policy_loss,
+            lambda: {
+                "loss/q": q_loss,
+                "loss/policy": policy_loss,
+                "value/q": -policy_loss,
+                "value/td_error": td_error.mean(),
+                "explore/noise": self.noise.strength(self.progress),
+            },
+            row_errors=td_error,
+        )
 
     def after_update(self) -> None:
         self.move_target(self.tau)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -115,7 +116,7 @@ class DiscreteSAC(ReplayAgent):
             (temperature, self.temperature_lr),
         )
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
@@ -146,19 +147,18 @@ class DiscreteSAC(ReplayAgent):
             loss = loss + self.log_alpha * (entropy - self.target_entropy_ratio * most)
 
         td_error = error.detach().abs().mean(0)
-        self.row_errors = td_error
-        if self.should_log:
-            self.log_training(
-                {
-                    "loss/q": q_loss.detach(),
-                    "loss/policy": policy_loss.detach(),
-                    "policy/entropy": entropy,
-                    "policy/temperature": alpha,
-                    "value/q": q.detach().mean(),
-                    "value/td_error": td_error.mean(),
-                }
-            )
-        return loss
+        return Loss(
+            loss,
+            lambda: {
+                "loss/q": q_loss,
+                "loss/policy": policy_loss,
+                "policy/entropy": entropy,
+                "policy/temperature": alpha,
+                "value/q": q.mean(),
+                "value/td_error": td_error.mean(),
+            },
+            row_errors=td_error,
+        )
 
     def _soft_value(self, q: Tensor, policy: Categorical) -> Tensor:
         """Σₐ π(a|s) (Q(s, a) − α log π(a|s)), `[N]`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.tree import row_count
 from rl_lightning.core.types import EnvSpec, Stored
@@ -129,7 +130,7 @@ class DQN(ReplayAgent):
             return self.values(self.policy(x))
 
         if explore and self.exploration is not None:
-            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.device)
+            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.support.device)
             action = self.exploration.choose(values, zeros, self.progress, mask)
         else:
             action = greedy_action(values(), mask)
@@ -159,10 +160,11 @@ class DQN(ReplayAgent):
         return pick(following, best)
 
     def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of each row with gradient, its priority, and Q(s, a), `[N]` each.
+        """Loss of each row with gradient, its error, and Q(s, a), `[N]` each.
 
-        The priority is |δ|; of a categorical distribution it is the divergence of target and
-        prediction (Hessel et al. 2018), which a row that is learned does not keep.
+        The error is δ, whose size is the row's priority; of a categorical distribution it is the
+        divergence of target and prediction (Hessel et al. 2018), which a row that is learned does
+        not keep.
         """
         out = pick(self.policy(batch["obs"]), batch["action"] - self.start)
         following = self.bootstrap(batch)
@@ -178,32 +180,29 @@ class DQN(ReplayAgent):
         if self.distribution == "quantile":
             goal = reward[:, None] + discount[:, None] * following
             value = out.detach().mean(1)
-            return losses.quantile_huber(out, goal), (goal.mean(1) - value).abs(), value
+            return losses.quantile_huber(out, goal), goal.mean(1) - value, value
         goal = reward + discount * following
         if self.error == "huber":
             rows = F.smooth_l1_loss(out, goal, reduction="none")
         else:
             rows = 0.5 * F.mse_loss(out, goal, reduction="none")
         value = out.detach()
-        return rows, (value - goal).abs(), value
+        return rows, goal - value, value
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         self.policy.resample()
         self.target.resample()
         rows, error, value = self.errors(batch)
-        self.row_errors = error
         loss = losses.weighted_mean(rows, batch.get("weight", None))
-        if self.should_log:
-            metrics: dict[str, Any] = {
-                "loss/q": loss.detach(),
-                "value/td_error": error.mean(),
-                "value/q": value.mean(),
-            }
-            if self.exploration is not None:
-                name = f"explore/{self.exploration.name}"
-                metrics[name] = self.exploration.strength(self.progress)
-            self.log_training(metrics)
-        return loss
+
+        def metrics() -> dict[str, Any]:
+            told = {"loss/q": loss, "value/td_error": error.abs().mean(), "value/q": value.mean()}
+            if self.exploration is None:
+                return told
+            strength = self.exploration.strength(self.progress)
+            return {**told, f"explore/{self.exploration.name}": strength}
+
+        return Loss(loss, metrics, row_errors=error)
 
     def after_update(self) -> None:
         moves = self.frames // max(self.target_update_frames, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -115,7 +116,7 @@ class IQL(ReplayAgent):
             (list(policy.value.parameters()), self.value_lr),
         )
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         policy, target, action = self.policy, self.target, batch["action"]
         features = policy.features(batch["obs"])
         seen = features.detach()
@@ -139,20 +140,19 @@ class IQL(ReplayAgent):
         log_prob = distribution.log_prob(policy.action_head.to_latent(action))
         policy_loss = -(weight * log_prob).mean()  # eq. 7
 
-        if self.should_log:
-            self.log_training(
-                {
-                    "loss/q": q_loss.detach(),
-                    "loss/value": value_loss.detach(),
-                    "loss/policy": policy_loss.detach(),
-                    "policy/weight": weight.mean(),
-                    "value/advantage": advantage.mean(),
-                    "value/q": q.detach().mean(),
-                    "value/td_error": error.detach().abs().mean(),
-                    "value/v": value.detach().mean(),
-                }
-            )
-        return value_loss + q_loss + policy_loss
+        return Loss(
+            value_loss + q_loss + policy_loss,
+            lambda: {
+                "loss/q": q_loss,
+                "loss/value": value_loss,
+                "loss/policy": policy_loss,
+                "policy/weight": weight.mean(),
+                "value/advantage": advantage.mean(),
+                "value/q": q.mean(),
+                "value/td_error": error.abs().mean(),
+                "value/v": value.mean(),
+            },
+        )
 
     def after_update(self) -> None:
         self.move_target(self.tau)

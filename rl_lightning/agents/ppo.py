@@ -1,15 +1,13 @@
 """Proximal policy optimisation."""
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
-from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.core.errors import check_range, whole
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.encoders.encoder import Encoder

@@ -147,8 +147,8 @@ class QTable(Agent):
                 step = {key: value[begin : begin + size] for key, value in rows.items()}
                 errors.append(self.learn(step))
             self._count_update()
-        if self.should_log:
-            self.log_training(
+        if self._is_logged():
+            self._log_losses(
                 {
                     "value/td_error": torch.cat(errors).abs().mean(),
                     "value/q": self.policy(rows["obs"]).max(-1).values.mean(),

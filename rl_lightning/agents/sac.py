@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_finite, check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -131,7 +132,7 @@ class SAC(ReplayAgent):
             (temperature, self.temperature_lr),
         )
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         features = policy.features(batch["obs"])
         alpha = self.log_alpha.detach().exp()
@@ -163,20 +164,22 @@ class SAC(ReplayAgent):
             loss = loss + self.log_alpha * (entropy - self.target_entropy)
 
         td_error = error.detach().abs().mean(0)
-        self.row_errors = td_error
-        if self.should_log:
-            metrics = {
-                "loss/q": q_loss.detach(),
-                "loss/policy": policy_loss.detach(),
+
+        def metrics() -> dict[str, Any]:
+            told = {
+                "loss/q": q_loss,
+                "loss/policy": policy_loss,
                 "policy/entropy": entropy,
                 "policy/temperature": alpha,
-                "value/q": q.detach().mean(),
+                "value/q": q.mean(),
                 "value/td_error": td_error.mean(),
             }
-            if self.noise is not None:
-                metrics["explore/noise"] = self.noise.strength(self.progress)
-            self.log_training(metrics)
-        return loss
+            noise = self.noise
+            return (
+                told if noise is None else {**told, "explore/noise": noise.strength(self.progress)}
+            )
+
+        return Loss(loss, metrics, row_errors=td_error)
 
     def after_update(self) -> None:
         self.move_target(self.tau)

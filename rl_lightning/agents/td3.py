@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range, whole
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -118,7 +119,7 @@ class TD3(ReplayAgent):
         actor = list(self.policy.actor.parameters())
         return self.split_groups(super().parameter_groups(), (actor, self.actor_lr))
 
-    def loss(self, batch: TensorDict) -> Tensor:
+    def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         with torch.no_grad():
             following = target.features(batch["next_obs"])
@@ -134,9 +135,8 @@ class TD3(ReplayAgent):
         error = q - goal
         weight = batch.get("weight", None)
         q_loss = loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
-        metrics = {"loss/q": q_loss.detach()}
 
-        self._moves_policy = self.trainer.global_step % self.policy_delay == 0
+        self._moves_policy = self.updates % self.policy_delay == 0
         if self._moves_policy:
             seen = features.detach()
             policy_loss = -policy.q(seen, policy.action(seen), frozen=True)[0].mean()
@@ -144,13 +144,18 @@ class TD3(ReplayAgent):
             self._policy_loss = policy_loss.detach()
 
         td_error = error.detach().abs().mean(0)
-        self.row_errors = td_error
-        if self.should_log:
-            if self._policy_loss is not None:
-                metrics["loss/policy"] = self._policy_loss
-            metrics |= {"value/q": q.detach().mean(), "value/td_error": td_error.mean()}
-            self.log_training({**metrics, "explore/noise": self.noise.strength(self.progress)})
-        return loss
+
+        def metrics() -> dict[str, Any]:
+            policy_loss = {} if self._policy_loss is None else {"loss/policy": self._policy_loss}
+            return {
+                "loss/q": q_loss,
+                **policy_loss,
+                "value/q": q.mean(),
+                "value/td_error": td_error.mean(),
+                "explore/noise": self.noise.strength(self.progress),
+            }
+
+        return Loss(loss, metrics, row_errors=td_error)
 
     def after_update(self) -> None:
         if self._moves_policy:

@@ -12,8 +12,8 @@ Metrics = Mapping[str, Tensor | float]
 class Loss:
     """The loss of a batch, and what is to be known of it.
 
-    Whoever trains takes a step on `value`, logs `metrics` when a step is due to be logged, and hands
-    `row_errors` to prioritised replay. In a test or a notebook they are plain numbers.
+    Whoever trains takes a step on `value`, logs `metrics` when a step is due to be logged, and
+    hands `row_errors` to prioritised replay. In a test or a notebook they are plain numbers.
 
     Args:
         value: What is minimised: a scalar, with gradient.

@@ -59,4 +59,4 @@ def row_count(x: Stored) -> int:
     """B of a stored batch `[B, ...]`."""
     while not isinstance(x, Tensor):
         x = next(iter(x.values()))
-    return len(x)
+    return x.shape[0]

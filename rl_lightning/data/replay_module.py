@@ -194,6 +194,7 @@ class ReplayDataModule(RLDataModule):
         self._lost: str | None = None  # why a run that goes on does so without its contents
         self._began_with: dict[str, Any] | None = None
         self._sampled: Tensor | None = None
+        self.row_errors: Tensor | None = None
         self._spool: Spool | None = None
         self._resume_from: Path | None = None
         self._replay_name: str | None = None
@@ -414,16 +415,20 @@ class ReplayDataModule(RLDataModule):
         if weight is not None:
             batch["weight"] = weight
         moved: Any = to_device(batch, agent.device)
-        return TensorDict(moved, batch_size=[len(index)])
+        return TensorDict(moved, batch_size=[index.shape[0]])
 
     def feed_back(self) -> None:
         """Give the last batch's rows the priorities that the agent found."""
         index, self._sampled = self._sampled, None
         if index is None or self.buffer is None:
             return
-        error = self.agent.take_priorities()
-        assert error is not None
-        self.buffer.set_priorities(index, (error + self.priority_eps) ** self.priority_alpha)
+        errors, self.row_errors = self.row_errors, None
+        if errors is None:
+            raise ConfigurationError(
+                f"data.prioritized: {type(self.agent).__name__} says that it tells_priorities, but "
+                "its loss returns no row_errors"
+            )
+        self.buffer.set_priorities(index, (errors.abs() + self.priority_eps) ** self.priority_alpha)
 
     def _play(self, steps: int, uniformly: bool) -> None:
         assert self.buffer is not None
@@ -451,6 +456,7 @@ class ReplayDataModule(RLDataModule):
     def forget(self) -> None:
         super().forget()
         self.buffer, self._sampled, self._began_with = None, None, None
+        self.row_errors = None
         self._replay_name = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from tensordict import TensorDict
+from torch import Tensor
 
 
 class UpdateSource(Protocol):
     """A data module whose epochs are rounds of so many updates each."""
 
     gradient_steps: int
+    row_errors: Tensor | None
 
     @property
     def rounds(self) -> int:
@@ -61,6 +63,15 @@ class UpdateRun:
 
     def __init__(self, source: UpdateSource, rounds: int, last: bool) -> None:
         self.source, self.rounds, self.last = source, rounds, last
+
+    @property
+    def row_errors(self) -> Tensor | None:
+        """How wrong the agent was on each row of the last batch, for whoever prioritises."""
+        return self.source.row_errors
+
+    @row_errors.setter
+    def row_errors(self, errors: Tensor | None) -> None:
+        self.source.row_errors = errors
 
     def __len__(self) -> int:
         return self.rounds * self.source.gradient_steps

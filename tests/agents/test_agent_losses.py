@@ -11,18 +11,12 @@ import torch
 from tensordict import TensorDict
 
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
-from rl_lightning.agents import Agent
 from rl_lightning.core.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))
 LOG2 = math.log(2.0)
 ADVANTAGE = [1.0, -2.0, 4.0]
 PLAIN = {"normalize_advantage": False}
-
-
-@pytest.fixture(autouse=True)
-def _without_a_logger(monkeypatch):
-    monkeypatch.setattr(Agent, "should_log", False)
 
 
 def network(spec, encoder, **kwargs):
@@ -53,7 +47,7 @@ def batch(ratio=(1.0, 1.0, 1.0), target=(3.0, 3.0, 3.0), value=(3.0, 3.0, 3.0), 
 
 
 def loss(agent, **kwargs):
-    return agent.training_step(batch(**kwargs), 0).item()
+    return agent.loss(batch(**kwargs)).value.item()
 
 
 def ppo(**kwargs):
@@ -86,7 +80,7 @@ def test_policy_gradient_loss(make):
 @pytest.mark.parametrize("make", EVERYONE)
 def test_gradient_raises_the_probability_of_good_actions(make):
     agent = make()
-    agent.training_step(batch(ratio=(1.0,)), 0).backward()  # action 0, advantage 1
+    agent.loss(batch(ratio=(1.0,))).value.backward()  # action 0, advantage 1
     bias = agent.policy.action_head.linear.bias.grad
     # d/dz log softmax(z)[0] at a uniform policy = (½, −½); descending goes the other way.
     assert bias.tolist() == pytest.approx([-0.5, 0.5])
@@ -116,12 +110,12 @@ def test_normalize_advantage(make):
     mean, std = 1.0, 3.0  # of 1, −2, 4, with the unbiased deviation
     normalised = [(a - mean) / std for a in ADVANTAGE]
     agent = make(normalize_advantage=True)
-    agent.training_step(batch(), 0).backward()
+    agent.loss(batch()).value.backward()
     # d loss / d z₀ = −mean(Â (1[a=0] − ½))
     expected = -(0.5 * normalised[0] - 0.5 * normalised[1] + 0.5 * normalised[2]) / 3
     assert agent.policy.action_head.linear.bias.grad[0].item() == pytest.approx(expected)
     plain = make()
-    plain.training_step(batch(), 0).backward()
+    plain.loss(batch()).value.backward()
     expected = -(0.5 * 1.0 + 0.5 * 2.0 + 0.5 * 4.0) / 3
     assert plain.policy.action_head.linear.bias.grad[0].item() == pytest.approx(expected)
 
@@ -147,10 +141,10 @@ def test_value_coef(make, coefficient):
 @pytest.mark.parametrize("make", EVERYONE)
 def test_the_critic_learns_from_the_value_loss_alone(make):
     agent = make(value_coef=0.0, entropy_coef=1.0)
-    agent.training_step(batch(target=(1.0, 3.0, 7.0)), 0).backward()
+    agent.loss(batch(target=(1.0, 3.0, 7.0))).value.backward()
     assert agent.policy.critic[-1].bias.grad.item() == 0
     agent = make(value_coef=0.5)
-    agent.training_step(batch(target=(1.0, 3.0, 7.0)), 0).backward()
+    agent.loss(batch(target=(1.0, 3.0, 7.0))).value.backward()
     # ½ · mean(V − G) = ½ (2 + 0 − 4) / 3
     assert agent.policy.critic[-1].bias.grad.item() == pytest.approx(-1 / 3)
 
@@ -171,7 +165,7 @@ def test_the_entropy_bonus_evens_out_probabilities(make):
         agent.policy.action_head.linear.bias[0] = 1.0
     one = batch(ratio=(1.0,))
     one["advantage"] = torch.zeros(1)
-    agent.training_step(one, 0).backward()
+    agent.loss(one).value.backward()
     assert agent.policy.action_head.linear.bias.grad[0].item() > 0.01  # descending lowers it
 
 
@@ -204,4 +198,4 @@ def test_invalid_rows_do_not_count(make, normalize):
     rows = batch(**kwargs, valid=torch.tensor([True, True, False]))
     rows["advantage"][2] = 1e6
     two = batch(**{key: value[:2] for key, value in kwargs.items()})
-    assert agent.training_step(rows, 0).item() == pytest.approx(agent.training_step(two, 0).item())
+    assert agent.loss(rows).value.item() == pytest.approx(agent.loss(two).value.item())

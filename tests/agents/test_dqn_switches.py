@@ -73,7 +73,7 @@ def test_plain_q_learning_takes_the_target_networks_best():
 def test_double_lets_the_online_network_choose():
     agent = make([3.0, 4.0], [10.0, 2.0], double=True)
     assert agent.bootstrap(batch()).item() == 2.0
-    assert agent.errors(batch())[1].item() == abs(1 + 0.5 * 2 - 3)
+    assert agent.errors(batch())[1].item() == 1 + 0.5 * 2 - 3
 
 
 def test_double_leaves_masked_actions_out():
@@ -84,7 +84,7 @@ def test_double_leaves_masked_actions_out():
 
 def test_a_terminal_step_has_no_bootstrap():
     agent = make([3.0, 4.0], [10.0, 2.0])
-    assert agent.errors(batch(discount=torch.tensor([0.0])))[1].item() == 2.0
+    assert agent.errors(batch(discount=torch.tensor([0.0])))[1].item() == 1 - 3
 
 
 def test_huber_or_half_the_square():
@@ -94,14 +94,11 @@ def test_huber_or_half_the_square():
     assert errors == {"huber": 3 - 0.5, "mse": 0.5 * 3**2}
 
 
-def test_importance_weights_scale_the_loss(monkeypatch):
+def test_importance_weights_scale_the_loss():
     agent = make([3.0, 4.0], [10.0, 2.0], error="mse")
-    monkeypatch.setattr(DQN, "should_log", False)
-    assert agent.loss(batch(weight=torch.tensor([0.25]))).item() == 0.25 * 4.5
-    assert agent.take_priorities().item() == 3.0
-    assert agent.take_priorities() is None
-    agent.row_errors = torch.tensor([-2.0, 1.0])  # an agent's δ may have a sign
-    assert agent.take_priorities().tolist() == [2.0, 1.0]
+    loss = agent.loss(batch(weight=torch.tensor([0.25])))
+    assert loss.value.item() == 0.25 * 4.5
+    assert loss.row_errors.item() == 3.0
 
 
 def test_categorical_projects_the_shifted_distribution():
@@ -204,11 +201,7 @@ def td_target(agent, **entries):
         for index in range(agent.target.critics.count):
             agent.target.critics.biases[-1][index].fill_(4.0 + 2.0 * index)
     data = batch(action=torch.zeros(1, 1), **entries)
-    agent._mute = True
-    if isinstance(agent, TD3):
-        agent._trainer = type("T", (), {"global_step": 0})()
-    agent.loss(data)
-    return agent.take_priorities().item()
+    return agent.loss(data).row_errors.abs().item()
 
 
 def test_sac_bootstraps_from_the_lesser_critic_and_the_entropy():
@@ -233,8 +226,7 @@ def test_ddpg_bootstraps_from_its_only_critic():
 def test_the_temperature_rises_when_the_policy_is_too_sure():
     for target, sign in ((5.0, -1), (-20.0, 1)):
         agent = SAC(BOX, target_entropy=target)
-        agent._mute = True
-        agent.loss(batch(action=torch.zeros(1, 1))).backward()
+        agent.loss(batch(action=torch.zeros(1, 1))).value.backward()
         assert math.copysign(1, agent.log_alpha.grad.item()) == sign
     fixed = SAC(BOX, learn_temperature=False)
     assert not fixed.log_alpha.requires_grad
@@ -244,10 +236,9 @@ def test_the_temperature_rises_when_the_policy_is_too_sure():
 def test_no_loss_reaches_the_others_parameters(kind, monkeypatch):
     """The critics' gradients are those of the critics' loss alone, the actor's of the actor's."""
     agent = kind(BOX)
-    agent._mute = True
     data = batch(action=torch.full((1, 1), 0.5))
     torch.manual_seed(1)
-    agent.loss(data).backward()
+    agent.loss(data).value.backward()
     both = [p.grad.clone() for p in agent.policy.critics.parameters()]
     q = agent.policy.critics
     agent.zero_grad()
@@ -259,7 +250,7 @@ def test_no_loss_reaches_the_others_parameters(kind, monkeypatch):
 
     monkeypatch.setattr(type(q), "forward", blind)  # the actor's loss without its way through Q
     torch.manual_seed(1)
-    agent.loss(data).backward()
+    agent.loss(data).value.backward()
     for a, b in zip(both, [p.grad for p in q.parameters()], strict=True):
         assert torch.equal(a, b)
 

@@ -202,7 +202,6 @@ def test_impossible_arguments(kwargs, message):
 
 def build(action="discrete", **kwargs):
     agent = IQL(EnvSpec(OBSERVATIONS["vector"], SPACES[action]), **{"network": NARROW, **kwargs})
-    agent._mute = True  # there is no trainer to log to
     return agent
 
 
@@ -231,7 +230,7 @@ def test_each_part_learns_from_its_own_loss_and_from_no_other(action):
     with torch.no_grad():
         for p in [*target.critics.parameters(), *policy.value.parameters()]:
             p.add_(0.1 * torch.randn_like(p))
-    agent.loss(given).backward()
+    agent.loss(given).value.backward()
 
     taken = given["action"]
     with torch.no_grad():

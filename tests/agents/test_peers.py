@@ -79,9 +79,8 @@ def test_an_update_of_dqn(max_norm):
     model.replay_buffer.sample = lambda *args, **kwargs: theirs
     model.train(1, ROWS)
 
-    agent._mute = True  # nobody is there to log to
     optimizer = torch.optim.SGD(agent.policy.parameters(), lr=LR)
-    agent.loss(ours).backward()
+    agent.loss(ours).value.backward()
     agent.max_grad_norm = max_norm
     agent.clip(optimizer)
     before = agent.policy.advantage[0].weight.clone()
@@ -136,9 +135,8 @@ def test_an_update_of_sac(moves, monkeypatch):
 
     noise = iter([following, now])
     monkeypatch.setattr(torch, "randn_like", lambda *args, **kwargs: next(noise))
-    agent._mute = True
     optimizer = torch.optim.SGD(agent.parameters(), lr=LR)
-    agent.loss(ours).backward()
+    agent.loss(ours).value.backward()
     before = [p.clone() for p in getattr(agent.policy, moves).parameters()]
     optimizer.step()
     wanted = SAC(spec, network=network)

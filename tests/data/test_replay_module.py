@@ -365,17 +365,19 @@ def test_beta_follows_progress(monkeypatch):
 
 def test_priorities_are_the_errors_to_the_power_of_alpha(monkeypatch):
     given, errors = [], []
-    take, set_ = DQN.take_priorities, ReplayBuffer.set_priorities
+    loss, set_ = DQN.loss, ReplayBuffer.set_priorities
 
-    def taking(self):
-        errors.append(take(self))
-        return errors[-1]
+    def losing(self, batch):
+        found = loss(self, batch)
+        found.row_errors = -found.row_errors.abs()  # δ may have any sign
+        errors.append(found.row_errors.abs())
+        return found
 
     def setting(self, index, priority):
         given.append((index, priority))
         return set_(self, index, priority)
 
-    monkeypatch.setattr(DQN, "take_priorities", taking)
+    monkeypatch.setattr(DQN, "loss", losing)
     monkeypatch.setattr(ReplayBuffer, "set_priorities", setting)
     seen, module, _ = batches(prioritized=True, priority_alpha=0.5, priority_eps=0.25)
     assert len(given) == len(errors) == len(seen) == 24  # the last ones too

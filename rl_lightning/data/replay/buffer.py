@@ -129,7 +129,7 @@ class ReplayBuffer:
         flat = self.head[columns] * self.num_envs + columns
         self.columns["action"].write(flat, action)
         self._reward[flat] = reward
-        self._flags[flat] = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
+        self._flags[flat] = STARTS + TERMINATED * terminated + TRUNCATED * (truncated > terminated)
         if self.priorities is not None:
             self.priorities.add(flat)
 
@@ -169,7 +169,7 @@ class ReplayBuffer:
         self.columns["action"].write(flat, action)
         self._write_mask(flat, mask)
         self._reward[flat] = reward
-        flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated & ~terminated)
+        flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated > terminated)
         self._flags[flat] = flags * starts
 
     def _close(self, columns: np.ndarray) -> None:
@@ -269,7 +269,7 @@ class ReplayBuffer:
             index = torch.randint(self.used, (count - have + 8 + (count >> 4),))
             index = index[(self.flags.index_select(0, index) & STARTS).bool()]
             found.append(index)
-            have += len(index)
+            have += index.shape[0]
             tries += 1
             if tries == 64 and not len(self):
                 raise RuntimeError("the replay buffer holds no transition yet")
@@ -308,7 +308,7 @@ class ReplayBuffer:
             `obs`, `action`, `reward` Σₖ γᵏ rₖ, `discount` γᵐ or 0 after a terminal step,
             `next_obs` after m ≤ n steps, and with masks `action_mask` and `next_action_mask`.
         """
-        count = len(index)
+        count = index.shape[0]  # not `len`, which torch takes a way round to
         if n_step == 1:
             following = (index + self.num_envs) % self.size
             reward = self.reward.index_select(0, index)
@@ -326,7 +326,7 @@ class ReplayBuffer:
             )
             following = (index + self.num_envs * taken) % self.size
         both = torch.cat([index, following])
-        self.arena.touch(len(both), scattered=True)
+        self.arena.touch(2 * count, scattered=True)
         batch = {"action": self.columns["action"].read(index), "reward": reward}
         batch["discount"] = discount
         batch["obs"], batch["next_obs"] = _halves(self.columns["obs"].read(both), count)

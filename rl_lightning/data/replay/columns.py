@@ -16,7 +16,7 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import Stored
 from rl_lightning.data.replay.arrays import Arena
-from rl_lightning.data.replay.storage import store
+from rl_lightning.data.replay.storage import store_narrow
 
 
 class DenseColumn:
@@ -39,9 +39,17 @@ class DenseColumn:
         own = example.cpu().numpy().dtype
         self.array = arena.new(name, rows, example.shape[1:], own if dtype is None else dtype)
         self.tensor = torch.from_numpy(self.array)
+        self._narrow = self.array.dtype == np.float16
 
     def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
-        store(self.array, index, x.cpu().numpy(), self.name)
+        self.keep(index, x.cpu().numpy())
+
+    def keep(self, index: Any, values: np.ndarray) -> None:
+        """Write rows, unless a smaller type would make infinities of them."""
+        if self._narrow:
+            store_narrow(self.array, index, values, self.name)
+        else:
+            self.array[index] = values
 
     def read(self, index: Tensor) -> Tensor:
         x = self.tensor.index_select(0, index)
@@ -230,7 +238,7 @@ class OnceColumn:
 
 class _DenseTable(DenseColumn):
     def put(self, slot: int, leaf: np.ndarray) -> None:
-        store(self.array, slot, leaf, self.name)
+        self.keep(slot, leaf)
 
     def nbytes(self, slots: Any) -> int:
         return len(slots) * self.row_bytes()

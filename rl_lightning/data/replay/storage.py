@@ -53,15 +53,12 @@ def storage_folder(storage: str, storage_dir: str | None) -> Path | None:
     return folder
 
 
-def store(array: np.ndarray, index: Any, values: np.ndarray, name: str) -> None:
-    """`array[index] = values`, unless a smaller type would make infinities of large numbers.
+def store_narrow(array: np.ndarray, index: Any, values: np.ndarray, name: str) -> None:
+    """`array[index] = values`, unless float16 would make infinities of large numbers.
 
     Raises:
         ConfigurationError: That names a value that `data.obs_dtype` cannot hold.
     """
-    if array.dtype != np.float16 or values.dtype == np.float16:
-        array[index] = values
-        return
     try:
         with np.errstate(over="raise"):
             array[index] = values
