@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from rl_lightning import A2C, PPO, REINFORCE, ActorCritic
+from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, Loss
 from rl_lightning.core.types import EnvSpec
 
 SPEC = EnvSpec(gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.Discrete(2))
@@ -199,3 +199,30 @@ def test_invalid_rows_do_not_count(make, normalize):
     rows["advantage"][2] = 1e6
     two = batch(**{key: value[:2] for key, value in kwargs.items()})
     assert agent.loss(rows).value.item() == pytest.approx(agent.loss(two).value.item())
+
+
+# --- a loss is a function ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [PPO, A2C, REINFORCE])
+def test_a_loss_is_called_without_a_trainer_and_tells_its_metrics(make):
+    loss = make(SPEC, network=network).loss(batch())
+    assert isinstance(loss, Loss)
+    assert loss.value.requires_grad
+    assert {"loss/policy", "policy/entropy"} <= loss.metrics.keys()
+    assert not any(torch.is_tensor(m) and m.requires_grad for m in loss.metrics.values())
+    assert "loss/policy=" in repr(loss)
+
+
+def test_metrics_are_computed_where_they_are_wanted():
+    asked = []
+    loss = Loss(torch.tensor(1.0), lambda: asked.append(1) or {"a": 2.0})
+    assert not asked
+    assert loss.metrics == {"a": 2.0}
+    assert Loss(torch.tensor(1.0)).metrics == {}
+
+
+def test_a_stop_is_above_zero_where_the_policy_has_moved_too_far():
+    assert ppo().loss(batch(ratio=(2.0, 2.0, 2.0))).stop is None
+    near, far = (ppo(target_kl=0.1).loss(batch(ratio=(r, r, r))).stop for r in (1.01, 4.0))
+    assert near < 0 < far

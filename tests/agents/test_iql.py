@@ -259,13 +259,13 @@ def test_each_part_learns_from_its_own_loss_and_from_no_other(action):
 
 def test_weights_are_clipped():
     agent = build(beta=1e6)
-    loss = agent.loss(rows("discrete"))
+    loss = agent.loss(rows("discrete")).value
     assert torch.isfinite(loss)
     agent = build(beta=1e6)
     with torch.no_grad():
         agent.target.critics.biases[-1].fill_(1e3)  # every action is far better than V
     given = rows("discrete")
-    loss = agent.loss(given)
+    loss = agent.loss(given).value
     features = agent.policy.features(given["obs"])
     log_prob = agent.policy.policy(features).log_prob(given["action"])
     (actor,) = torch.autograd.grad(loss, agent.policy.action_head.linear.weight)
