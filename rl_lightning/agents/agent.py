@@ -251,6 +251,39 @@ class Agent(CopyableModule, FiniteModule):
         for encoder in self.encoders:
             encoder.observe(obs)
 
+    @property
+    def mask_dim(self) -> int:
+        """Width of the action masks it takes; 0 for none."""
+        return self.policy.mask_dim
+
+    # --- encoders, as whoever collects sees them ----------------------------------------------
+
+    def begin_rollout(self) -> None:
+        """Called before collecting: until the next call only updates may change features."""
+        for encoder in self.encoders:
+            encoder.begin_rollout()
+
+    def synchronize(self) -> None:
+        """Make running statistics equal on all ranks; called after collecting."""
+        for encoder in self.encoders:
+            encoder.synchronize()
+
+    def repeats(self) -> bool | Mapping[str, Any]:
+        """Whether few different observations come many times, see `Encoder.repeats`."""
+        return self.encoder.repeats()
+
+    def encoder_metrics(self) -> Mapping[str, float]:
+        """What the encoder has to log since the last call."""
+        return self.encoder.metrics()
+
+    def collection_state(self) -> dict[str, Any]:
+        """What exact resuming needs beyond weights, e.g. a cache."""
+        return self.encoder.collection_state()
+
+    def load_collection_state(self, state: dict[str, Any]) -> None:
+        """Restore what `collection_state` returned."""
+        self.encoder.load_collection_state(state)
+
     # --- the clock ----------------------------------------------------------------------------
 
     def tick(

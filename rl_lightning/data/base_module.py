@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
+from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
@@ -192,7 +193,7 @@ class RLDataModule(L.LightningDataModule):
         """What steps the training environments."""
         raise NotImplementedError
 
-    def check(self, agent: Any) -> None:
+    def check(self, agent: Trainee) -> None:
         """Raise `ConfigurationError` if the agent cannot be trained on these data."""
 
     # --- who else is there --------------------------------------------------------------------
@@ -203,7 +204,7 @@ class RLDataModule(L.LightningDataModule):
         return self.trainer
 
     @property
-    def agent(self) -> Any:
+    def agent(self) -> Trainee:
         """The trainer's agent."""
         return self._trainer.lightning_module
 
@@ -236,7 +237,7 @@ class RLDataModule(L.LightningDataModule):
         )
 
     @contextmanager
-    def acting(self) -> Iterator[Any]:
+    def acting(self) -> Iterator[Trainee]:
         """The trainer's agent in the state in which it acts.
 
         In eval mode and inside the precision plugin's context, because with dropout or outside
@@ -256,17 +257,15 @@ class RLDataModule(L.LightningDataModule):
                 agent.train(True)
 
     @contextmanager
-    def reading(self, rows: int) -> Iterator[tuple[Any, tqdm]]:
+    def reading(self, rows: int) -> Iterator[tuple[Trainee, tqdm]]:
         """The agent, ready to preprocess recorded observations, and a bar for so many rows."""
         quiet = not self._trainer.is_global_zero
         bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
         with self.acting() as agent, bar:
-            for encoder in agent.encoders:
-                encoder.begin_rollout()
+            agent.begin_rollout()
             yield agent, bar
-            for encoder in agent.encoders:
-                encoder.synchronize()
-                encoder.begin_rollout()  # a tuned model's features are standardised from here on
+            agent.synchronize()
+            agent.begin_rollout()  # a tuned model's features are standardised from here on
 
     def _modes_differ(self, agent: Any) -> bool:
         """Whether something in the agent may act otherwise in eval mode.
@@ -407,7 +406,7 @@ class RLDataModule(L.LightningDataModule):
         """Statistics of data collection on this rank, for the logger."""
         return {
             **self.episode_metrics(),
-            **self.agent.encoder.metrics(),
+            **self.agent.encoder_metrics(),
             "time/frames": float(self.frames),
             "time/fps": self.fps(),
         }
@@ -488,7 +487,7 @@ class RLDataModule(L.LightningDataModule):
             "rng": rng_state(self._trainer.strategy.root_device),
             "envs": envs,
             "collector": self.collector.state_dict(),
-            "encoder": self.agent.encoder.collection_state(),
+            "encoder": self.agent.collection_state(),
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -496,7 +495,7 @@ class RLDataModule(L.LightningDataModule):
         assert self.collector is not None
         assert self._train_env is not None
         agent = self.agent
-        agent.encoder.load_collection_state(state["encoder"])
+        agent.load_collection_state(state["encoder"])
         reason = self._put_back(state["envs"])
         if reason is None:
             self.collector.load_state_dict(state["collector"], agent.device)
@@ -523,7 +522,7 @@ class RLDataModule(L.LightningDataModule):
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Restore of `rank_state` what any number of environments and ranks can go on from."""
-        self.agent.encoder.load_collection_state(state["encoder"])
+        self.agent.load_collection_state(state["encoder"])
 
     # --- helpers --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 
 from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.tree import to_device
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
@@ -138,14 +139,14 @@ class OfflineDataModule(RLDataModule):
 
     def metrics(self) -> dict[str, float]:
         return {
-            **self.agent.encoder.metrics(),
+            **self.agent.encoder_metrics(),
             "time/updates": float(self.frames),
             "time/updates_per_second": self.fps(),
         }
 
     # --- reading --------------------------------------------------------------------------------
 
-    def check(self, agent: Any) -> None:
+    def check(self, agent: Trainee) -> None:
         if not {"replay", "recordings"} & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded data; use BC, IQL or another "
@@ -172,13 +173,13 @@ class OfflineDataModule(RLDataModule):
         An agent that begins sees them all for its running statistics; one that goes on has them.
         """
         recorded, space = self.recorded, self.spec.action_space
-        recorded.check_masks(self.agent.policy.mask_dim)
+        recorded.check_masks(self.agent.mask_dim)
         rows = recorded.total_steps + recorded.total_episodes
         buffer = ReplayBuffer(
             rows,
             1,
             dtype=OBS_DTYPES[self.obs_dtype],
-            repeats=self.agent.encoder.repeats(),
+            repeats=self.agent.repeats(),
             action_dtype=action_dtype(space),
             folder=storage_folder(self.storage, self.storage_dir),
         )
@@ -236,7 +237,7 @@ class OfflineDataModule(RLDataModule):
         return {
             "num_envs": self.num_envs,
             "rng": rng_state(self._trainer.strategy.root_device),
-            "encoder": self.agent.encoder.collection_state(),
+            "encoder": self.agent.collection_state(),
             "dataset": self.recorded.fingerprint,
         }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_lightning.core.checkpoints import read_archive
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.schedules import anneal
 from rl_lightning.core.tree import to_device
 from rl_lightning.data.base_module import RLDataModule
@@ -211,7 +212,7 @@ class ReplayDataModule(RLDataModule):
         """Rounds of collecting and updating in one epoch."""
         return self._frames_per_epoch // self.collect_frames
 
-    def check(self, agent: Any) -> None:
+    def check(self, agent: Trainee) -> None:
         if "replay" not in agent.learns_from:
             own = "RolloutDataModule" if "rollouts" in agent.learns_from else "OfflineDataModule"
             raise ConfigurationError(
@@ -271,7 +272,7 @@ class ReplayDataModule(RLDataModule):
             self.num_envs,
             stack=self.frame_stack,
             dtype=OBS_DTYPES[self.obs_dtype],
-            repeats=self.agent.encoder.repeats(),
+            repeats=self.agent.repeats(),
             prioritized=self.prioritized,
             episodes=self.her_goals > 0,
             action_dtype=action_dtype(self.spec.action_space),
@@ -310,8 +311,7 @@ class ReplayDataModule(RLDataModule):
         """Play the frames that come before the first update."""
         assert self.buffer is not None
         world = self._trainer.world_size
-        for encoder in self.agent.encoders:
-            encoder.begin_rollout()
+        self.agent.begin_rollout()
         if self.frames < self.warmup_frames:
             while self.frames < self.warmup_frames:  # steps that only reset are no frames
                 missing = self.warmup_frames - self.frames
@@ -325,9 +325,8 @@ class ReplayDataModule(RLDataModule):
         else:
             return
         self._lost = None
-        for encoder in self.agent.encoders:
-            encoder.synchronize()
-            encoder.begin_rollout()  # a tuned model's features are standardised from here on
+        self.agent.synchronize()
+        self.agent.begin_rollout()  # a tuned model's features are standardised from here on
 
     def _why_lost(self) -> str:
         if self._replay_name is None:
@@ -347,7 +346,7 @@ class ReplayDataModule(RLDataModule):
         if self.dataset is None:
             return None
         recorded = read_recorded(self.dataset, self.spec)
-        recorded.check_masks(self.agent.policy.mask_dim)
+        recorded.check_masks(self.agent.mask_dim)
         return recorded
 
     def _compare(self, known: dict[str, Any] | None) -> None:
@@ -392,8 +391,7 @@ class ReplayDataModule(RLDataModule):
     def end_epoch(self) -> None:
         """All frames of an epoch are in: agree with the other ranks, plan the next one."""
         assert self.buffer is not None
-        for encoder in self.agent.encoders:
-            encoder.synchronize()
+        self.agent.synchronize()
         self.buffer.arena.release()
         self.plan(self.epoch + 1)
 

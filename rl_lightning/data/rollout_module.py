@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 
 from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.protocols import Trainee
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.reward_norm import RewardNorm
@@ -132,7 +133,7 @@ class RolloutDataModule(RLDataModule):
         """Minibatches of one pass."""
         return self.frames_per_rollout // self.minibatch_size
 
-    def check(self, agent: Any) -> None:
+    def check(self, agent: Trainee) -> None:
         name = type(agent).__name__
         if "rollouts" not in agent.learns_from:
             own = "ReplayDataModule" if "replay" in agent.learns_from else "OfflineDataModule"
@@ -183,16 +184,14 @@ class RolloutDataModule(RLDataModule):
         """
         self.agent.check_loss()  # of the last rollout's last update
         with self.acting() as agent:
-            for encoder in agent.encoders:
-                encoder.begin_rollout()
+            agent.begin_rollout()
             assert isinstance(self.collector, Collector)
             try:
                 rollout = self.collector.collect(agent)
             except Exception as error:
                 agent.explain(error)
                 raise
-            for encoder in agent.encoders:
-                encoder.synchronize()
+            agent.synchronize()
             steps = rollout.steps
             valid = steps.get("valid", None)
             if self._reward_norm is not None:
@@ -226,7 +225,7 @@ class RolloutDataModule(RLDataModule):
             self._reward_norm.load_state_dict({**fresh, "moments": state["reward_norm"]["moments"]})
 
     @staticmethod
-    def _recurrent(agent: Any) -> bool:
+    def _recurrent(agent: Trainee) -> bool:
         return agent.initial_state(1) is not None
 
 

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.protocols import Actor
 from rl_lightning.core.spaces import action_writer
 from rl_lightning.core.tree import clone, concatenate, rows, to_device
 from rl_lightning.core.types import Rollout, Stored
@@ -70,7 +71,7 @@ class Stepper:
         self.state: Tensor | None = None
         self.resetting = np.zeros(env.num_envs, bool)
 
-    def reset(self, agent: Any) -> None:
+    def reset(self, agent: Actor) -> None:
         """Begin all episodes anew."""
         try:
             obs, info = self.env.reset(seed=self.seed)
@@ -83,11 +84,11 @@ class Stepper:
         self.state = agent.initial_state(self.env.num_envs)
         self.resetting = np.zeros(self.env.num_envs, bool)
 
-    def step(self, agent: Any, action: Tensor, state: Tensor | None, wanted: str) -> Outcome:
+    def step(self, agent: Actor, action: Tensor, state: Tensor | None, wanted: str) -> Outcome:
         """Take one step in every environment.
 
         Args:
-            agent: Anything with `observe`, `preprocess` and `read_mask`.
+            agent: Actorthing with `observe`, `preprocess` and `read_mask`.
             action: As the agent chose them, `[B, ...]`; the environments get them as elements of
                 their action space.
             state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
@@ -152,7 +153,7 @@ class Stepper:
             final_state,
         )
 
-    def _read(self, agent: Any, obs: Any) -> Stored:
+    def _read(self, agent: Actor, obs: Any) -> Stored:
         """Show observations to an agent's statistics; what it stores of them."""
         try:
             agent.observe(obs)
@@ -208,11 +209,11 @@ class Collector(Stepper):
         self._valid = np.ones(shape, bool)
 
     @torch.no_grad()
-    def collect(self, agent: Any) -> Rollout:
+    def collect(self, agent: Actor) -> Rollout:
         """Play T steps in every environment.
 
         Args:
-            agent: Anything with `observe`, `preprocess`, `act` and `initial_state` (see `Agent`);
+            agent: Actorthing with `observe`, `preprocess`, `act` and `initial_state` (see `Agent`);
                 the caller has put it into eval mode and the right precision context.
 
         Returns:
@@ -286,7 +287,7 @@ def _pick(final_obs: Any, index: np.ndarray, env: VectorEnv) -> Any:
     return stack(space, picked, create_empty_array(space, n=len(picked), fn=np.zeros))
 
 
-def _final_mask(agent: Any, info: Any, index: np.ndarray, mask: Tensor) -> Tensor:
+def _final_mask(agent: Actor, info: Any, index: np.ndarray, mask: Tensor) -> Tensor:
     """Masks of final observations; where they were not reported, everything is allowed."""
     final = info.get("final_info")
     reported = agent.read_mask(final) if isinstance(final, dict) else None

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.protocols import Actor
 from rl_lightning.core.spaces import action_writer
 from rl_lightning.core.tree import first_row
 from rl_lightning.data.collect.checks import FiniteCheck
@@ -55,7 +56,7 @@ class EpisodeLoader:
     def __init__(
         self,
         env: VectorEnv,
-        acting: Callable[[], AbstractContextManager[Any]],
+        acting: Callable[[], AbstractContextManager[Actor]],
         episodes: int,
         seed: int,
         explore: bool = False,

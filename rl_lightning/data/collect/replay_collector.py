@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rl_lightning.core.protocols import Actor
 from rl_lightning.core.tree import rows
 from rl_lightning.data.collect.collector import Outcome, Stepper
 from rl_lightning.data.replay.buffer import ReplayBuffer
@@ -14,11 +15,11 @@ class ReplayCollector(Stepper):
     """Writes what happens into a replay buffer, step by step."""
 
     @torch.no_grad()
-    def collect(self, agent: Any, buffer: ReplayBuffer, steps: int, uniformly: bool) -> int:
+    def collect(self, agent: Actor, buffer: ReplayBuffer, steps: int, uniformly: bool) -> int:
         """Play some steps in every environment.
 
         Args:
-            agent: Anything with `observe`, `preprocess`, `act`, `act_uniformly` and
+            agent: Actorthing with `observe`, `preprocess`, `act`, `act_uniformly` and
                 `initial_state`; the caller has put it into eval mode and the right precision
                 context.
             buffer: Where to.

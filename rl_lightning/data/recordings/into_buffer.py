@@ -1,12 +1,12 @@
 """Recorded episodes in a replay buffer, before anything is collected."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from rl_lightning.core.protocols import Actor
 from rl_lightning.core.tree import row_count, rows, to_device
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, cut
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")  # where the buffer is: rows are taken apart there
 def preload(
     buffer: ReplayBuffer,
     episodes: Iterable[Episode],
-    agent: Any,
+    agent: Actor,
     action_dtype: torch.dtype,
     observe: bool,
     bar: tqdm,
