@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         ContinuousNetwork,
         DiscreteNetwork,
         OfflineNetwork,
+        Policy,
         QNetwork,
     )
 
@@ -63,6 +64,7 @@ _HOMES = {
     "SAC": "agents",
     "TD3": "agents",
     "PPO": "agents",
+    "Policy": "policies",
     "REINFORCE": "agents",
     "ActorCritic": "policies",
     "Agent": "agents",
@@ -105,6 +107,7 @@ __all__ = [
     "NatureCNN",
     "OfflineDataModule",
     "OfflineNetwork",
+    "Policy",
     "QNetwork",
     "QTable",
     "ReplayAgent",

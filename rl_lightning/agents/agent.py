@@ -53,8 +53,7 @@ class Agent(CopyableModule, FiniteModule):
     """
 
     policy: Any
-    """What acts: a module with `encoder`, `encoders`, `act`, `inspect`, `state_dim` and `mask_dim`,
-    like `ActorCritic`."""
+    """What acts, a `Policy`."""
     gamma: float
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None

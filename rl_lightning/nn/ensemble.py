@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
+from rl_lightning.nn.mlp import Activation, make_activation, widths
 
 
 class Ensemble(nn.Module):
@@ -37,11 +36,7 @@ class Ensemble(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-            )
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = make_activation(activation)
         self.layer_norm = layer_norm
         sizes = [in_dim, *widths(hidden), out_dim]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()

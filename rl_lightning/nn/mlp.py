@@ -1,7 +1,7 @@
 """Small fully connected parts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -38,20 +38,50 @@ def widths(hidden: Sequence[int], name: str = "hidden") -> list[int]:
         raise ConfigurationError(f"{name} must hold positive widths, not {hidden!r}") from error
 
 
-def mlp(in_dim: int, hidden: Sequence[int], activation: Activation = "tanh") -> nn.Sequential:
-    """Linear → activation, once per entry of `hidden`: `[N, in_dim]` → `[N, hidden[-1]]`.
+def orthogonal(in_dim: int, out_dim: int) -> nn.Linear:
+    """A linear layer, initialised by `orthogonal_`."""
+    return orthogonal_(nn.Linear(in_dim, out_dim))
 
-    An empty `hidden` is the identity.
+
+def make_activation(name: str) -> nn.Module:
+    """An activation by name.
+
+    Raises:
+        ConfigurationError: If there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigurationError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}, not {name!r}"
+        )
+    return ACTIVATIONS[name]()
+
+
+def mlp(
+    in_dim: int,
+    hidden: Sequence[int],
+    activation: Activation = "tanh",
+    out_dim: int | None = None,
+    layer: Callable[[int, int], nn.Module] = orthogonal,
+) -> nn.Sequential:
+    """Linear → activation, once per entry of `hidden`, then linear to `out_dim` if it is given.
+
+    `[N, in_dim]` → `[N, out_dim]`, or `[N, hidden[-1]]`; of neither, the identity.
+
+    Args:
+        in_dim: Width of what goes in.
+        hidden: Widths of the layers.
+        activation: Of each of them.
+        out_dim: Width of a last layer without activation; None for none.
+        layer: Builds the linear layers: `orthogonal`, `nn.Linear`, `NoisyLinear`.
 
     Raises:
         ConfigurationError: If a width is not positive or the activation is unknown.
     """
-    if activation not in ACTIVATIONS:
-        raise ConfigurationError(
-            f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-        )
     layers: list[nn.Module] = []
+    make_activation(activation)
     for width in widths(hidden):
-        layers += [orthogonal_(nn.Linear(in_dim, width)), ACTIVATIONS[activation]()]
+        layers += [layer(in_dim, width), make_activation(activation)]
         in_dim = width
+    if out_dim is not None:
+        layers.append(layer(in_dim, out_dim))
     return nn.Sequential(*layers)

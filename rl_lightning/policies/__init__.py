@@ -4,6 +4,7 @@ from rl_lightning.policies.actor_critic import ActorCritic, Evaluation
 from rl_lightning.policies.continuous import ContinuousNetwork
 from rl_lightning.policies.discrete import DiscreteNetwork
 from rl_lightning.policies.offline import OfflineNetwork
+from rl_lightning.policies.policy import Policy
 from rl_lightning.policies.q_network import QNetwork, pick
 from rl_lightning.policies.table import Table
 
@@ -13,6 +14,7 @@ __all__ = [
     "DiscreteNetwork",
     "Evaluation",
     "OfflineNetwork",
+    "Policy",
     "QNetwork",
     "Table",
     "pick",

@@ -14,6 +14,7 @@ from rl_lightning.maths.returns import next_values
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
+from rl_lightning.policies.policy import Policy
 
 
 class Evaluation(NamedTuple):
@@ -24,7 +25,7 @@ class Evaluation(NamedTuple):
     value: Tensor
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(Policy):
     """Policy π(a|s) and value V(s) over an encoder.
 
     Args:

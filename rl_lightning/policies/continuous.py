@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from rl_lightning.core.bounds import float32_bounds, has_finite_range
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths.distributions import SquashedGaussian
 from rl_lightning.nn.ensemble import Ensemble
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
+from rl_lightning.nn.mlp import Activation, mlp, widths
+from rl_lightning.policies.policy import Policy
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al. 2018, the authors' code
 
 
-class ContinuousNetwork(nn.Module):
+class ContinuousNetwork(Policy):
     """Encoder, actor π(s) or π(a|s), and M critics Q(s, a), for bounded Box actions.
 
     Inside, actions are in [−1, 1]; `to_env` and `from_env` translate. An entry whose bounds are one
@@ -42,8 +43,6 @@ class ContinuousNetwork(nn.Module):
         ConfigurationError: If actions are anything else, or their bounds leave no choice.
     """
 
-    state_dim = 0
-    mask_dim = 0
     low: Tensor
     half_range: Tensor
     free: Tensor | None  # which entries there is a choice of, and
@@ -85,7 +84,9 @@ class ContinuousNetwork(nn.Module):
         self.size = len(free)
         features = self.encoder.out_dim
         self.stochastic = stochastic
-        self.actor = _plain_mlp(features, hidden, self.size * (1 + stochastic), activation)
+        self.actor = mlp(
+            features, hidden, activation, self.size * (1 + stochastic), layer=nn.Linear
+        )
         self.critics = Ensemble(
             critics,
             features + self.size,
@@ -99,15 +100,6 @@ class ContinuousNetwork(nn.Module):
         self.register_buffer("half_range", half_range[free], persistent=False)
         self.register_buffer("free", free if fixed else None, persistent=False)
         self.register_buffer("constant", low if fixed else None, persistent=False)
-
-    @property
-    def encoders(self) -> Sequence[Any]:
-        """The one encoder."""
-        return (self.encoder,)
-
-    def features(self, x: Stored) -> Tensor:
-        """Raw stored observations `[N, ...]` → features `[N, D]`."""
-        return self.encoder(self.encoder.standardized(x))
 
     def policy(self, features: Tensor) -> SquashedGaussian:
         """π(·|s) over actions in [−1, 1], of a stochastic actor, `[N, A]`."""
@@ -144,17 +136,3 @@ class ContinuousNetwork(nn.Module):
         if self.free is not None:
             action = action.index_select(1, self.free)
         return (action - self.low) / self.half_range - 1.0
-
-
-def _plain_mlp(
-    in_dim: int, hidden: Sequence[int], out_dim: int, activation: Activation
-) -> nn.Sequential:
-    if activation not in ACTIVATIONS:
-        raise ConfigurationError(
-            f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-        )
-    layers: list[nn.Module] = []
-    for width in widths(hidden):
-        layers += [nn.Linear(in_dim, width), ACTIVATIONS[activation]()]
-        in_dim = width
-    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))

@@ -4,16 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import Activation
+from rl_lightning.policies.policy import Policy
 
 
-class DiscreteNetwork(nn.Module):
+class DiscreteNetwork(Policy):
     """Encoder, actor π(·|s), and two critics Q(s, ·), for a `Discrete` space.
 
     The critics' loss trains the encoder; the actor reads its features and leaves it alone.
@@ -24,8 +25,6 @@ class DiscreteNetwork(nn.Module):
         hidden: Widths of the layers of actor and critics.
         activation: Of those layers.
     """
-
-    state_dim = 0
 
     def __init__(
         self,
@@ -46,15 +45,6 @@ class DiscreteNetwork(nn.Module):
         width = self.encoder.out_dim
         self.actor = Ensemble(1, width, hidden, self.mask_dim, activation)
         self.critics = Ensemble(2, width, hidden, self.mask_dim, activation)
-
-    @property
-    def encoders(self) -> Sequence[Any]:
-        """The one encoder."""
-        return (self.encoder,)
-
-    def features(self, x: Stored) -> Tensor:
-        """Raw stored observations `[N, ...]` → features `[N, D]`."""
-        return self.encoder(self.encoder.standardized(x))
 
     def policy(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
         """π(·|s), `[N, A]`."""

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths.distributions import Distribution
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
+from rl_lightning.policies.policy import Policy
 
 
-class OfflineNetwork(nn.Module):
+class OfflineNetwork(Policy):
     """π(a|s), V(s) and M critics Q(s, a), for every action space.
 
     Critics judge recorded actions only, so they read actions as they read observations: Box scaled
@@ -39,7 +40,6 @@ class OfflineNetwork(nn.Module):
         critics: M; the agent says how many.
     """
 
-    state_dim = 0
     low: Tensor
     span: Tensor
     first: Tensor
@@ -71,18 +71,9 @@ class OfflineNetwork(nn.Module):
         )
 
     @property
-    def encoders(self) -> Sequence[Any]:
-        """The one encoder."""
-        return (self.encoder,)
-
-    @property
     def mask_dim(self) -> int:
         """Width of the action masks the policy takes; 0 if it takes none."""
         return self.action_head.mask_dim
-
-    def features(self, x: Stored) -> Tensor:
-        """Raw stored observations `[N, ...]` → features `[N, D]`."""
-        return self.encoder(self.encoder.standardized(x))
 
     def policy(self, features: Tensor, mask: Tensor | None = None) -> Distribution:
         """π(·|s) over latent actions, see `action_head`."""

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.types import EnvSpec, Stored
-from rl_lightning.nn.mlp import ACTIVATIONS, Activation, widths
+from rl_lightning.nn.mlp import Activation, mlp
 from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
+from rl_lightning.policies.policy import Policy
 
 
-class QNetwork(nn.Module):
+class QNetwork(Policy):
     """Features → `outputs` numbers for each action of a `Discrete` space.
 
     Args:
@@ -43,42 +44,25 @@ class QNetwork(nn.Module):
                 f"{shortened(space)}; use SAC, TD3 or DDPG for Box actions, PPO for MultiDiscrete "
                 "and MultiBinary ones"
             )
-        if activation not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-            )
-        hidden = widths(hidden)
         self.encoder = encoder(spec)
         self.actions, self.outputs = int(space.n), outputs
         self.dueling, self.noisy = dueling, noisy
         layer = NoisyLinear if noisy else nn.Linear
 
         def stream(width: int) -> nn.Sequential:
-            layers: list[nn.Module] = []
-            size = self.encoder.out_dim
-            for h in hidden:
-                layers += [layer(size, h), ACTIVATIONS[activation]()]
-                size = h
-            return nn.Sequential(*layers, layer(size, width))
+            return mlp(self.encoder.out_dim, hidden, activation, width, layer)
 
         self.advantage = stream(self.actions * outputs)
         self.value = stream(outputs) if dueling else None
-
-    state_dim = 0  # no memory
 
     @property
     def mask_dim(self) -> int:
         """Width of the action masks this network takes."""
         return self.actions
 
-    @property
-    def encoders(self) -> Sequence[Any]:
-        """The one encoder."""
-        return (self.encoder,)
-
     def forward(self, x: Stored) -> Tensor:
         """Raw stored observations `[N, ...]` → `[N, A, outputs]`, or `[N, A]` for one output."""
-        features = self.encoder(self.encoder.standardized(x))
+        features = self.features(x)
         out: Tensor = self.advantage(features).float()
         if self.outputs > 1:
             out = out.view(-1, self.actions, self.outputs)

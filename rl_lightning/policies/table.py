@@ -1,18 +1,19 @@
 """A table of action values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import gymnasium as gym
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.table import TableEncoder
+from rl_lightning.policies.policy import Policy
 
 
-class Table(nn.Module):
+class Table(Policy):
     """Q(s, a) with a row for every observation; nothing in it is trained by gradients.
 
     Args:
@@ -22,7 +23,6 @@ class Table(nn.Module):
         initial_value: Q before anything is learned.
     """
 
-    state_dim = 0  # no memory
     q: Tensor
     updates: Tensor
 
@@ -51,11 +51,6 @@ class Table(nn.Module):
         shape = (tables, self.encoder.out_dim, self.mask_dim)
         self.register_buffer("q", torch.full(shape, float(initial_value)))
         self.register_buffer("updates", torch.zeros(shape, dtype=torch.int64))
-
-    @property
-    def encoders(self) -> Sequence[Encoder]:
-        """The one encoder."""
-        return (self.encoder,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows `[N]` → Q(s, ·), the mean over tables, `[N, A]`."""
