@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.core.spaces import action_writer
+from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.envs.failures import failed
 
 
@@ -66,23 +66,17 @@ class VideoRecorder(L.Callback):
     def _play(self, data: Any) -> list[np.ndarray]:
         if self._env is None:
             self._env = data.make_eval_env(1, render_mode="rgb_array")
-        env = self._env
-        to_env = action_writer(env.single_action_space)
-        try:
-            obs, info = env.reset(seed=data.val_seed)
-        except (Exception, SystemExit) as error:
-            raise failed(env, error, "reset") from error
-        frames = [self._render()]
+        stepper = Stepper(self._env, data.val_seed, observed=False, during="this video")
         with data.acting() as agent:
-            state = agent.initial_state(1)
+            stepper.check.ignore(agent.unread)
+            stepper.restart(agent)
+            frames = [self._render()]
             for _ in range(self.max_steps):
-                out = agent.act(agent.preprocess(obs), False, state, agent.read_mask(info))
-                state = out.get("next_state")
-                try:
-                    obs, _, terminated, truncated, info = env.step(to_env(out["action"]))
-                except (Exception, SystemExit) as error:
-                    raise failed(env, error, "step") from error
-                if terminated[0] or truncated[0]:
+                stepper.look(agent)
+                out = agent.act(stepper.x, False, stepper.state, stepper.mask)
+                took = stepper.advance(out["action"])
+                stepper.carry(out.get("next_state"), took)
+                if took.finished:
                     break  # the environment shows the next episode already
                 frames.append(self._render())
         return frames

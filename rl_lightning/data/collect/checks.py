@@ -31,7 +31,7 @@ warnings.filterwarnings(
     "ignore",
     "(invalid value|overflow) encountered in dot",
     RuntimeWarning,
-    module=r"rl_lightning\.data\.finite",
+    module=r"rl_lightning\.data\.collect\.checks",
 )
 
 

@@ -1,5 +1,6 @@
 """Stepping environments with an agent, and writing down what happened."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,23 @@ from rl_lightning.core.tree import clone, concatenate, rows, to_device
 from rl_lightning.core.types import Rollout, Stored
 from rl_lightning.data.collect.checks import FiniteCheck
 from rl_lightning.data.collect.rollout_storage import Buffers
-from rl_lightning.data.collect.statistics import EpisodeStatistics
+from rl_lightning.data.collect.statistics import EpisodeStatistics, Finished
 from rl_lightning.envs.failures import failed
+
+
+class Taken(NamedTuple):
+    """A step as the environments tell it, each `[B]`.
+
+    `reset` is where a NEXT_STEP env spent the step on a reset, which pays nothing; `finished` are
+    the episodes that ended with it.
+    """
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    done: np.ndarray
+    reset: np.ndarray
+    finished: Sequence[Finished]
 
 
 class Outcome(NamedTuple):
@@ -43,15 +59,36 @@ class Stepper:
 
     It knows vector environments and nothing of learning or storing. Both ways in which Gymnasium
     restarts episodes come out the same, as `Outcome`. Nothing that is not finite gets past it.
+    Training, evaluation, recordings and videos all step by it.
 
     Args:
         env: Vector env with autoreset mode SAME_STEP or NEXT_STEP.
         seed: Seed of the first reset; environment i gets `seed + i`.
         success_threshold: Return from which an episode counts as a success where the environment's
             `info` does not say; None if only `info` may say.
+        observed: Whether observations count for the agent's running statistics.
+        during: What messages count the steps of.
+        keeps_action: Whether `action` is still asked for when the environments have had it.
+
+    Attributes:
+        obs: What the last reset or step returned, and the environments may overwrite.
+        info: Likewise.
+        action: What the environments were given last, `[B, ...]`.
     """
 
-    def __init__(self, env: VectorEnv, seed: int, success_threshold: float | None = None) -> None:
+    obs: Any
+    info: dict[str, Any]
+    action: np.ndarray
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        seed: int,
+        success_threshold: float | None = None,
+        observed: bool = True,
+        during: str = "this run",
+        keeps_action: bool = False,
+    ) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ConfigurationError(
@@ -60,7 +97,8 @@ class Stepper:
             )
         self.env = env
         self.to_env = action_writer(env.single_action_space)
-        self.check = FiniteCheck(env)
+        self.check = FiniteCheck(env, during)
+        self.observed, self.keeps_action = observed, keeps_action
         self.seed = seed
         self.success_threshold = success_threshold
         self.episodes = EpisodeStatistics(env.num_envs)
@@ -72,91 +110,126 @@ class Stepper:
         self.resetting = np.zeros(env.num_envs, bool)
 
     def reset(self, agent: Actor) -> None:
+        """Begin all episodes anew, and look at them."""
+        self.restart(agent)
+        self.x, self.mask = self._look(agent, None)
+
+    def restart(self, agent: Actor) -> None:
         """Begin all episodes anew."""
         try:
-            obs, info = self.env.reset(seed=self.seed)
+            self.obs, self.info = self.env.reset(seed=self.seed)
         except (Exception, SystemExit) as error:
             raise failed(self.env, error, "reset") from error
-        self.check.reset(obs)
-        self.x = self._read(agent, obs)
-        self.mask = agent.read_mask(info)
-        self.check.mask(self.mask)
+        self.check.reset(self.obs)
         self.state = agent.initial_state(self.env.num_envs)
         self.resetting = np.zeros(self.env.num_envs, bool)
 
-    def step(self, agent: Actor, action: Tensor, state: Tensor | None, wanted: str) -> Outcome:
-        """Take one step in every environment.
+    def look(self, agent: Actor) -> None:
+        """Read what the last step has left, for whoever does not `step` but `advance`."""
+        self.x, self.mask = self._look(agent, self.resetting if self.next_step_reset else None)
+
+    def advance(self, action: Tensor) -> Taken:
+        """Take one step in every environment, and look at nothing but whether it is in order.
 
         Args:
-            agent: Actorthing with `observe`, `preprocess` and `read_mask`.
             action: As the agent chose them, `[B, ...]`; the environments get them as elements of
                 their action space.
-            state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
-            wanted: Which final observations to preprocess: of `truncated` episodes, which the
-                bootstrap needs, or of `all`.
 
         Raises:
             RunError: If an observation or a reward is not finite, or the environment ends the
                 program.
         """
+        self.action = given = self.to_env(action)
         try:
-            obs, reward, terminated, truncated, info = self.env.step(self.to_env(action))
+            # Of an action that somebody will still ask for, the environments get a copy.
+            step = self.env.step(given.copy() if self.keeps_action else given)
         except (Exception, SystemExit) as error:
             raise failed(self.env, error, "step") from error
+        self.obs, reward, terminated, truncated, self.info = step
         before = self.resetting
-        reward = self.check.step(obs, reward, before if self.next_step_reset else None)
         if self.next_step_reset:
+            reward = self.check.step(self.obs, reward, before)
             self.episodes.step(reward, ~before)
         else:
+            reward = self.check.step(self.obs, reward, None)
             self.episodes.step(reward, None)
         done = terminated | truncated
-        x = self._read(agent, obs)
-        mask = agent.read_mask(info)
-        if (mask is None) != (self.mask is None):
+        finished: Sequence[Finished] = ()
+        if done.any():
+            finished = self.episodes.finish(done, self.info, self.success_threshold)
+        if self.next_step_reset:
+            self.resetting = done
+        return Taken(reward, terminated, truncated, done, before, finished)
+
+    def carry(self, state: Tensor | None, took: Taken) -> None:
+        """Remember the recurrent state after acting, `[B, H]`, zero where an episode begins."""
+        if state is not None:
+            fresh = took.reset if self.next_step_reset else took.done
+            if fresh.any():
+                state = state * torch.from_numpy(~fresh).to(state)[:, None]
+        self.state = state
+
+    def step(self, agent: Actor, action: Tensor, state: Tensor | None, wanted: str) -> Outcome:
+        """Take one step in every environment, and look at what it led to.
+
+        Args:
+            agent: Reads what the environments say.
+            action: See `advance`.
+            state: Recurrent state after acting, `[B, H]`; where an episode begins it becomes zero.
+            wanted: Which final observations to preprocess: of `truncated` episodes, which the
+                bootstrap needs, or of `all`.
+
+        Raises:
+            RunError: See `advance`.
+        """
+        took = self.advance(action)
+        done, had_mask = took.done, self.mask is not None
+        x, mask = self._look(agent, done if self.next_step_reset else None)
+        if (mask is not None) != had_mask:
             raise ConfigurationError(
                 "info['action_mask'] must come with every reset and every step of every "
                 "environment, or never"
             )
-        self.check.mask(mask, done if self.next_step_reset else None)
         final_index = final_x = final_mask = final_state = None
-        if done.any():
-            which = np.flatnonzero(done if wanted == "all" else truncated & ~terminated)
+        if took.finished:
+            which = np.flatnonzero(done if wanted == "all" else took.truncated & ~took.terminated)
             if len(which):
                 final_index = which
                 if self.next_step_reset:
                     final_x = clone(rows(x, which))
                     final_mask = None if mask is None else mask[torch.from_numpy(which)]
                 else:
-                    final_obs = _pick(info["final_obs"], which, self.env)
+                    final_obs = _pick(self.info["final_obs"], which, self.env)
                     self.check.final(final_obs, which)
                     final_x = clone(agent.preprocess(final_obs))
                     if mask is not None:
-                        final_mask = _final_mask(agent, info, which, mask)
+                        final_mask = _final_mask(agent, self.info, which, mask)
                 final_state = None if state is None else state[torch.from_numpy(which)]
-            self.episodes.finish(done, info, self.success_threshold)
-        if state is not None:
-            fresh = before if self.next_step_reset else done
-            if fresh.any():
-                state = state * torch.from_numpy(~fresh).to(state)[:, None]
-        if self.next_step_reset:
-            self.resetting = done
-        self.x, self.mask, self.state = x, mask, state
+        self.carry(state, took)
+        self.x, self.mask = x, mask
         return Outcome(
-            reward,
-            terminated,
-            truncated,
+            took.reward,
+            took.terminated,
+            took.truncated,
             done,
-            ~before if self.next_step_reset else None,
+            ~took.reset if self.next_step_reset else None,
             final_index,
             final_x,
             final_mask,
             final_state,
         )
 
+    def _look(self, agent: Actor, resetting: np.ndarray | None) -> tuple[Stored, Tensor | None]:
+        """What an agent makes of the last observations, and which actions are allowed."""
+        x, mask = self._read(agent, self.obs), agent.read_mask(self.info)
+        self.check.mask(mask, resetting)
+        return x, mask
+
     def _read(self, agent: Actor, obs: Any) -> Stored:
         """Show observations to an agent's statistics; what it stores of them."""
         try:
-            agent.observe(obs)
+            if self.observed:
+                agent.observe(obs)
             return agent.preprocess(obs)
         except Exception as error:
             self.check.explain(obs, error)

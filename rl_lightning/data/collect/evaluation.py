@@ -10,18 +10,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.protocols import Actor
-from rl_lightning.core.spaces import action_writer
 from rl_lightning.core.tree import first_row
-from rl_lightning.data.collect.checks import FiniteCheck
+from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.patience import Patience
-from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.data.recordings.episode import EpisodeRecorder
-from rl_lightning.envs.failures import failed, name
+from rl_lightning.envs.failures import name
 
 
 class EpisodeLoader:
@@ -68,7 +66,6 @@ class EpisodeLoader:
     ) -> None:
         self.env = env
         self.unread = unread
-        self.check = FiniteCheck(env, "this evaluation")
         self.acting = acting
         self.episodes = episodes
         self.seed = seed
@@ -109,87 +106,72 @@ class EpisodeLoader:
             yield
 
     def _play(self) -> Iterator[dict[str, Any]]:
-        env = self.env
-        count = env.num_envs
+        count = self.env.num_envs
         share, rest = divmod(self.episodes, count)
         left = np.array([share + (b < rest) for b in range(count)])
-        next_step_reset = env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
-        resetting = np.zeros(count, bool)
-        returns, lengths = np.zeros(count), np.zeros(count, np.int64)
         transcript: list[dict[str, Any]] | None = [] if self.transcript_steps else None
-
-        self.check.ignore(self.unread())
-        to_env, patience = action_writer(env.single_action_space), Patience(name(env))
-        try:
-            obs, info = env.reset(seed=self.seed)
-        except (Exception, SystemExit) as error:
-            raise failed(env, error, "reset") from error
-        self.check.reset(obs)
-        if self.recorder is not None:
-            self.recorder.reset(obs, info)
-        state: Tensor | None = None
+        stepper = Stepper(
+            self.env,
+            self.seed,
+            self.success_threshold,
+            observed=False,
+            during="this evaluation",
+            keeps_action=self.recorder is not None or transcript is not None,
+        )
+        stepper.check.ignore(self.unread())
+        patience = Patience(name(self.env))
         with self.acting() as agent:
-            state = agent.initial_state(count)
+            stepper.restart(agent)
+        if self.recorder is not None:
+            self.recorder.reset(stepper.obs, stepper.info)
         for step in itertools.count():
             if not left.any():
                 return
+            writing = transcript is not None and len(transcript) < self.transcript_steps
             with self.acting() as agent, self._own_random_numbers(agent.device, step):
-                try:
-                    x = agent.preprocess(obs)
-                except Exception as error:
-                    self.check.explain(obs, error)
-                    raise
-                mask = agent.read_mask(info)
-                self.check.mask(mask, resetting if next_step_reset else None)
-                out = agent.act(x, explore=self.explore, state=state, mask=mask)
-                writing = transcript is not None and len(transcript) < self.transcript_steps
-                if writing:
-                    head = [None if v is None else first_row(v) for v in (x, state, mask)]
-                    thoughts = agent.inspect(*head)
-                    record = {
-                        "observation": readable(obs, env.single_observation_space),
-                        **_plain(thoughts),
-                    }
-            action = to_env(out["action"])
-            given = action if self.recorder is None and not writing else action.copy()
-            try:
-                obs, reward, terminated, truncated, info = env.step(given)
-            except (Exception, SystemExit) as error:
-                raise failed(env, error, "step") from error
-            reward = self.check.step(obs, reward, resetting if next_step_reset else None)
+                stepper.look(agent)
+                now: Any = stepper.x, stepper.state, stepper.mask
+                out = agent.act(now[0], explore=self.explore, state=now[1], mask=now[2])
+                record = self._thoughts(agent, stepper.obs, now) if writing else {}
+            took = stepper.advance(out["action"])
+            stepper.carry(out.get("next_state"), took)
             patience.wait(left)
             if self.recorder is not None:
-                self.recorder.step(action, obs, reward, terminated, truncated, info, resetting)
-            done = terminated | truncated
-            returns += reward * ~resetting
-            lengths += ~resetting
-            if writing:
-                assert transcript is not None
-                record |= {"action": np.asarray(action[0]).tolist(), "reward": float(reward[0])}
-                transcript.append(record)
-            state = out.get("next_state")
-            fresh = resetting if next_step_reset else done
-            if state is not None and fresh.any():
-                state = state * torch.from_numpy(~fresh).to(state)[:, None]
-            if done.any():
-                success = read_success(info, done, returns, self.success_threshold)
-                for b in np.flatnonzero(done & (left > 0)):
-                    left[b] -= 1
-                    patience.ended()
-                    if self.recorder is not None:
-                        self.recorder.write(int(b))
-                    episode = {
-                        "return": float(returns[b]),
-                        "length": int(lengths[b]),
-                        "success": float("nan") if success is None else float(success[b]),
-                        "env": int(b),
-                    }
-                    if b == 0 and transcript is not None:
-                        episode["transcript"], transcript = transcript, None
-                    yield episode
-                returns[done], lengths[done] = 0.0, 0
-            if next_step_reset:
-                resetting = done
+                self.recorder.step(
+                    stepper.action,
+                    stepper.obs,
+                    took.reward,
+                    took.terminated,
+                    took.truncated,
+                    stepper.info,
+                    took.reset,
+                )
+            if writing and transcript is not None:
+                action = np.asarray(stepper.action[0]).tolist()
+                transcript.append({**record, "action": action, "reward": float(took.reward[0])})
+            for ended in took.finished:
+                b = ended.env
+                if not left[b]:
+                    continue
+                left[b] -= 1
+                patience.ended()
+                if self.recorder is not None:
+                    self.recorder.write(b)
+                episode: dict[str, Any] = {
+                    "return": ended.total,
+                    "length": ended.length,
+                    "success": ended.success,
+                    "env": b,
+                }
+                if b == 0 and transcript is not None:
+                    episode["transcript"], transcript = transcript, None
+                yield episode
+
+    def _thoughts(self, agent: Actor, obs: Any, now: Any) -> dict[str, Any]:
+        """What environment 0 shows, and what the policy thinks of it, for a transcript."""
+        head = [None if part is None else first_row(part) for part in now]
+        space = self.env.single_observation_space
+        return {"observation": readable(obs, space), **_plain(agent.inspect(*head))}
 
 
 def readable(obs: Any, space: gym.Space) -> str:

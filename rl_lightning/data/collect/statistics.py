@@ -2,12 +2,21 @@
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from rl_lightning.core.errors import RunError
+
+
+class Finished(NamedTuple):
+    """An episode that has ended: in which environment, and how; NaN where nobody says."""
+
+    env: int
+    total: float
+    length: int
+    success: float
 
 
 class EpisodeStatistics:
@@ -37,16 +46,21 @@ class EpisodeStatistics:
 
     def finish(
         self, done: np.ndarray, info: dict[str, Any], success_threshold: float | None
-    ) -> None:
-        """Close the episodes that ended with this step."""
+    ) -> list[Finished]:
+        """Close the episodes that ended with this step, and tell of them."""
         success = read_success(info, done, self._return, success_threshold)
-        for b in np.flatnonzero(done):
-            self.returns.append(float(self._return[b]))
-            self.lengths.append(int(self._length[b]))
-            self.successes.append(float("nan") if success is None else float(success[b]))
-            self.count += 1
+        finished = []
+        for b in np.flatnonzero(done).tolist():
+            said = float("nan") if success is None else float(success[b])
+            episode = Finished(b, float(self._return[b]), int(self._length[b]), said)
+            finished.append(episode)
+            self.returns.append(episode.total)
+            self.lengths.append(episode.length)
+            self.successes.append(said)
+        self.count += len(finished)
         self._return[done] = 0.0
         self._length[done] = 0
+        return finished
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Averages over the window; empty before the first episode has ended."""
