@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1] / "rl_lightning"
 # From the ground up; rooms on one storey do not import each other.
 STOREYS = [
     {"core"},
+    {"trainer"},
     {"maths"},
     {"nn"},
     {"llm", "exploration"},

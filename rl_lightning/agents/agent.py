@@ -1,6 +1,5 @@
 """The base of all agents: a policy and a loss, and what every LightningModule of ours shares."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -31,6 +29,12 @@ from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.exploration import uniform_action
 from rl_lightning.hyperparameters import describe_call, without_code_switch
 from rl_lightning.maths.distributions import flat_mask
+from rl_lightning.trainer import (
+    built_by_command_line,
+    is_logged,
+    restricted_classmethod,
+    set_hyperparameters,
+)
 
 # Fused: one kernel for all parameters, a quarter less time per update than the default on a CPU.
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
@@ -314,7 +318,7 @@ class Agent(CopyableModule, FiniteModule):
         if loss.stop is not None:
             self._stop = self._mean(loss.stop) > 0
         # A stop may skip the step that would be logged: Lightning then writes this one.
-        if self._is_logged() or self._stop:
+        if is_logged(self.trainer) or self._stop:
             self._log_losses(loss.metrics)
         return loss.value
 
@@ -322,13 +326,6 @@ class Agent(CopyableModule, FiniteModule):
         """The loss, of an agent of the version before too, which returns its value alone."""
         loss: Any = self.loss(batch)
         return loss if isinstance(loss, Loss) else former_loss(self, loss)
-
-    def _is_logged(self) -> bool:
-        """Whether the trainer will write what this training step logs."""
-        trainer: Any = self.trainer
-        steps = trainer.fit_loop.epoch_loop._batches_that_stepped
-        every = trainer.log_every_n_steps
-        return every > 0 and (steps + 1) % every == 0
 
     def _mean(self, value: Tensor) -> float:
         """Mean over the ranks of a scalar, the same on all of them."""
@@ -437,7 +434,7 @@ class Agent(CopyableModule, FiniteModule):
 
     # --- hyper-parameters ---------------------------------------------------------------------
 
-    @_restricted_classmethod
+    @restricted_classmethod
     def load_from_checkpoint(
         cls,  # noqa: N805
         checkpoint_path: str | Path,
@@ -480,16 +477,13 @@ class Agent(CopyableModule, FiniteModule):
         call: Any = self._call
         args, kwargs = call
         del self._call
-        from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
-        if _given_hyperparameters.get() is None:
-            hparams = describe_call(type(self), self, args, kwargs)
-        else:  # built by the command line
+        if built_by_command_line():
             self.save_hyperparameters(logger=False)
             hparams = dict(self.hparams)
             self.hparams.clear()
-        self._set_hparams(present_paths(without_code_switch(hparams)))
-        self._hparams_initial = copy.copy(self._hparams)
+        else:
+            hparams = describe_call(type(self), self, args, kwargs)
+        set_hyperparameters(self, present_paths(without_code_switch(hparams)))
 
 
 def count_of(checkpoint: Mapping[str, Any], name: str, default: int = 0) -> int:

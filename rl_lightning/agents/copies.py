@@ -10,6 +10,7 @@ import torch
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.compiled import load_plain_names, save_plain_names
+from rl_lightning.trainer import NO_RUN
 
 # What `trainer.fit(torch.compile(agent))` replaces in the agent by compiled functions of it.
 STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
@@ -65,13 +66,9 @@ class CopyableModule(L.LightningModule):
                 state.pop(name, None)
         for name in ("_trainer", "_compiled_call_impl"):
             state.pop(name, None)
-        run = {
-            "_held_trainer": None,
-            "_gone_trainer": None,
-            "_fabric": None,
-            "_fabric_optimizers": [],
-        }
-        return {**state, **run, "_compiler_ctx": None, **self.run_state()}
+        run = {"_held_trainer": None, "_gone_trainer": None, **copy.deepcopy(NO_RUN)}
+        del run["_trainer"]  # a property here
+        return {**state, **run, **self.run_state()}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)

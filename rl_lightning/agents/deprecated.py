@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_lightning.core.loss import Loss
+from rl_lightning.trainer import is_logged
 
 _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 
@@ -20,7 +21,7 @@ def former_loss(agent: Any, value: Tensor) -> Loss:
 def former_should_log(agent: Any) -> bool:
     """Whether the trainer will write what this training step logs."""
     _tell(type(agent), "should_log", "is not needed any more: return Loss(value, metrics={...})")
-    return not agent._mute and agent._is_logged()
+    return not agent._mute and is_logged(agent.trainer)
 
 
 def former_log_training(agent: Any, metrics: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_act
 from rl_lightning.maths.returns import next_values
 from rl_lightning.policies.q_network import pick
 from rl_lightning.policies.table import Table
+from rl_lightning.trainer import count_update, is_logged
 
 METHODS = ("q_learning", "sarsa", "expected_sarsa", "double_q")
 
@@ -146,8 +147,8 @@ class QTable(Agent):
             for begin in range(0, len(part), size):
                 step = {key: value[begin : begin + size] for key, value in rows.items()}
                 errors.append(self.learn(step))
-            self._count_update()
-        if self._is_logged():
+            count_update(self.trainer)
+        if is_logged(self.trainer):
             self._log_losses(
                 {
                     "value/td_error": torch.cat(errors).abs().mean(),
@@ -156,14 +157,6 @@ class QTable(Agent):
                     f"explore/{self.exploration.name}": self.exploration.strength(self.progress),
                 }
             )
-
-    def _count_update(self) -> None:
-        # Nobody else counts steps where no optimizer makes them, and without a new step there is
-        # no new checkpoint.
-        trainer: Any = self.trainer
-        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
 
     @torch.no_grad()
     def learn(self, rows: Mapping[str, Tensor]) -> Tensor:

@@ -9,13 +9,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.agent import Agent, count_of
-from rl_lightning.agents.plain import is_plain
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.clip import clip_gradients
 from rl_lightning.nn.target import TargetUpdate
+from rl_lightning.trainer import is_logged, is_plain, take_step
 
 
 class ReplayAgent(Agent):
@@ -77,7 +77,7 @@ class ReplayAgent(Agent):
                 if index == last:
                     self._mute = False
                 loss = self.explained_loss(part)
-                if index == last and self._is_logged():
+                if index == last and is_logged(self.trainer):
                     self._log_losses(loss.metrics)
                 if loss.row_errors is not None:
                     batch.row_errors = loss.row_errors
@@ -97,9 +97,7 @@ class ReplayAgent(Agent):
             self.note_loss(loss)
             loss.backward()
             self.clip(optimizer)
-            optimizer._on_before_step()  # counts, as `LightningOptimizer.step` does
-            optimizer.optimizer.step()
-            optimizer._on_after_step()
+            take_step(optimizer)
         else:
             self.manual_backward(loss)
             optimizer.step()

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from tqdm import tqdm
 
 from rl_lightning.core.checkpoints import read_checkpoint
@@ -36,6 +35,13 @@ from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.envs.state import StateError
 from rl_lightning.hyperparameters import describe_call
+from rl_lightning.trainer import (
+    finished_epochs,
+    max_epochs,
+    restricted_classmethod,
+    set_hyperparameters,
+    set_max_epochs,
+)
 
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 
@@ -99,7 +105,7 @@ class RLDataModule(L.LightningDataModule):
         record: str | None = None,
     ) -> None:
         super().__init__()
-        self._set_hparams(describe_call(type(self), self, *self._call, prefix="data."))
+        set_hyperparameters(self, describe_call(type(self), self, *self._call, prefix="data."))
         del self._call
         check_finite("data.success_threshold", success_threshold)
         self.env = env
@@ -143,7 +149,7 @@ class RLDataModule(L.LightningDataModule):
         new.clear()
         return new.__dict__
 
-    @_restricted_classmethod
+    @restricted_classmethod
     def load_from_checkpoint(
         cls,  # noqa: N805
         checkpoint_path: str | Path,
@@ -329,7 +335,6 @@ class RLDataModule(L.LightningDataModule):
     def start(self) -> None:
         """Open the source, go on from a checkpoint if there is one, plan the run."""
         trainer = self._trainer
-        loop = trainer.fit_loop
         if not self._running:
             check_trainer(trainer, self._budget)
             self.check(self.agent)
@@ -341,7 +346,7 @@ class RLDataModule(L.LightningDataModule):
             if self.collector is not None:
                 self.collector.check.ignore(self.agent.unread)
             self._running = True
-            self._max_epochs = loop.max_epochs
+            self._max_epochs = max_epochs(trainer)
             if self.agent.frames == 0:
                 self.forget()  # what another agent has done
             self._go_on()
@@ -351,7 +356,7 @@ class RLDataModule(L.LightningDataModule):
                 f"{self.frames} so far; raise it to go on"
             )
         self.plan(self.epoch)
-        ends = loop.max_epochs == self._max_epochs != self._planned
+        ends = max_epochs(trainer) == self._max_epochs != self._planned
         if ends and not trains_nothing(trainer):  # that is said already
             rank_zero_warn(
                 f"max_epochs={self._max_epochs} ends training before {self._budget} are used up; "
@@ -376,7 +381,7 @@ class RLDataModule(L.LightningDataModule):
     @property
     def epoch(self) -> int:
         """Finished epochs, also right after a checkpoint was loaded."""
-        return self._trainer.fit_loop.epoch_progress.current.processed
+        return finished_epochs(self._trainer)
 
     def plan(self, epoch: int) -> None:
         """Let the trainer run, from `epoch` on, for as long as the budget lasts."""
@@ -385,7 +390,7 @@ class RLDataModule(L.LightningDataModule):
         self._planned = epoch + math.ceil(left / self.epoch_length)
         limit = self._max_epochs
         unlimited = limit in (None, -1)
-        trainer.fit_loop.max_epochs = self._planned if unlimited else min(self._planned, limit)
+        set_max_epochs(trainer, self._planned if unlimited else min(self._planned, limit))
 
     @property
     def planned_length(self) -> int:
@@ -448,7 +453,7 @@ class RLDataModule(L.LightningDataModule):
     def _leave(self) -> None:
         """End collecting, and put back what this module has set on the trainer."""
         if self._running:
-            self._trainer.fit_loop.max_epochs = self._max_epochs
+            set_max_epochs(self._trainer, self._max_epochs)
         if self._train_env is not None:
             self._train_env.close()
         self._running = False

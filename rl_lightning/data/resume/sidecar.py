@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -36,6 +35,7 @@ from rl_lightning.data.resume.checkpoint_files import (
     lock,
     saving,
 )
+from rl_lightning.trainer import wrapped_ios, write_by, written_by
 
 
 class Spool:
@@ -231,12 +231,10 @@ def install(trainer: Any, key: str, keeps_spools: Callable[[], bool]) -> None:
     inner, files = strategy.checkpoint_io, PairedFiles(key)
     if isinstance(inner, SidecarIO):
         inner = inner.inner
-    outer = inner
-    while isinstance(outer, _WrappingCheckpointIO):
-        if _is_plain(outer._checkpoint_io):
-            outer._checkpoint_io = files
+    for outer in wrapped_ios(inner):
+        if _is_plain(written_by(outer)):
+            write_by(outer, files)
             break
-        outer = outer._checkpoint_io
     strategy.checkpoint_io = SidecarIO(files if _is_plain(inner) else inner, key, keeps_spools)
 
 
@@ -245,8 +243,8 @@ def _is_plain(inner: CheckpointIO | None) -> bool:
 
 
 def _base(inner: CheckpointIO | None) -> CheckpointIO | None:
-    while isinstance(inner, _WrappingCheckpointIO):
-        inner = inner._checkpoint_io
+    for outer in wrapped_ios(inner):
+        inner = written_by(outer)
     return inner
 
 
