@@ -84,6 +84,22 @@ def test_messages_name_the_kind_and_the_value(made, wrong, said):
     assert str(refused.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("made", "given", "said"),
+    [
+        (PPO, {"gama": 0.9}, "PPO has no argument 'gama'; nearest are gamma, "),
+        (DQN, {"n_step": 3}, "DQN has no argument 'n_step'; nearest are "),
+        (RolloutDataModule, {"num_env": 3}, "RolloutDataModule has no argument 'num_env'; nearest"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_nearest(made, given, said):
+    with pytest.raises(ConfigurationError) as refused:
+        made("CartPole-v1" if made is RolloutDataModule else DISCRETE, **given)
+    assert str(refused.value).startswith(said)
+    names = inspect.signature(made).parameters  # what a notebook completes
+    assert {"gamma", "num_envs"} & names.keys()
+
+
 def test_what_means_the_right_thing_is_taken():
     agent = PPO(DISCRETE, gamma=np.float32(0.5), entropy_coef=0)
     assert agent.gamma == 0.5

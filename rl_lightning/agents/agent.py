@@ -18,6 +18,7 @@ from rl_lightning.agents.finite import FiniteModule, check_returns
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import build_agent, check_kind
 from rl_lightning.agents.optimizer import check_restored, make_optimizer
+from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened
 from rl_lightning.core.loss import Loss
@@ -75,6 +76,7 @@ class Agent(CopyableModule, FiniteModule):
     networks normalise them."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Agent":
+        check_names(cls, kwargs)
         agent = super().__new__(cls)
         object.__setattr__(agent, "_call", (args, kwargs))
         return agent

@@ -7,12 +7,12 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, nearest, shortened
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], prefix: str = "") -> None:
@@ -38,6 +38,27 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], prefix: str = "") -
         if hint is not None and not _fits(value, hint):
             raise ConfigurationError(
                 f"{prefix}{name} must be {_words(hint)}, not {shortened(repr(value), 80)}"
+            )
+
+
+def check_names(cls: type, names: Iterable[str]) -> None:
+    """Refuse keyword arguments that a constructor does not have.
+
+    Args:
+        cls: Whose `__init__` they are for.
+        names: Of the keyword arguments that it is called with.
+
+    Raises:
+        ConfigurationError: That names the nearest argument that there is.
+    """
+    known = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in names:
+        if name not in known:
+            near = nearest(name, [n for n in known if n != "self"])[:3]
+            raise ConfigurationError(
+                f"{cls.__name__} has no argument {name!r}; nearest are {', '.join(near)}"
             )
 
 

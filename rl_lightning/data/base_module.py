@@ -18,6 +18,7 @@ from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
+from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
@@ -82,6 +83,7 @@ class RLDataModule(L.LightningDataModule):
     """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RLDataModule":
+        check_names(cls, kwargs)
         module = super().__new__(cls)
         module._call = args, kwargs  # whatever a subclass hands on, these it was built with
         return module
