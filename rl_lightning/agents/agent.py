@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
@@ -14,34 +12,29 @@ from torch import Tensor
 from rl_lightning.agents import prediction
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.deprecated import former_log_training, former_loss, former_should_log
-from rl_lightning.agents.finite import FiniteModule, check_returns
+from rl_lightning.agents.evaluated import EvaluatedModule
+from rl_lightning.agents.finite import FiniteModule
 from rl_lightning.agents.groups import group_parameters
-from rl_lightning.agents.load import build_agent, check_kind
+from rl_lightning.agents.load import check_kind
+from rl_lightning.agents.masks import reported_mask
 from rl_lightning.agents.optimizer import check_restored, make_optimizer
-from rl_lightning.core.arguments import check_names
-from rl_lightning.core.checkpoints import read_checkpoint
-from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened
+from rl_lightning.agents.stored import StoredModule, count_of
+from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.names import present_paths
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.tree import to_device
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.exploration import uniform_action
-from rl_lightning.hyperparameters import describe_call, without_code_switch
-from rl_lightning.maths.distributions import flat_mask
 from rl_lightning.trainer import (
-    built_by_command_line,
     is_logged,
-    restricted_classmethod,
-    set_hyperparameters,
 )
 
 # Fused: one kernel for all parameters, a quarter less time per update than the default on a CPU.
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
 
 
-class Agent(CopyableModule, FiniteModule):
+class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
@@ -74,12 +67,6 @@ class Agent(CopyableModule, FiniteModule):
     """The kinds of experience its loss is right for: `rollouts`, `replay` (recorded data included),
     or `recordings` alone. Unless these are rollouts alone, it reads raw observations, and its
     networks normalise them."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Agent":
-        check_names(cls, kwargs)
-        agent = super().__new__(cls)
-        object.__setattr__(agent, "_call", (args, kwargs))
-        return agent
 
     def __init__(
         self,
@@ -213,38 +200,12 @@ class Agent(CopyableModule, FiniteModule):
     def read_mask(self, info: Mapping[str, Any]) -> Tensor | None:
         """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None.
 
-        An environment that reports none while others do may do everything. The parts of a
-        MultiDiscrete action's mask come one after the other, or as Gymnasium's tuple of them.
-
         Raises:
             ConfigurationError: If it has another width than this policy's action head.
             RunError: If it holds anything but 0 and 1.
         """
-        reported = info.get("action_mask")
-        if reported is None:
-            return None
-        mask = np.asarray(list(reported) if isinstance(reported, Mapping) else reported)
-        width = self.policy.mask_dim
-        present = np.asarray(info.get("_action_mask", np.ones(len(mask), bool)))
-        if mask.dtype == object or not present.all():  # lists, or environments without a mask
-            everything = np.ones(width, bool)
-            mask = [
-                flat_mask(m) if p and m is not None else everything
-                for m, p in zip(mask, present, strict=True)
-            ]
-            mask = np.stack(mask) if len({m.shape for m in mask}) == 1 else np.empty((0, 0))
-        if mask.ndim != 2 or mask.shape[1] != width:
-            takes = f"takes masks of {width} actions" if width else "takes no masks"
-            raise ConfigurationError(
-                f"info['action_mask'] of {self.spec.id} has shape {list(mask.shape[1:])}, but a "
-                f"policy for {shortened(self.spec.action_space)} {takes}"
-            )
-        if mask.dtype != bool and not ((mask == 0) | (mask == 1)).all():
-            raise RunError(
-                f"info['action_mask'] of {self.spec.id} must be of 0 and 1, or False and True, and "
-                f"holds {mask[(mask != 0) & (mask != 1)][0]}"
-            )
-        return torch.from_numpy(mask.astype(bool)).to(self.device)
+        mask = reported_mask(info, self.mask_dim, self.spec)
+        return None if mask is None else torch.from_numpy(mask).to(self.device)
 
     @property
     def unread(self) -> set[tuple[Any, ...]]:
@@ -378,21 +339,6 @@ class Agent(CopyableModule, FiniteModule):
             raise
         self.after_update()
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._episodes.append(batch)
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._episodes.append(batch)
-
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Mapping[str, Any]:
-        return batch
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_episodes("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_episodes("test")
-
     @property
     def clock_metrics(self) -> Mapping[str, float]:
         """Statistics of data collection, as of now."""
@@ -409,92 +355,3 @@ class Agent(CopyableModule, FiniteModule):
         if not isinstance(progress, int | float) or not 0 <= progress <= 1:
             raise ConfigurationError(f"the checkpoint's progress is {progress!r}: it was changed")
         self.frames, self.progress = frames, progress
-
-    def _log_episodes(self, prefix: str) -> None:
-        """Mean and spread over the evaluation episodes of all ranks."""
-        episodes, self._episodes = self._episodes, []
-        table = torch.tensor(
-            [[e["return"], e["length"], e["success"]] for e in episodes],
-            dtype=torch.float32,
-            device=self.device,
-        )
-        if self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(table)
-            table = gathered.flatten(0, 1)
-        returns, lengths, success = table.unbind(1)
-        check_returns(self.spec.id, returns)
-        metrics = {
-            f"{prefix}/return": returns.mean(),
-            f"{prefix}/return_std": returns.std(correction=0),
-            f"{prefix}/length": lengths.mean(),
-        }
-        if not success.isnan().all():
-            # Where some episodes' info knows of success, what says nothing was none.
-            metrics[f"{prefix}/success"] = success.nan_to_num().mean()
-        metrics["step"] = torch.tensor(float(self.frames))
-        self.log_dict(metrics)
-
-    # --- hyper-parameters ---------------------------------------------------------------------
-
-    @restricted_classmethod
-    def load_from_checkpoint(
-        cls,  # noqa: N805
-        checkpoint_path: str | Path,
-        map_location: Any = "cpu",
-        strict: bool | None = None,
-        trusted: Sequence[str] = (),
-        weights_only: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """The agent of a checkpoint; `Agent.load_from_checkpoint(path)` finds its class by itself.
-
-        No code of the file's runs, and none that it names is imported by surprise, see
-        `rl_lightning.core.trust`.
-
-        Args:
-            checkpoint_path: A local file.
-            map_location: Device of its tensors, and of the agent.
-            strict: Whether every weight must be in the file, and no other; None: as the class has
-                it.
-            trusted: Packages outside this library whose classes the checkpoint may name.
-            weights_only: As Lightning has it; nothing but plain data and weights is ever loaded.
-            **kwargs: Arguments in the place of those that the agent was trained with.
-
-        Returns:
-            An agent of this class.
-
-        Raises:
-            ConfigurationError: If the file is damaged or no checkpoint, if it holds another kind of
-                agent, or if it names what may not be imported.
-        """
-        if not weights_only:
-            raise ConfigurationError(
-                "weights_only=False would run what the file asks for; leave it out: an agent's "
-                "checkpoint is plain data"
-            )
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        return build_agent(cls, checkpoint, strict, trusted, kwargs)
-
-    def _remember_arguments(self) -> None:
-        call: Any = self._call
-        args, kwargs = call
-        del self._call
-        if built_by_command_line():
-            self.save_hyperparameters(logger=False)
-            hparams = dict(self.hparams)
-            self.hparams.clear()
-        else:
-            hparams = describe_call(type(self), self, args, kwargs)
-        set_hyperparameters(self, present_paths(without_code_switch(hparams)))
-
-
-def count_of(checkpoint: Mapping[str, Any], name: str, default: int = 0) -> int:
-    """What a checkpoint counts.
-
-    Raises:
-        ConfigurationError: If it is no count.
-    """
-    count = checkpoint.get(name, default)
-    if type(count) is not int or not 0 <= count < 2**53:
-        raise ConfigurationError(f"the checkpoint counts {count!r} {name}: it was changed")
-    return count

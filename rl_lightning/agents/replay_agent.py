@@ -8,7 +8,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.agent import Agent, count_of
+from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.stored import count_of
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule
