@@ -1,6 +1,6 @@
 """The base of all agents: a policy and a loss, and what every LightningModule of ours shares."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,23 +9,18 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents import prediction
+from rl_lightning.agents.acting import ActingModule
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.deprecated import former_log_training, former_loss, former_should_log
 from rl_lightning.agents.evaluated import EvaluatedModule
 from rl_lightning.agents.finite import FiniteModule
-from rl_lightning.agents.groups import group_parameters
 from rl_lightning.agents.load import check_kind
-from rl_lightning.agents.masks import reported_mask
-from rl_lightning.agents.optimizer import check_restored, make_optimizer
+from rl_lightning.agents.optimizer import OptimizedModule, check_restored
 from rl_lightning.agents.stored import StoredModule, count_of
 from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
-from rl_lightning.core.tree import to_device
-from rl_lightning.core.types import EnvSpec, Rollout, Stored
-from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.exploration import uniform_action
+from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.trainer import (
     is_logged,
 )
@@ -34,7 +29,9 @@ from rl_lightning.trainer import (
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
 
 
-class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
+class Agent(
+    StoredModule, ActingModule, OptimizedModule, CopyableModule, FiniteModule, EvaluatedModule
+):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
     A subclass builds its `policy` in `__init__`, after `super().__init__`, and implements `prepare`
@@ -50,8 +47,6 @@ class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
         gamma: Discount γ in [0, 1].
     """
 
-    policy: Any
-    """What acts, a `Policy`."""
     gamma: float
     """Discount γ; reward normalisation needs it too."""
     sequence_length: int | None = None
@@ -63,10 +58,6 @@ class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
     the optimizer that a configuration names instead."""
     reuses_rollouts: bool = False
     """Whether the loss stays right in minibatches and passes after the first update."""
-    learns_from: tuple[str, ...] = ("rollouts",)
-    """The kinds of experience its loss is right for: `rollouts`, `replay` (recorded data included),
-    or `recordings` alone. Unless these are rollouts alone, it reads raw observations, and its
-    networks normalise them."""
 
     def __init__(
         self,
@@ -136,145 +127,7 @@ class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""
 
-    # --- acting -------------------------------------------------------------------------------
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder that preprocesses observations."""
-        return self.policy.encoder
-
-    @property
-    def encoders(self) -> Sequence[Encoder]:
-        """All encoders that read observations: the critic may have one of its own."""
-        return self.policy.encoders
-
-    def act(
-        self,
-        x: Stored,
-        explore: bool = True,
-        state: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Choose actions for preprocessed observations `[B, ...]`.
-
-        Args:
-            x: What `preprocess` returned.
-            explore: Act as while training; otherwise greedily.
-            state: Recurrent state, see `initial_state`.
-            mask: Allowed actions, bool `[B, A]`.
-
-        Returns:
-            `action` `[B, ...]` for the environment, what the loss needs later, and `next_state` of
-            a recurrent policy. A plain dict: building a TensorDict at every step costs as much as
-            a small network's forward pass.
-        """
-        return self.policy.act(x, explore, state, mask)
-
-    predict = prediction.predict
-
-    def inspect(
-        self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """What the policy thinks of preprocessed observations: `probabilities`, `value` …"""
-        return self.policy.inspect(x, state, mask)
-
-    def act_uniformly(self, num_envs: int, mask: Tensor | None = None) -> Tensor:
-        """Actions drawn uniformly from all allowed ones, `[B, ...]`."""
-        return uniform_action(self.spec.action_space, num_envs, mask, self.device)
-
-    def initial_state(self, num_envs: int) -> Tensor | None:
-        """Recurrent state of fresh episodes, `[B, H]`; None for a policy without memory."""
-        width = self.policy.state_dim
-        return torch.zeros(num_envs, width, device=self.device) if width else None
-
-    # --- observations -------------------------------------------------------------------------
-
-    def preprocess(self, obs: Any) -> Stored:
-        """Raw vector-env observations `[B, ...]` → what `act` takes, on this agent's device."""
-        encoder = self.encoder
-        raw = self.learns_from != ("rollouts",)
-        return to_device(
-            encoder.preprocess_raw(obs) if raw else encoder.preprocess(obs), self.device
-        )
-
-    def read_mask(self, info: Mapping[str, Any]) -> Tensor | None:
-        """The action mask a vector env reports in `info["action_mask"]`, bool `[B, A]`, or None.
-
-        Raises:
-            ConfigurationError: If it has another width than this policy's action head.
-            RunError: If it holds anything but 0 and 1.
-        """
-        mask = reported_mask(info, self.mask_dim, self.spec)
-        return None if mask is None else torch.from_numpy(mask).to(self.device)
-
-    @property
-    def unread(self) -> set[tuple[Any, ...]]:
-        """Entries of observations that none of its encoders looks at, see `Encoder.unread`."""
-        return set.intersection(*(encoder.unread() for encoder in self.encoders))
-
-    def observe(self, obs: Any) -> None:
-        """Show a raw training observation to the running statistics."""
-        for encoder in self.encoders:
-            encoder.observe(obs)
-
-    @property
-    def mask_dim(self) -> int:
-        """Width of the action masks it takes; 0 for none."""
-        return self.policy.mask_dim
-
-    # --- encoders, as whoever collects sees them ----------------------------------------------
-
-    def begin_rollout(self) -> None:
-        """Called before collecting: until the next call only updates may change features."""
-        for encoder in self.encoders:
-            encoder.begin_rollout()
-
-    def synchronize(self) -> None:
-        """Make running statistics equal on all ranks; called after collecting."""
-        for encoder in self.encoders:
-            encoder.synchronize()
-
-    def repeats(self) -> bool | Mapping[str, Any]:
-        """Whether few different observations come many times, see `Encoder.repeats`."""
-        return self.encoder.repeats()
-
-    def encoder_metrics(self) -> Mapping[str, float]:
-        """What the encoder has to log since the last call."""
-        return self.encoder.metrics()
-
-    def collection_state(self) -> dict[str, Any]:
-        """What exact resuming needs beyond weights, e.g. a cache."""
-        return self.encoder.collection_state()
-
-    def load_collection_state(self, state: dict[str, Any]) -> None:
-        """Restore what `collection_state` returned."""
-        self.encoder.load_collection_state(state)
-
-    # --- the clock ----------------------------------------------------------------------------
-
-    def tick(
-        self, frames: int, progress: float, measure: Callable[[], Mapping[str, float]]
-    ) -> None:
-        """Told by the data module before the updates that new frames pay for.
-
-        Args:
-            frames: Environment frames so far, of all ranks.
-            progress: Share of the frame budget, in whole epochs, used up before that rollout, in
-                [0, 1].
-            measure: Gives the statistics of data collection, to be logged with losses.
-        """
-        # Not one by one: each would have `nn.Module` look for parameters of that name.
-        self.__dict__.update(frames=frames, progress=progress, _measure=measure)
-        if self.lr_schedule == "constant" and self._rates_set:
-            return
-        self._rates_set = True
-        if not self.trainer.optimizers:
-            return
-        if self.lr_schedule == "constant" and self.trainer.lr_scheduler_configs:
-            return  # a search for a learning rate is trying out others
-        scale = factor(self.lr_schedule, progress)
-        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
-            group["lr"] = rate * scale
+    # --- training -----------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.explained_loss(batch)
@@ -309,23 +162,6 @@ class Agent(StoredModule, CopyableModule, FiniteModule, EvaluatedModule):
         self.log_dict({**everything, "step": float(self.frames)})
 
     # --- Lightning ----------------------------------------------------------------------------
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, in groups of one learning rate each; without `lr`: the optimizer's."""
-        return group_parameters(self, self.encoder, self.encoder_lr)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        self._rates_set = False
-        groups: Any = self.parameter_groups()
-        if len(groups) == 1 and "lr" not in groups[0]:
-            groups = groups[0]["params"]
-        optimizer = make_optimizer(self.optimizer, groups)
-        # Not in the groups, where a checkpoint's would replace them: the configuration decides.
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is
-        # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:

@@ -1,12 +1,15 @@
-"""Building an optimizer, with errors that name the argument."""
+"""Optimizers: built with errors that name the argument, and paced by the clock of frames."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning as L
 import torch
 
+from rl_lightning.agents.groups import group_parameters
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.schedules import Schedule, factor
 
 
 def make_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: Any) -> Any:
@@ -49,3 +52,54 @@ def check_restored(optimizer: torch.optim.Optimizer) -> None:
                 f"checkpoint was trained by another optimizer ({known}): go on with that one, or "
                 "begin a new run"
             )
+
+
+class OptimizedModule(L.LightningModule):
+    """A module whose learning rates follow the clock of frames."""
+
+    encoder: Any
+    optimizer: Any
+    encoder_lr: float | None
+    lr_schedule: Schedule
+    _rates_set: bool
+
+    def tick(
+        self, frames: int, progress: float, measure: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """Told by the data module before the updates that new frames pay for.
+
+        Args:
+            frames: Environment frames so far, of all ranks.
+            progress: Share of the frame budget, in whole epochs, used up before that rollout, in
+                [0, 1].
+            measure: Gives the statistics of data collection, to be logged with losses.
+        """
+        # Not one by one: each would have `nn.Module` look for parameters of that name.
+        self.__dict__.update(frames=frames, progress=progress, _measure=measure)
+        if self.lr_schedule == "constant" and self._rates_set:
+            return
+        self._rates_set = True
+        if not self.trainer.optimizers:
+            return
+        if self.lr_schedule == "constant" and self.trainer.lr_scheduler_configs:
+            return  # a search for a learning rate is trying out others
+        scale = factor(self.lr_schedule, progress)
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, in groups of one learning rate each; without `lr`: the optimizer's."""
+        return group_parameters(self, self.encoder, self.encoder_lr)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self._rates_set = False
+        groups: Any = self.parameter_groups()
+        if len(groups) == 1 and "lr" not in groups[0]:
+            groups = groups[0]["params"]
+        optimizer = make_optimizer(self.optimizer, groups)
+        # Not in the groups, where a checkpoint's would replace them: the configuration decides.
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is
+        # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
