@@ -2,39 +2,33 @@
 
 import math
 import time
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import lightning as L
 import torch
-import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
-from tqdm import tqdm
 
 from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
-from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
+from rl_lightning.core.errors import check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.collector import Stepper
-from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
+from rl_lightning.data.collect.evaluation import EpisodeLoader
+from rl_lightning.data.evaluating import EvaluatingModule
 from rl_lightning.data.recordings.dataset import DatasetWriter
-from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.data.resume.arguments import stored_arguments
 from rl_lightning.data.resume.environments import Snapshots
-from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.resume.sidecar import install
+from rl_lightning.data.resuming import ResumingModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
-from rl_lightning.envs.state import StateError
 from rl_lightning.hyperparameters import describe_call
 from rl_lightning.trainer import (
     finished_epochs,
@@ -47,7 +41,7 @@ from rl_lightning.trainer import (
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 
 
-class RLDataModule(L.LightningDataModule):
+class RLDataModule(EvaluatingModule, ResumingModule):
     """Environments for training and evaluation, and the count of frames.
 
     An epoch is a fixed amount of experience, so the budget is `total_frames`: the module sets the
@@ -244,47 +238,6 @@ class RLDataModule(L.LightningDataModule):
             self.env, num_envs, self.vectorization, kwargs, self.wrappers, render_mode
         )
 
-    @contextmanager
-    def acting(self) -> Iterator[Trainee]:
-        """The trainer's agent in the state in which it acts.
-
-        In eval mode and inside the precision plugin's context, because with dropout or outside
-        autocast the first ratio of PPO would not be 1; under `no_grad` and not `inference_mode`,
-        because what is collected is trained on.
-        """
-        agent = self.agent
-        training = agent.training
-        switches = training and self._modes_differ(agent)
-        if switches:
-            agent.eval()
-        try:
-            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
-                yield agent
-        finally:
-            if switches:
-                agent.train(True)
-
-    @contextmanager
-    def reading(self, rows: int) -> Iterator[tuple[Trainee, tqdm]]:
-        """The agent, ready to preprocess recorded observations, and a bar for so many rows."""
-        quiet = not self._trainer.is_global_zero
-        bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
-        with self.acting() as agent, bar:
-            agent.begin_rollout()
-            yield agent, bar
-            agent.synchronize()
-            agent.begin_rollout()  # a tuned model's features are standardised from here on
-
-    def _modes_differ(self, agent: Any) -> bool:
-        """Whether something in the agent may act otherwise in eval mode.
-
-        Switching visits every module, which for a small agent takes as long as acting.
-        """
-        if self._judged is not agent:
-            self._judged = agent
-            self._differ = any(_minds_mode(module) for module in agent.modules())
-        return self._differ
-
     # --- loaders --------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -303,31 +256,6 @@ class RLDataModule(L.LightningDataModule):
                 f"nothing is trained: {reason}; leave it out, or give Trainer(max_epochs=-1), to "
                 f"train until {self._budget} are used up"
             )
-
-    def val_dataloader(self) -> EpisodeLoader:
-        return self._evaluation("val", self.val_seed)
-
-    def test_dataloader(self) -> EpisodeLoader:
-        return self._evaluation("test", self.val_seed + 1_000_000)
-
-    def predict_dataloader(self) -> EpisodeLoader:
-        loader = self._evaluation("predict", self.val_seed + 2_000_000)
-        if self.record is not None and loader.recorder is None:
-            world = self._trainer.world_size
-            if world > 1:
-                raise ConfigurationError(
-                    f"data.record: {world} ranks cannot write to one file, {self.record}; set "
-                    "trainer.devices: 1"
-                )
-            self._writer = DatasetWriter(self.record, self.spec)
-            if self._writer.before:
-                rank_zero_warn(
-                    f"data.record: {self.record} holds {self._writer.before} episodes, and new "
-                    "ones come behind them; the same policy under the same data.val_seed plays "
-                    "the same ones again"
-                )
-            loader.recorder = EpisodeRecorder(loader.env, self._writer.add)
-        return loader
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -461,158 +389,7 @@ class RLDataModule(L.LightningDataModule):
         self._running = False
         self.collector = self._train_env = None
 
-    # --- exact resuming -------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
-        return {"frames": self.frames, "ranks": self._all_ranks()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._leave()  # a search for a learning rate restores in the middle of a run
-        self._began = None
-        self.frames = state_dict["frames"]
-        self._restored = state_dict["ranks"]
-
-    def _all_ranks(self) -> list[Any]:
-        if not self._running:  # before a run, or after it: what the next one goes on from
-            return self._restored or [None]
-        return self.gather(self.rank_state())
-
-    def rank_state(self) -> dict[str, Any]:
-        """What this rank goes on from, as plain data and tensors."""
-        assert self.collector is not None
-        assert self._train_env is not None
-        envs = None
-        if self.snapshots.supported:
-            try:
-                envs = self.snapshots.take(self._train_env)
-            except StateError as error:  # a spare one could be copied
-                envs, reason = None, f"the state of {self.env!r} cannot be saved now: {error}"
-                warnings.warn(reason, stacklevel=2)
-        return {
-            "num_envs": self.num_envs,
-            "rng": rng_state(self._trainer.strategy.root_device),
-            "envs": envs,
-            "collector": self.collector.state_dict(),
-            "encoder": self.agent.collection_state(),
-        }
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Restore what `rank_state` returned."""
-        assert self.collector is not None
-        assert self._train_env is not None
-        agent = self.agent
-        agent.load_collection_state(state["encoder"])
-        reason = self._put_back(state["envs"])
-        if reason is None:
-            self.collector.load_state_dict(state["collector"], agent.device)
-        else:
-            warnings.warn(
-                f"the state of {self.env!r} cannot be restored ({reason}): training goes on with "
-                "fresh episodes",
-                stacklevel=2,
-            )
-        set_rng_state(state["rng"], self._trainer.strategy.root_device)
-
-    def _put_back(self, states: list[Any] | None) -> str | None:
-        """Restore the environments' own state; why not, if that is impossible."""
-        assert self._train_env is not None
-        if not self.snapshots.supported:
-            return self.snapshots.reason
-        if states is None:
-            return "it was not saved"
-        try:
-            self.snapshots.put(self._train_env, states)
-        except StateError as error:
-            return str(error)
-        return None
-
-    def load_shared_state(self, state: dict[str, Any]) -> None:
-        """Restore of `rank_state` what any number of environments and ranks can go on from."""
-        self.agent.load_collection_state(state["encoder"])
-
-    # --- helpers --------------------------------------------------------------------------------
-
-    def gather(self, own: Any) -> list[Any]:
-        """What every rank gives, in the order of ranks."""
-        ranks: list[Any] = [own]
-        if self._trainer.world_size > 1:
-            ranks = [None] * self._trainer.world_size
-            dist.all_gather_object(ranks, own)
-        return ranks
-
-    def _sum_over_ranks(self, frames: int) -> int:
-        trainer = self._trainer
-        if trainer.world_size > 1:
-            total = torch.tensor(frames, device=trainer.strategy.root_device)
-            dist.all_reduce(total)
-            frames = int(total)
-        return frames
-
-    def _seed(self) -> int:
-        return self.seed if self.seed is not None else torch.initial_seed() % 2**31
-
-    def _go_on(self) -> None:
-        restored, self._restored = self._restored, None
-        if not restored or restored[0] is None:
-            if self.frames:
-                warnings.warn(
-                    "the checkpoint does not say where collecting stood: training goes on with "
-                    "fresh episodes, random numbers and statistics",
-                    stacklevel=2,
-                )
-            return
-        rank, world = self._trainer.global_rank, self._trainer.world_size
-        if len(restored) != world or restored[rank]["num_envs"] != self.num_envs:
-            warnings.warn(
-                f"the checkpoint was written by {len(restored)} ranks of "
-                f"{restored[0]['num_envs']} environments, this run has {world} of {self.num_envs}: "
-                "training goes on with fresh episodes and random numbers",
-                stacklevel=2,
-            )
-            self.load_shared_state(restored[0])
-            return
-        self.load_rank_state(restored[rank])
-
-    def _evaluation(self, stage: str, seed: int) -> EpisodeLoader:
-        world, rank = self._trainer.world_size, self._trainer.global_rank
-        if self.val_episodes % world:
-            raise ConfigurationError(
-                f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
-                f"ranks; choose a multiple of {world}"
-            )
-        episodes, length = limited(self._trainer, stage, self.val_episodes // world)
-        made = self._eval_loaders.get(stage)
-        if made is None or (made.episodes, made.length) != (episodes, length):
-            if made is not None:
-                made.env.close()
-            num_envs = min(self.val_num_envs, episodes)
-            self._eval_loaders[stage] = EpisodeLoader(
-                self.make_eval_env(num_envs),
-                self.acting,
-                episodes,
-                seed + rank * num_envs,
-                self.val_explore,
-                self.success_threshold,
-                self.val_transcript_steps if rank == 0 else 0,
-                length=length,
-                unread=lambda: self.agent.unread,
-            )
-        return self._eval_loaders[stage]
-
 
 def _metrics_of(held: weakref.ref[RLDataModule]) -> Mapping[str, float]:
     data = held()
     return {} if data is None else data.metrics()
-
-
-def _minds_mode(module: torch.nn.Module) -> bool:
-    home = type(module).__module__
-    if home.startswith("rl_lightning.llm"):
-        return True
-    if home.startswith("torch.nn.modules"):
-        if home.endswith("activation"):
-            return isinstance(module, torch.nn.RReLU | torch.nn.MultiheadAttention)
-        return home.endswith(("dropout", "batchnorm", "instancenorm", "transformer"))
-    # A stranger's may do anything; what torch.compile wraps is looked at by itself.
-    return not home.startswith(("rl_lightning.", "torch._dynamo."))

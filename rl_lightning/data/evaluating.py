@@ -1,0 +1,145 @@
+"""What every data module plays: the trainer's agent as it acts, and episodes of evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from gymnasium.vector import VectorEnv
+from lightning.pytorch.utilities import rank_zero_warn
+from tqdm import tqdm
+
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.protocols import Trainee
+from rl_lightning.core.types import EnvSpec
+from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
+from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.episode import EpisodeRecorder
+
+
+class EvaluatingModule(L.LightningDataModule):
+    """Evaluation episodes as loaders, one episode a batch, and recording them."""
+
+    spec: EnvSpec
+    agent: Trainee
+    record: str | None
+    success_threshold: float | None
+    val_episodes: int
+    val_num_envs: int
+    val_seed: int
+    val_explore: bool
+    val_transcript_steps: int
+    _trainer: Any
+    _writer: DatasetWriter | None
+    _eval_loaders: dict[str, EpisodeLoader]
+    _judged: Any
+    _differ: bool
+
+    def make_eval_env(self, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+        """A vector env as validation uses it."""
+        raise NotImplementedError
+
+    @contextmanager
+    def acting(self) -> Iterator[Trainee]:
+        """The trainer's agent in the state in which it acts.
+
+        In eval mode and inside the precision plugin's context, because with dropout or outside
+        autocast the first ratio of PPO would not be 1; under `no_grad` and not `inference_mode`,
+        because what is collected is trained on.
+        """
+        agent = self.agent
+        training = agent.training
+        switches = training and self._modes_differ(agent)
+        if switches:
+            agent.eval()
+        try:
+            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
+                yield agent
+        finally:
+            if switches:
+                agent.train(True)
+
+    @contextmanager
+    def reading(self, rows: int) -> Iterator[tuple[Trainee, tqdm]]:
+        """The agent, ready to preprocess recorded observations, and a bar for so many rows."""
+        quiet = not self._trainer.is_global_zero
+        bar = tqdm(total=rows, desc="reading", unit=" rows", delay=2.0, leave=False, disable=quiet)
+        with self.acting() as agent, bar:
+            agent.begin_rollout()
+            yield agent, bar
+            agent.synchronize()
+            agent.begin_rollout()  # a tuned model's features are standardised from here on
+
+    def _modes_differ(self, agent: Any) -> bool:
+        """Whether something in the agent may act otherwise in eval mode.
+
+        Switching visits every module, which for a small agent takes as long as acting.
+        """
+        if self._judged is not agent:
+            self._judged = agent
+            self._differ = any(_minds_mode(module) for module in agent.modules())
+        return self._differ
+
+    def val_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("val", self.val_seed)
+
+    def test_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("test", self.val_seed + 1_000_000)
+
+    def predict_dataloader(self) -> EpisodeLoader:
+        loader = self._evaluation("predict", self.val_seed + 2_000_000)
+        if self.record is not None and loader.recorder is None:
+            world = self._trainer.world_size
+            if world > 1:
+                raise ConfigurationError(
+                    f"data.record: {world} ranks cannot write to one file, {self.record}; set "
+                    "trainer.devices: 1"
+                )
+            self._writer = DatasetWriter(self.record, self.spec)
+            if self._writer.before:
+                rank_zero_warn(
+                    f"data.record: {self.record} holds {self._writer.before} episodes, and new "
+                    "ones come behind them; the same policy under the same data.val_seed plays "
+                    "the same ones again"
+                )
+            loader.recorder = EpisodeRecorder(loader.env, self._writer.add)
+        return loader
+
+    def _evaluation(self, stage: str, seed: int) -> EpisodeLoader:
+        world, rank = self._trainer.world_size, self._trainer.global_rank
+        if self.val_episodes % world:
+            raise ConfigurationError(
+                f"data.val_episodes: {self.val_episodes} cannot be split evenly over {world} "
+                f"ranks; choose a multiple of {world}"
+            )
+        episodes, length = limited(self._trainer, stage, self.val_episodes // world)
+        made = self._eval_loaders.get(stage)
+        if made is None or (made.episodes, made.length) != (episodes, length):
+            if made is not None:
+                made.env.close()
+            num_envs = min(self.val_num_envs, episodes)
+            self._eval_loaders[stage] = EpisodeLoader(
+                self.make_eval_env(num_envs),
+                self.acting,
+                episodes,
+                seed + rank * num_envs,
+                self.val_explore,
+                self.success_threshold,
+                self.val_transcript_steps if rank == 0 else 0,
+                length=length,
+                unread=lambda: self.agent.unread,
+            )
+        return self._eval_loaders[stage]
+
+
+def _minds_mode(module: torch.nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith("rl_lightning.llm"):
+        return True
+    if home.startswith("torch.nn.modules"):
+        if home.endswith("activation"):
+            return isinstance(module, torch.nn.RReLU | torch.nn.MultiheadAttention)
+        return home.endswith(("dropout", "batchnorm", "instancenorm", "transformer"))
+    # A stranger's may do anything; what torch.compile wraps is looked at by itself.
+    return not home.startswith(("rl_lightning.", "torch._dynamo."))
