@@ -98,12 +98,13 @@ class Stepper:
             RunError: If an observation or a reward is not finite, or the environment ends the
                 program.
         """
+        before = self.resetting
         try:
             obs, reward, terminated, truncated, info = self.env.step(self.to_env(action))
+            reward = self.check.step(obs, reward, before if self.next_step_reset else None)
         except (Exception, SystemExit) as error:
+            self.check.action(action)
             raise failed(self.env, error, "step") from error
-        before = self.resetting
-        reward = self.check.step(obs, reward, before if self.next_step_reset else None)
         if self.next_step_reset:
             self.episodes.step(reward, ~before)
         else:

@@ -153,9 +153,10 @@ class EpisodeLoader:
             given = action if self.recorder is None and not writing else action.copy()
             try:
                 obs, reward, terminated, truncated, info = env.step(given)
+                reward = self.check.step(obs, reward, resetting if next_step_reset else None)
             except (Exception, SystemExit) as error:
+                self.check.action(out["action"])
                 raise failed(env, error, "step") from error
-            reward = self.check.step(obs, reward, resetting if next_step_reset else None)
             patience.wait(left)
             if self.recorder is not None:
                 self.recorder.step(action, obs, reward, terminated, truncated, info, resetting)
