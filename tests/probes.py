@@ -8,6 +8,7 @@ encoder and action head.
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -282,8 +283,8 @@ class Moody(Counter):
 
     Args:
         mood: What: `raise` an error, or an `odd` one that cannot be pickled, return something
-            `unpicklable`, `die` of a signal, `exit`, or raise in its `reset`, or be `born` only in
-            the main process, or `wait` for ever.
+            `unpicklable`, `die` of a signal, `leave a child` behind and end, `exit`, or raise in
+            its `reset`, or be `born` only in the main process, or `wait` for ever.
         slow: The others take a minute for their third step meanwhile.
         mark: A file to be made before waiting.
         waits_in: What it waits in, if not the `step`: `make` or `reset`.
@@ -342,6 +343,9 @@ class Moody(Counter):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mood == "wait":
             self.wait()
+        if self.mood == "leave a child":  # which inherits whatever this process has open
+            subprocess.Popen(["sleep", "30"], close_fds=False)
+            os._exit(3)
         if self.mood == "exit":
             raise SystemExit(3)
         if self.mood in ("raise", "odd"):

@@ -2,25 +2,19 @@
 
 import inspect
 import typing
+from decimal import Decimal
 
-import gymnasium as gym
 import numpy as np
 import pytest
+from every_agent import AGENTS, CONTINUOUS, DISCRETE, SPECS
 
 import rl_lightning
 from rl_lightning import DQN, PPO, SAC, EnvSpec, MLPEncoder, ReplayDataModule, RolloutDataModule
-from rl_lightning import agents as agents_package
 from rl_lightning.agents import Agent
 from rl_lightning.core.arguments import check_arguments
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.base_module import RLDataModule
 
-BOX = gym.spaces.Box(-1.0, 1.0, (2,))
-DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")
-CONTINUOUS = EnvSpec(BOX, gym.spaces.Box(-1.0, 1.0, (1,)), "Continuous")
-TABLE = EnvSpec(gym.spaces.Discrete(3), gym.spaces.Discrete(2), "Table")
-SPECS = {"QTable": TABLE, "SAC": CONTINUOUS, "TD3": CONTINUOUS, "DDPG": CONTINUOUS}
-AGENTS = [name for name in agents_package.__all__ if name not in ("Agent", "ReplayAgent")]
 DATA = ["RolloutDataModule", "ReplayDataModule", "OfflineDataModule"]
 
 
@@ -37,30 +31,22 @@ def typed(made):
     return {name: hints[name] for name in names if hints[name] is not typing.Any}
 
 
-def first(name):
-    more = {"dataset": "x.hdf5"} if name == "OfflineDataModule" else {}
-    return {"env": "CartPole-v1", **more}
+MADE = {
+    **{name: ("", {"spec": SPECS.get(name, DISCRETE)}) for name in AGENTS},
+    **{name: ("data.", {"env": "CartPole-v1"}) for name in DATA},
+}
+MADE["OfflineDataModule"] = ("data.", {"env": "CartPole-v1", "dataset": "x.hdf5"})
 
 
-@pytest.mark.parametrize("name", AGENTS)
-def test_no_argument_of_an_agent_may_be_of_another_kind(name):
-    agent = getattr(agents_package, name)
-    arguments = typed(agent)
+@pytest.mark.parametrize("name", MADE)
+def test_no_argument_may_be_of_another_kind(name):
+    made, (prefix, first) = getattr(rl_lightning, name), MADE[name]
+    arguments = typed(made)
     assert len(arguments) >= 6
     for argument in arguments:
-        given = {"spec": SPECS.get(name, DISCRETE), argument: Odd()}
-        with pytest.raises(ConfigurationError, match=rf"^{argument} must be .*, not an odd thing!"):
-            agent(**given)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_no_argument_of_a_data_module_may_be_of_another_kind(name):
-    module = getattr(rl_lightning, name)
-    arguments = typed(module)
-    assert len(arguments) >= 10
-    for argument in arguments:
-        with pytest.raises(ConfigurationError, match=rf"^data\.{argument} must be .*, not an odd"):
-            module(**{**first(name), argument: Odd()})
+        said = rf"^{prefix}{argument} must be .*, not an odd thing!"
+        with pytest.raises(ConfigurationError, match=said):
+            made(**{**first, argument: Odd()})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +61,9 @@ def test_no_argument_of_a_data_module_may_be_of_another_kind(name):
         (DQN, {"value_range": -1}, "value_range must be a pair: a number, a number or None, not"),
         (DQN, {"value_range": (0, "1")}, "value_range must be a pair"),
         (PPO, {"gamma": True}, "gamma must be a number, not True"),
+        (PPO, {"gamma": Decimal(1)}, "gamma must be a number, not Decimal"),
+        (PPO, {"gamma": np.array([0.9, 0.8])}, "gamma must be a number, not array"),
+        (SAC, {"learn_temperature": np.True_}, "learn_temperature must be True or False, not"),
         (PPO, {"encoder": [MLPEncoder]}, "encoder must be a class or another callable, not"),
     ],
 )
@@ -119,7 +108,8 @@ def test_classes_of_others_are_held_to_what_their_annotations_say_and_no_more():
         Mine(DISCRETE, "abc")
 
     class Unresolved(RLDataModule):
-        def __init__(self, env: "NotImported"):  # noqa: F821
+        def __init__(self, env):
             pass
 
+    Unresolved.__init__.__annotations__["env"] = "NotImported"
     check_arguments(Unresolved, {"env": Odd()})

@@ -130,6 +130,7 @@ class DQN(ReplayAgent):
             return self.values(self.policy(x))
 
         if explore and self.exploration is not None:
+            # Not `self.device`, which takes the module ten times longer to tell.
             zeros = torch.zeros(row_count(x), self.policy.actions, device=self.support.device)
             action = self.exploration.choose(values, zeros, self.progress, mask)
         else:

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -53,9 +53,10 @@ def build_agent(
             agent: Any = instantiate_module(
                 made, {"_class_path": public_path(made), **given, **kwargs}
             )
-        except (ConfigurationError, RunError):
-            raise
         except Exception as error:  # jsonargparse's, or that of whatever was to be built
+            for reason in _behind(error):
+                if isinstance(reason, ConfigurationError | RunError):
+                    raise type(reason)(str(reason)) from error
             raise ConfigurationError(
                 f"the checkpoint's arguments make no {made.__name__}: {told(error)}"
             ) from error
@@ -63,6 +64,15 @@ def build_agent(
     load_weights(agent, checkpoint["state_dict"], strict)
     device = next((t.device for t in checkpoint["state_dict"].values() if torch.is_tensor(t)), None)
     return agent if device is None else agent.to(device)
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came of, each once."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
 
 
 def check_kind(agent: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:

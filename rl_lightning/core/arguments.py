@@ -71,9 +71,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return type(value) in {type(one) for one in inner}  # which of them, says who reads it
     if hint is bool:
-        return isinstance(value, bool | np.bool_)
+        return isinstance(value, bool)
     if hint in (int, float):  # which whole numbers, says who counts with them
-        return hasattr(value, "__float__") and not isinstance(value, bool | np.bool_)
+        return isinstance(value, int | float | np.integer | np.floating) and type(value) is not bool
     if hint is str:
         return isinstance(value, str | os.PathLike)
     if origin is Callable or hint is Callable:

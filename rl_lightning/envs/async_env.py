@@ -5,6 +5,7 @@ import select
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection
@@ -26,6 +27,7 @@ from rl_lightning.envs.infos import add_info
 from rl_lightning.envs.state import StatefulEnv
 
 LOOK_AROUND = 1000  # milliseconds of waiting for one process, before looking at the others
+PATIENCE = 60_000  # milliseconds without an answer, after which it is said; then twice as long
 POLITE, URGENT = 5.0, 1.0  # seconds that processes have to close their environments
 
 
@@ -143,15 +145,29 @@ class _Workers:
     def __init__(self, name: str, pipes: list[Connection], processes: list[Any]) -> None:
         self.name, self.pipes, self.processes = name, pipes, processes
         self.started = self.ended = False
-        self._index = {pipe.fileno(): index for index, pipe in enumerate(pipes)}
-        self._hang_ups = select.poll()
-        for fd in self._index:
-            self._hang_ups.register(fd, 0)  # the end of the other side is always told
+        self._ends = select.poll()
+        self._index: dict[int, int] = {}
+        for index, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
+            self._index[pipe.fileno()] = index
+            self._ends.register(pipe.fileno(), 0)  # that the other side hangs up is always told
+            # What the process has started may hold its side of the pipe for ever.
+            if process.pid is not None:
+                self._index[process.sentinel] = index
+                self._ends.register(process.sentinel, select.POLLIN)
 
     def look_around(self) -> None:
         """Raise if any process has ended."""
-        for fd, _ in self._hang_ups.poll(0):
+        for fd, _ in self._ends.poll(0):
             self.died(self._index[fd])
+
+    def still_waiting(self, index: int, seconds: int) -> None:
+        """Say that a process lives and does not answer."""
+        warnings.warn(
+            f"environment {index} of {len(self.processes)} ({self.name!r}, vectorization: async) "
+            f"has not answered for {seconds} s: its process {self.processes[index].pid} is alive, "
+            "and busy, asleep or stopped",
+            stacklevel=2,
+        )
 
     def died(self, index: int) -> NoReturn:
         """Raise what a process that has ended said last, or that it ended."""
@@ -166,9 +182,10 @@ class _Workers:
         self.end(URGENT)
         if not self.started and code == 1:
             raise ConfigurationError(
-                "vectorization: async could not start its processes; a script that uses it must "
-                'keep its own work under `if __name__ == "__main__":`, because the processes '
-                "import it"
+                "vectorization: async could not start its processes: they ended with status 1. A "
+                'script that uses it must keep its own work under `if __name__ == "__main__":`, '
+                "because the processes import it; or the environment ends its process while it "
+                "is made"
             )
         how = f"ended with status {code}"
         if code is not None and code < 0:
@@ -224,9 +241,14 @@ class _WatchedPipe:
             self._workers.died(self._index)
 
     def recv(self) -> Any:
+        waited, told = 0, PATIENCE
         try:
             while not self._ready.poll(LOOK_AROUND):
                 self._workers.look_around()
+                waited += LOOK_AROUND
+                if waited >= told:
+                    self._workers.still_waiting(self._index, waited // 1000)
+                    told *= 2
             answer, success = self._pipe.recv()
         except (EOFError, OSError):
             self._workers.died(self._index)
@@ -290,7 +312,7 @@ def _serve(
             doing, data = command
             if not _tell(pipe, (_answer(env, doing, data, shared_memory, index), True)):
                 break
-    except Exception as error:
+    except BaseException as error:
         failure = failed("of this process" if env is None else env, error, doing)
         told = isinstance(failure, ConfigurationError), str(failure), traceback.format_exc()
         _tell(pipe, (told, False))

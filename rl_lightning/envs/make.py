@@ -227,8 +227,10 @@ def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
         name, kwargs = wrapper, {}
     elif isinstance(wrapper, Mapping) and len(wrapper) == 1:
         name, kwargs = next(iter(wrapper.items()))
-        kwargs = dict(kwargs or {})
+        kwargs = {} if kwargs is None else kwargs
     else:
+        name = kwargs = None
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
         raise ConfigurationError(
             f"wrappers: {wrapper!r} must be a name or a mapping from one name to its arguments"
         )

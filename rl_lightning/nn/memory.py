@@ -1,11 +1,11 @@
 """Recurrent memory: one step while acting, whole sequences while learning, the same numbers."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import whole
+from rl_lightning.core.errors import ConfigurationError, whole
 
 Recurrent = Literal["lstm", "gru"]
 
@@ -23,6 +23,10 @@ class Memory(nn.Module):
 
     def __init__(self, in_dim: int, size: int, kind: Recurrent) -> None:
         super().__init__()
+        if kind not in get_args(Recurrent):
+            raise ConfigurationError(
+                f"recurrent must be {' or '.join(get_args(Recurrent))}, or None, not {kind!r}"
+            )
         size = whole("recurrent_size", size, 1)
         self.kind = kind
         self.out_dim = size

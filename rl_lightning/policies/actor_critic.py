@@ -64,7 +64,9 @@ class ActorCritic(Policy):
             self.critic_encoder = encoder(spec) if separate and encoder_learns else None
 
         def memory() -> Memory | None:
-            return Memory(self.encoder.out_dim, recurrent_size, recurrent) if recurrent else None
+            if recurrent is None:
+                return None
+            return Memory(self.encoder.out_dim, recurrent_size, recurrent)
 
         self.memory = memory()
         self.critic_memory = memory() if separate else None

@@ -62,6 +62,12 @@ def test_impossible_widths_are_refused(bad):
         build(recurrent="gru", recurrent_size=bad)
 
 
+@pytest.mark.parametrize("bad", ["LSTM", "", True])
+def test_a_memory_that_there_is_not(bad):
+    with pytest.raises(ValueError, match="recurrent must be lstm or gru, or None, not"):
+        build(recurrent=bad)
+
+
 def test_a_shared_encoder_learns_from_actor_and_critic():
     policy = build()
     assert policy.critic_encoder is None

@@ -9,7 +9,7 @@ import training
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training import make_trainer
 
-from rl_lightning.agents import A2C, DQN, PPO, QTable
+from rl_lightning.agents import A2C, DQN, PPO, SAC, QTable
 from rl_lightning.agents.agent import adam
 from rl_lightning.agents.finite import learned, not_finite
 from rl_lightning.core.errors import RunError
@@ -152,6 +152,24 @@ def test_what_nan_does_not_explain_is_left_alone():
     data = rollouts()
     with pytest.raises(ZeroDivisionError, match="of its own"):
         fit(Fails(data.spec), data)
+
+
+class ActsNaN(SAC):
+    """Has lost its numbers on the way to an action."""
+
+    def act(self, x, **kwargs):
+        out = super().act(x, **kwargs)
+        return {**out, "action": out["action"] * float("nan")}
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_an_action_of_nan_is_the_agent_s_fault(evaluates):
+    data = ReplayDataModule("Pendulum-v1", total_frames=40, warmup_frames=8, val_episodes=1)
+    agent = ActsNaN(data.spec)
+    trainer = make_trainer(gradient_clip_val=None, limit_val_batches=1.0)
+    run = trainer.validate if evaluates else trainer.fit
+    with pytest.raises(RunError, match=r"Pendulum-v1.*the policy's action is nan, at step"):
+        run(agent, data)
 
 
 def test_a_lost_agent_is_not_evaluated():

@@ -25,6 +25,7 @@ from rl_lightning import (
     MLPEncoder,
 )
 from rl_lightning.agents.agent import adam
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
 
@@ -147,6 +148,20 @@ def test_a_checkpoint_is_plain_data(tmp_path):
         "init_args": {"hidden": [7, 6], "activation": "relu", "normalize": True},
     }
     assert arguments["gamma"] == 0.9
+
+
+def test_what_keeps_a_part_from_being_built_is_the_whole_message(tmp_path):
+    path = save(build(PPO), tmp_path / "agent.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["spec"] = EnvSpec(gym.spaces.Text(9), gym.spaces.Discrete(2))
+    given = {"model": str(tmp_path / "gone")}
+    checkpoint["hyper_parameters"]["encoder"] = {
+        "class_path": "rl_lightning.LLMEncoder",
+        "init_args": given,
+    }
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigurationError, match=r"^cannot find model='.*gone'.*Give one of"):
+        PPO.load_from_checkpoint(path)
 
 
 def test_arguments_can_be_changed_while_loading(tmp_path):

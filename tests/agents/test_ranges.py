@@ -4,23 +4,15 @@ import inspect
 import math
 from functools import partial
 
-import gymnasium as gym
 import pytest
 import torch
+from every_agent import AGENTS, CONTINUOUS, DISCRETE, SPECS, TABLE
 
 from rl_lightning import agents as package
 from rl_lightning import nn as parts
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import MLPEncoder, TableEncoder
 from rl_lightning.exploration import Boltzmann, EpsilonGreedy, GaussianNoise, OrnsteinUhlenbeck
-
-BOX = gym.spaces.Box(-1.0, 1.0, (2,))
-DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")
-CONTINUOUS = EnvSpec(BOX, gym.spaces.Box(-1.0, 1.0, (1,)), "Continuous")
-TABLE = EnvSpec(gym.spaces.Discrete(3), gym.spaces.Discrete(2), "Table")
-SPECS = {"QTable": TABLE, "SAC": CONTINUOUS, "TD3": CONTINUOUS, "DDPG": CONTINUOUS}
-AGENTS = [name for name in package.__all__ if name not in ("Agent", "ReplayAgent")]
 
 
 def floats(made):

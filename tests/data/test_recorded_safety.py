@@ -3,6 +3,7 @@
 import io
 import json
 import resource
+import tracemalloc
 from contextlib import suppress
 from functools import partial
 
@@ -345,6 +346,84 @@ def test_a_file_that_contradicts_itself_is_not_added_to(said, path):
     refused(partial(DatasetWriter, edited(path, edit), SPEC), "nothing can be added")
 
 
+TEXTS = EnvSpec(s.Text(100), s.Discrete(2), "Texts-v0")
+
+
+def texts(tmp_path, *rows):
+    path = tmp_path / "recorded.hdf5"
+    count = len(rows) - 1
+    ends = np.arange(count) == count - 1
+    with DatasetWriter(path, TEXTS) as writer:
+        zeros = np.zeros(count)
+        writer.add(Episode(list(rows), zeros.astype(int), zeros, ends, ends & False))
+    return path
+
+
+def peak(use):
+    tracemalloc.start()
+    try:
+        return use(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_long_text_among_many_costs_no_more_than_itself(tmp_path):
+    rows = ["x" * 100_000, *[f"é {i}" for i in range(1000)]]  # padded, they would be 400 MB
+    path, written = peak(lambda: texts(tmp_path, *rows))
+    (found,), read = peak(lambda: list(read_recorded(path, TEXTS).episodes()))
+    assert found.observations == rows
+    assert max(written, read) < 20e6
+
+
+def test_rows_that_claim_the_same_text_are_counted(tmp_path):
+    path = texts(tmp_path, "x" * 200_000, *["y"] * 400)
+    with h5py.File(path) as file:
+        place = file["episode_0/observations"].id.get_offset()
+        count = len(file["episode_0/observations"])
+    with open(path, "r+b") as file:
+        file.seek(place)
+        first = file.read(16)  # a length, and where it lies
+        file.seek(place)
+        file.write(first * count)
+    _, read = peak(lambda: refused(lambda: list(read_dataset(path).episodes()), "the whole file"))
+    assert read < 20e6
+
+
+def packed(chunk, number):
+    """Rewards in chunks of so many rows, packed by a filter."""
+
+    def edit(file):
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((chunk,))
+        plan.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (9,))
+        del file["episode_0/rewards"]
+        space = h5py.h5s.create_simple((STEPS,), (h5py.h5s.UNLIMITED,))
+        name, kind = b"rewards", h5py.h5t.IEEE_F64LE
+        h5py.h5d.create(file["episode_0"].id, name, kind, space, plan)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [(packed(20_000_000, 1), "lies in chunks of 0.1 GiB"), (packed(1, 32001), "HDF5 filter 32001")],
+)
+def test_what_hdf5_would_unpack_is_asked_before(edit, said, path):
+    refused(lambda: list(read_dataset(edited(path, edit)).episodes()), said)
+
+
+def test_one_episode_under_many_names_is_not_many(path, monkeypatch):
+    def edit(file):
+        long = np.zeros(100_000)
+        del file["episode_0/rewards"]
+        file["episode_0"].create_dataset("rewards", data=long, compression="gzip")
+        for index in range(2, 500):
+            file[f"episode_{index}"] = file["episode_0"]
+
+    monkeypatch.setattr("rl_lightning.data.dataset.SMALL_BYTES", 2**20)
+    refused(lambda: read_dataset(edited(path, edit)).total_steps, "of this size cannot hold")
+
+
 # --- images ---------------------------------------------------------------------------------------
 
 IMAGE = EnvSpec(s.Box(0, 255, (36, 40, 3), np.uint8), s.Discrete(2), "Image-v0")
@@ -393,6 +472,9 @@ def test_places_that_cannot_be_written_to_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     refused(partial(DatasetWriter, tmp_path / "file" / "recorded.hdf5", SPEC), "data.record")
     refused(partial(DatasetWriter, "/proc/no/recorded.hdf5", SPEC), "data.record")
+    for name in ("", "."):
+        with pytest.raises(ConfigurationError, match=r"data.record: '.' names no file"):
+            DatasetWriter(name, SPEC)
     (tmp_path / "recorded.hdf5").symlink_to(tmp_path / "nowhere")
     refused(partial(DatasetWriter, tmp_path / "recorded.hdf5", SPEC), "there is no file")
 

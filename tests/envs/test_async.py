@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from training import fit
 from rl_lightning import PPO
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.data import RolloutDataModule
-from rl_lightning.envs import make_env, make_vector_env
+from rl_lightning.envs import async_env, make_env, make_vector_env
 from rl_lightning.envs.async_env import WorkerTraceback
 
 pytestmark = pytest.mark.distributed
@@ -96,6 +97,8 @@ def ends(env):
         ("unpicklable", False, r"'Moody-v0' raised in step: .*pickle"),
         ("die", False, r"process of environment 1 of 3 .*Moody-v0.* was killed by SIGKILL"),
         ("die", True, r"process of environment 1 of 3 .* was killed by SIGKILL.*num_envs"),
+        ("leave a child", False, r"process of environment 1 of 3 .* ended with status 3"),
+        ("leave a child", True, r"process of environment 1 of 3 .* ended with status 3"),
         ("exit", True, r"SystemExit: 3.* ended the program"),
     ],
 )
@@ -109,6 +112,20 @@ def test_the_first_to_fail_ends_all(mood, slow, words):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
     ends(env)
+
+
+def test_one_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(async_env, "PATIENCE", 1000)
+    env = moody(1, mood="none")
+    env.reset(seed=0)
+    process = env.processes[0].pid
+    os.kill(process, signal.SIGSTOP)
+    threading.Timer(1.6, os.kill, (process, signal.SIGCONT)).start()
+    with pytest.warns(
+        UserWarning, match=r"environment 0 of 1 \('probes:Moody-v0'.* not answered for 1 s"
+    ):
+        env.step(np.zeros(1, int))
+    env.close()
 
 
 def test_an_environment_that_cannot_be_reset_is_a_mistake_in_the_configuration():

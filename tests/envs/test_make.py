@@ -79,6 +79,8 @@ def test_atari_preprocessing():
         ({"wrappers": [{"TimeLimit": {"steps": 3}}]}, "wrapper TimeLimit.*max_episode_steps"),
         ({"wrappers": [{"SelectObservation": {"indices": [9]}}]}, "between 0 and 3.*\\[9\\]"),
         ({"wrappers": [{"a": {}, "b": {}}]}, "must be a name or a mapping from one name"),
+        ({"wrappers": [{"TimeLimit": 5}]}, "must be a name or a mapping from one name"),
+        ({"wrappers": [{1: {}}]}, "must be a name or a mapping from one name"),
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
         ({"vectorization": "threads"}, "sync, async or native, not 'threads'"),
         ({"vectorization": "native", "wrappers": ["ClipReward"]}, "leave out wrappers"),

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from rl_lightning.core.errors import RunError, shortened
 
@@ -124,6 +125,19 @@ class FiniteCheck:
         if self._floats:
             self.observation(obs)
         return reward
+
+    def action(self, action: Tensor) -> None:
+        """Where a step went wrong, look at the actions `[B, ...]` that it was taken with.
+
+        Raises:
+            RunError: If one is NaN: nothing that an environment makes of that is its own fault.
+        """
+        if action.is_floating_point() and bool(action.isnan().any()):
+            raise RunError(
+                f"{self.name}: the policy's action is nan, at step {self.steps} of {self.during}: "
+                "the agent has lost its numbers, most likely by too high a learning rate; "
+                "checkpoints written before are good"
+            )
 
     def final(self, obs: Any, which: np.ndarray) -> None:
         """Look at the final observations `[F, ...]` of some environments `[F]`.

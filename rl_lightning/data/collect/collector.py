@@ -139,20 +139,17 @@ class Stepper:
             RunError: If an observation or a reward is not finite, or the environment ends the
                 program.
         """
-        self.action = given = self.to_env(action)
+        before = self.resetting
         try:
+            self.action = given = self.to_env(action)
             # Of an action that somebody will still ask for, the environments get a copy.
             step = self.env.step(given.copy() if self.keeps_action else given)
+            self.obs, reward, terminated, truncated, self.info = step
+            reward = self.check.step(self.obs, reward, before if self.next_step_reset else None)
         except (Exception, SystemExit) as error:
+            self.check.action(action)
             raise failed(self.env, error, "step") from error
-        self.obs, reward, terminated, truncated, self.info = step
-        before = self.resetting
-        if self.next_step_reset:
-            reward = self.check.step(self.obs, reward, before)
-            self.episodes.step(reward, ~before)
-        else:
-            reward = self.check.step(self.obs, reward, None)
-            self.episodes.step(reward, None)
+        self.episodes.step(reward, ~before if self.next_step_reset else None)
         done = terminated | truncated
         finished: Sequence[Finished] = ()
         if done.any():

@@ -163,8 +163,8 @@ def _rows(value: Any, space: gym.Space | None, steps: int, more: int, where: str
             for i, entry in enumerate(value)
         )
     text = isinstance(value, list) and all(isinstance(row, str) for row in value)
-    array = _array(value)
-    rows = len(array) if array.ndim else 0
+    array = _array(None if text else value)  # texts would be padded to the longest
+    rows = len(value) if text else len(array) if array.ndim else 0
     if rows != steps + more:
         final = ", the final observation being the last one" if more else ""
         raise ConfigurationError(

@@ -35,6 +35,8 @@ from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings.checks import checked
 from rl_lightning.data.recordings.episode import Episode
 from rl_lightning.data.recordings.hdf5 import (
+    MOST_EXPANSION,
+    SMALL_BYTES,
     Node,
     check_all,
     find,
@@ -169,11 +171,19 @@ class Dataset:
 
     @cached_property
     def _lengths_and_returns(self) -> tuple[list[int], list[Any]]:
-        lengths, returns = [], []
+        lengths, returns, claimed = [], [], 0
         with opened(self.path) as file:
+            most = max(SMALL_BYTES, MOST_EXPANSION * file.id.get_filesize())
             for index in self._ids:
                 group, where = episode_group(file, index, self.path)
-                rewards = load(rewards_of(group, where), where)
+                found = rewards_of(group, where)
+                claimed += found.size
+                if claimed > most:
+                    raise ConfigurationError(
+                        f"{where}: the rewards up to here claim {claimed / 2**30:,.1f} GiB, which "
+                        "a file of this size cannot hold: it is damaged or forged"
+                    )
+                rewards = load(found, where)
                 lengths.append(len(rewards))
                 returns.append(rewards.sum())
         return lengths, returns
@@ -190,7 +200,7 @@ def read_dataset(path: str | Path) -> Dataset:
         ConfigurationError: If there is no such file, if it is none of recorded episodes, if it lies
             behind a link inside the folder, or if h5py is not installed.
     """
-    path = file_in(Path(path))
+    path = file_in(Path(path).expanduser())
     with opened(path) as file:
         ids = episode_ids(file, path)
         if not ids:
@@ -242,7 +252,11 @@ class DatasetWriter:
 
     def __init__(self, path: str | Path, spec: EnvSpec) -> None:
         import_h5py()
-        self.path = path = Path(path)
+        self.path = path = Path(path).expanduser()
+        if not path.name:
+            raise ConfigurationError(
+                f"data.record: {str(path)!r} names no file; give the name of an HDF5 file"
+            )
         self._part = part_of(path)
         spaces = {name: describe(getattr(spec, name), name) for name in SPACES}
         self.spec = EnvSpec(*(space_of(data) for data in spaces.values()), id=spec.id)

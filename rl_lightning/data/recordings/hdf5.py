@@ -18,6 +18,8 @@ from rl_lightning.core.errors import ConfigurationError, shortened
 
 DEEPEST = 32  # groups, and spaces, within each other
 SMALL_BYTES = 64 * 2**20  # whatever a file says, this much may be allocated
+# Built into HDF5 and h5py: deflate, shuffle, fletcher32, szip, nbit, scale-offset and lzf.
+FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
 MOST_EXPANSION = 1100  # bytes out of one: what gzip, the densest filter in use, can reach is 1032
 
 
@@ -196,12 +198,31 @@ def _rows(data: Any, where: str) -> Rows:
         kind = "nothing" if shape is None else shortened(dtype, 60)
         raise ConfigurationError(f"{where} holds {kind}, neither real numbers nor text")
     rows = Rows(data, shape, dtype, text)
+    _check_storage(rows, where)
     if rows.size > SMALL_BYTES and rows.size > MOST_EXPANSION * data.id.get_storage_size():
         raise ConfigurationError(
             f"{where} claims the shape {list(shape)}, {rows.size / 2**30:,.1f} GiB, but the file "
             f"holds only {data.id.get_storage_size():,} bytes of it: it is damaged or forged"
         )
     return rows
+
+
+def _check_storage(rows: Rows, where: str) -> None:
+    """Refuse what makes HDF5 read more than a data set holds, or load code to read it."""
+    plan = rows.data.id.get_create_plist()
+    chunk = math.prod(rows.data.chunks) * rows.dtype.itemsize if rows.data.chunks else 0
+    if chunk > SMALL_BYTES and chunk > rows.size:
+        raise ConfigurationError(
+            f"{where} lies in chunks of {chunk / 2**30:,.1f} GiB, more than its "
+            f"{rows.size:,} bytes: the file is damaged or forged"
+        )
+    for index in range(plan.get_nfilters()):
+        number = plan.get_filter(index)[0]
+        if number not in FILTERS:
+            raise ConfigurationError(
+                f"{where} is packed by the HDF5 filter {number}, for which HDF5 would load a "
+                "plugin; write it with gzip or lzf (h5py's compression) instead"
+            )
 
 
 def _size(node: Node, rows: int | None, where: str) -> int:
@@ -217,7 +238,7 @@ def _size(node: Node, rows: int | None, where: str) -> int:
 
 def _loaded(node: Node, where: str) -> Any:
     if isinstance(node, dict):
-        entries = {key: _loaded(child, where) for key, child in node.items()}
+        entries = {key: _loaded(child, f"{where}/{key}") for key, child in node.items()}
         if "_index_0" not in entries:
             return entries
         names = [f"_index_{i}" for i in range(len(entries))]
@@ -227,6 +248,38 @@ def _loaded(node: Node, where: str) -> Any:
                 f"{names[-1]}"
             )
         return tuple(entries[name] for name in names)
+    if node.dtype.kind == "O":
+        return _varying(node, where)
+    return node.data.asstr()[()].tolist() if node.text else node.data[()]
+
+
+def _varying(node: Rows, where: str) -> Any:
+    """Texts, or rows of bytes, of different lengths.
+
+    Each lies in the file as it is, but several rows may claim the same one. So they are read a few
+    at a time, and counted.
+    """
+    if len(node.shape) != 1:
+        raise ConfigurationError(
+            f"{where} has the shape {list(node.shape)}, but texts and images must have the shape "
+            "[T], one a step"
+        )
+    most, read, step = node.data.file.id.get_filesize(), 0, 1
+    found: list[Any] = []
+    while len(found) < len(node.data):
+        part = node.data[len(found) : len(found) + step]
+        size = sum(map(len, part))
+        read += size
+        if read > most:
+            raise ConfigurationError(
+                f"{where} claims more than the {most:,} bytes that the whole file has: it is "
+                "damaged or forged"
+            )
+        found.extend(part)  # and not +=, which NumPy would take for a sum
+        step = max(1, min(2 * step, SMALL_BYTES * len(part) // max(size, 1)))
     if node.text:
-        return node.data.asstr()[()].tolist()
-    return node.data[()]
+        return [text.decode() for text in found]
+    rows = np.empty(len(found), object)
+    for index, row in enumerate(found):
+        rows[index] = row
+    return rows

@@ -129,7 +129,7 @@ class ReplayBuffer:
         flat = self.head[columns] * self.num_envs + columns
         self.columns["action"].write(flat, action)
         self._reward[flat] = reward
-        self._flags[flat] = STARTS + TERMINATED * terminated + TRUNCATED * (truncated > terminated)
+        self._flags[flat] = _ended(terminated, truncated)
         if self.priorities is not None:
             self.priorities.add(flat)
 
@@ -169,8 +169,7 @@ class ReplayBuffer:
         self.columns["action"].write(flat, action)
         self._write_mask(flat, mask)
         self._reward[flat] = reward
-        flags = STARTS + TERMINATED * terminated + TRUNCATED * (truncated > terminated)
-        self._flags[flat] = flags * starts
+        self._flags[flat] = _ended(terminated, truncated) * starts
 
     def _close(self, columns: np.ndarray) -> None:
         """Remember where the last episodes of some environments ended."""
@@ -483,6 +482,11 @@ class ReplayBuffer:
             if (begin - low) % self.rows <= high - low:
                 return True
         return False
+
+
+def _ended(terminated: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+    """Flags of transitions `[n]` by how they end; what is both has terminated."""
+    return STARTS + TERMINATED * terminated + TRUNCATED * (truncated > terminated)
 
 
 def action_example(space: gym.Space, num_envs: int) -> Tensor:
