@@ -5,22 +5,42 @@ Lightning 2.6 is what it was written for (`pyproject.toml` bounds the version), 
 """
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 
 # A classmethod that is refused on an instance, as `load_from_checkpoint` must be.
 restricted_classmethod = _restricted_classmethod
 
 HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+# What else a callback or an agent may do around each update, and miss where many are one step.
+STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad")
+AGENT_HOOKS = (
+    "training_step",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "configure_gradient_clipping",
+    "lr_scheduler_step",
+    *STEP_HOOKS,
+)
 
 # Attributes of a LightningModule that belong to a run, and what they are outside of any.
 NO_RUN = {"_trainer": None, "_fabric": None, "_fabric_optimizers": [], "_compiler_ctx": None}
@@ -58,10 +78,39 @@ def set_max_epochs(trainer: Any, epochs: int | None) -> None:
     trainer.fit_loop.max_epochs = epochs
 
 
-def is_logged(trainer: Any) -> bool:
-    """Whether the trainer will write what the present training step logs."""
-    every = trainer.log_every_n_steps
-    return every > 0 and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+def is_logged(trainer: Any, index: int = 0) -> bool:
+    """Whether the trainer writes what an update logs, of a training step the one at `index`."""
+    every, loop = trainer.log_every_n_steps, trainer.fit_loop.epoch_loop
+    if every <= 0 or (loop._batches_that_stepped + 1 + index) % every:
+        return False
+    return trainer.accumulate_grad_batches == 1 or not loop._should_accumulate()
+
+
+def is_ever_logged(trainer: Any) -> bool:
+    """Whether the trainer writes anything that updates log."""
+    return trainer.log_every_n_steps > 0
+
+
+def log_now(trainer: Any, metrics: Mapping[str, Any]) -> None:
+    """Write scalars to the loggers, in the middle of a training step, at their `step`."""
+    trainer._logger_connector.log_metrics(dict(metrics))
+
+
+def count_updates(trainer: Any, updates: int) -> None:
+    """Tell the trainer, at the end of a training step, that it was so many updates.
+
+    Its clock of what to log when then goes on in updates, as where each is a step of its own.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped += updates - 1
+
+
+def share_count(trainer: Any) -> None:
+    """Go on counting optimizer steps, which Lightning does in two places, in the other one too."""
+    loop = trainer.fit_loop.epoch_loop
+    automatic = loop.automatic_optimization.optim_progress.optimizer.step.total
+    manual = loop.manual_optimization.optim_step_progress.total
+    for count in (automatic, manual):
+        count.ready = count.completed = max(automatic.completed, manual.completed)
 
 
 def count_update(trainer: Any) -> None:
@@ -72,6 +121,64 @@ def count_update(trainer: Any) -> None:
 
 
 # --- updates --------------------------------------------------------------------------------------
+
+
+def single_updates(
+    trainer: Any, agent: L.LightningModule, base: type[L.LightningModule]
+) -> str | None:
+    """What needs each update to be a training step of its own; None if nothing does.
+
+    Args:
+        trainer: Its arguments and callbacks are looked at.
+        agent: Likewise its hooks,
+        base: as far as they differ from this class's.
+    """
+    for callback in trainer.callbacks:
+        if _needs_single_updates(callback):
+            return f"the callback {type(callback).__name__}"
+    own = [name for name in AGENT_HOOKS if _differs(agent, base, name)]
+    interval = trainer.val_check_interval
+    asked = {
+        "trainer.fast_dev_run": trainer.fast_dev_run,
+        "trainer.max_steps": trainer.max_steps != -1,
+        "trainer.min_steps": trainer.fit_loop.min_steps is not None,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches != 1,
+        "trainer.val_check_interval": isinstance(interval, int | float) and interval != 1.0,
+        "trainer.profiler": type(trainer.profiler) is not PassThroughProfiler,
+        "trainer.strategy": not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy),
+        "a learning rate scheduler": bool(trainer.lr_scheduler_configs),
+        "an optimizer that needs a closure": any(map(_needs_closure, trainer.optimizers)),
+        f"{type(agent).__name__}.{own[0]}" if own else "": bool(own),
+    }
+    return next((name for name, wanted in asked.items() if wanted), None)
+
+
+def _needs_single_updates(callback: Any) -> bool:
+    if getattr(callback, "takes_runs", False):
+        return False
+    if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
+        return True
+    if isinstance(callback, StochasticWeightAveraging | GradientAccumulationScheduler):
+        return True
+    heard = {name for name in STEP_HOOKS if _differs(callback, Callback, name)}
+    known: set[str] = set()
+    for kind in (ProgressBar, Timer, ModelCheckpoint):  # these look at a step's end, not at updates
+        if isinstance(callback, kind):
+            known = {name for name in heard if not _is_own(callback, name)}
+    if isinstance(callback, LearningRateMonitor) and callback.logging_interval == "epoch":
+        known = {"on_train_batch_start"}
+    return bool(heard - known)
+
+
+def _is_own(callback: Any, hook: str) -> bool:
+    """Whether a callback's hook is neither Lightning's nor this library's."""
+    module = getattr(getattr(callback, hook), "__module__", "")
+    return not module.startswith(("lightning.", "rl_lightning."))
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def take_step(optimizer: Any) -> None:

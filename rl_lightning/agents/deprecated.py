@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from rl_lightning.core.loss import Loss
-from rl_lightning.trainer import is_logged
 
 _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 
@@ -15,19 +14,20 @@ _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 def former_loss(agent: Any, value: Tensor) -> Loss:
     """A loss that is its value alone, with what the agent has set beside it."""
     _tell(type(agent), "loss", "returned a tensor: return rl_lightning.Loss(value, metrics={...})")
-    return Loss(value, row_errors=agent.__dict__.pop("row_errors", None))
+    told = agent.__dict__
+    return Loss(value, told.pop("_told", None), row_errors=told.pop("row_errors", None))
 
 
 def former_should_log(agent: Any) -> bool:
     """Whether the trainer will write what this training step logs."""
     _tell(type(agent), "should_log", "is not needed any more: return Loss(value, metrics={...})")
-    return not agent._mute and is_logged(agent.trainer)
+    return agent._due
 
 
 def former_log_training(agent: Any, metrics: Mapping[str, Any]) -> None:
     """Log losses."""
     _tell(type(agent), "log_training", "is not needed any more: return Loss(value, metrics={...})")
-    agent._log_losses(metrics)
+    agent.__dict__["_told"] = dict(metrics)
 
 
 def _tell(cls: type, name: str, what: str) -> None:

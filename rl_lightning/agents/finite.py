@@ -123,12 +123,12 @@ class FiniteModule(L.LightningModule):
         ]
         known = f" ({', '.join(losses)})" if losses else ""
         unit = "updates" if "time/updates" in self._measure() else "frames"
-        clip = "trainer.gradient_clip_val" if self.automatic_optimization else "max_grad_norm"
         return RunError(
             f"{type(self).__name__} on {self.spec.id!r}: {what}{known} after {self.frames:,} "
             f"{unit}, so nothing more can be learned; checkpoints written before are good. Rewards "
             "or observations may be too large (data.normalize_reward, ClipReward, the encoder's "
-            f"normalize), the learning rate too high, or gradients unclipped ({clip})"
+            f"normalize), the learning rate too high, or gradients unclipped "
+            "(trainer.gradient_clip_val)"
         )
 
 

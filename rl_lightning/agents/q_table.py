@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_range
+from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -17,7 +18,7 @@ from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_act
 from rl_lightning.maths.returns import next_values
 from rl_lightning.policies.q_network import pick
 from rl_lightning.policies.table import Table
-from rl_lightning.trainer import count_update, is_logged
+from rl_lightning.trainer import count_update
 
 METHODS = ("q_learning", "sarsa", "expected_sarsa", "double_q")
 
@@ -59,6 +60,7 @@ class QTable(Agent):
     """
 
     learns_from = ("rollouts", "replay")
+    learns_by_gradient = False
 
     def __init__(
         self,
@@ -137,26 +139,31 @@ class QTable(Agent):
             batch["next_action"] = next_values(steps["action"], last, final, cut)
         return TensorDict(batch, batch_size=steps.batch_size)
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        # Replay hands over a run of batches, each of them sampled when its turn comes.
-        for part in [batch] if isinstance(batch, TensorDict) else batch.batches():
-            rows: dict[str, Any] = dict(part.items())
-            time = rows.pop("time", None)
-            size = len(part) // (1 if time is None else int(time[-1]) + 1)
-            errors = []
-            for begin in range(0, len(part), size):
-                step = {key: value[begin : begin + size] for key, value in rows.items()}
-                errors.append(self.learn(step))
-            count_update(self.trainer)
-        if is_logged(self.trainer):
-            self._log_losses(
-                {
-                    "value/td_error": torch.cat(errors).abs().mean(),
-                    "value/q": self.policy(rows["obs"]).max(-1).values.mean(),
-                    "table/cells": float(self.policy.updates.count_nonzero()),
-                    f"explore/{self.exploration.name}": self.exploration.strength(self.progress),
-                }
-            )
+    def make_update(self, batch: TensorDict, more: bool = False) -> Loss:
+        rows: dict[str, Any] = dict(batch.items())
+        time = rows.pop("time", None)
+        size = len(batch) // (1 if time is None else int(time[-1]) + 1)
+        errors = []
+        for begin in range(0, len(batch), size):
+            errors.append(self.learn({k: v[begin : begin + size] for k, v in rows.items()}))
+        count_update(self.trainer)
+        self.updates += 1
+        error = torch.cat(errors)
+        loss = Loss(
+            error.square().mean(),
+            lambda: {
+                "value/td_error": error.abs().mean(),
+                "value/q": self.policy(rows["obs"]).max(-1).values.mean(),
+            },
+        )
+        self._note(loss, more)
+        return loss
+
+    def gauges(self) -> dict[str, Any]:
+        return {
+            "table/cells": float(self.policy.updates.count_nonzero()),
+            f"explore/{self.exploration.name}": self.exploration.strength(self.progress),
+        }
 
     @torch.no_grad()
     def learn(self, rows: Mapping[str, Tensor]) -> Tensor:

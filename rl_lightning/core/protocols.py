@@ -116,6 +116,10 @@ class Learner(Protocol):
         """Tell it the time."""
         ...
 
+    def plan_updates(self) -> bool:
+        """Whether a step of the trainer is to be a run of updates, see `UpdateRun`."""
+        ...
+
     def stop_passes(self) -> bool:
         """Whether to skip the remaining passes over the current rollout."""
         ...
@@ -130,4 +134,14 @@ class Learner(Protocol):
 
 
 class Trainee(Actor, Learner, Protocol):
-    """Both: what a trainer trains."""
+    """Both, in one module: what a trainer trains."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to the mode in which it is trained, see `torch.nn.Module.train`."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch to the mode in which it acts."""
+        ...

@@ -130,6 +130,7 @@ class RLDataModule(EvaluatingModule, ResumingModule):
         self._eval_loaders: dict[str, EpisodeLoader] = {}
         self._writer: DatasetWriter | None = None
         self._running = False
+        self.runs = False
         self._restored: list[Any] | None = None
         self._max_epochs: Any = None
         self._planned = 0
@@ -280,6 +281,7 @@ class RLDataModule(EvaluatingModule, ResumingModule):
             if self.agent.frames == 0:
                 self.forget()  # what another agent has done
             self._go_on()
+        self.runs = self.agent.plan_updates()
         if self.frames >= self.total_frames:
             rank_zero_warn(
                 f"nothing to train: {self._budget} are used up by the "

@@ -62,6 +62,7 @@ class OfflineDataModule(RLDataModule):
 
     unit = "update"
     gradient_steps = 1  # a round of updates is a single one
+    row_errors = None  # nobody prioritises
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class OfflineDataModule(RLDataModule):
 
     def train_dataloader(self) -> UpdateLoader:
         self.start()
-        return UpdateLoader(self)
+        return UpdateLoader(self, self.runs)
 
     @property
     def rounds(self) -> int:
@@ -211,11 +212,11 @@ class OfflineDataModule(RLDataModule):
     def begin_epoch(self) -> None:
         self.begin_clock()
 
-    def batches(self, rounds: int, last: bool) -> Iterator[TensorDict]:
-        for left in reversed(range(rounds)):
+    def batches(self) -> Iterator[TensorDict]:
+        for left in reversed(range(self.rounds)):
             batch = self.next_batch()
             self.count(1)
-            if last and not left:
+            if not left:
                 self.plan(self.epoch + 1)
             yield batch
 

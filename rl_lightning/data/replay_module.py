@@ -263,7 +263,7 @@ class ReplayDataModule(RLDataModule):
 
     def train_dataloader(self) -> UpdateLoader:
         self.start()
-        return UpdateLoader(self)
+        return UpdateLoader(self, self.runs)
 
     def make_buffer(self) -> ReplayBuffer:
         """An empty buffer for this rank."""
@@ -298,11 +298,11 @@ class ReplayDataModule(RLDataModule):
         self.begin_clock()
         self.warm_up()
 
-    def batches(self, rounds: int, last: bool) -> Iterator[TensorDict]:
-        for index in range(rounds):
+    def batches(self) -> Iterator[TensorDict]:
+        for left in reversed(range(self.rounds)):
             self.feed_back()
             self.collect()
-            if last and index == rounds - 1:
+            if not left:
                 self.end_epoch()
             for _ in range(self.gradient_steps):
                 yield self.next_batch()

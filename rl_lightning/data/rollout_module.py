@@ -14,6 +14,7 @@ from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.reward_norm import RewardNorm
 from rl_lightning.data.collect.rollout_storage import flatten_sequences, flatten_steps
+from rl_lightning.data.update_loader import UpdateRun
 from rl_lightning.envs.make import Vectorization, WrapperSpec
 
 
@@ -230,7 +231,8 @@ class RolloutDataModule(RLDataModule):
 
 
 class RolloutLoader:
-    """Yields the minibatches of an epoch, collecting each rollout when its turn comes.
+    """Yields an epoch's rollouts as runs of minibatches, or where each of them is to be a training
+    step of its own the minibatches, collecting each rollout when its turn comes.
 
     It has an exact length: without one, Lightning fetches a batch ahead, and the next rollout would
     be collected before the last update of the one before it.
@@ -244,9 +246,9 @@ class RolloutLoader:
 
     def __len__(self) -> int:
         data = self.data
-        return data.epoch_rollouts * data.passes * data.minibatches
+        return data.epoch_rollouts * (1 if data.runs else data.passes * data.minibatches)
 
-    def __iter__(self) -> Iterator[TensorDict | None]:
+    def __iter__(self) -> Iterator[TensorDict | UpdateRun | None]:
         data = self.data
         data.begin_clock()
         rollouts = data.epoch_rollouts
@@ -254,23 +256,29 @@ class RolloutLoader:
             batch, dim = data.next_batch()
             if index == rollouts - 1:
                 data.plan(data.epoch + 1)
-            yield from self._minibatches(batch, dim)
+            minibatches = self._minibatches(batch, dim)
+            if data.runs:
+                yield UpdateRun(minibatches, data.passes * data.minibatches)
+                continue
+            left = data.passes * data.minibatches
+            for minibatch in minibatches:
+                yield minibatch
+                left -= 1
+                if data.agent.stop_passes():
+                    break
+            for _ in range(left):
+                yield None  # Lightning's way to skip a batch and still count it
 
-    def _minibatches(self, batch: TensorDict, dim: int) -> Iterator[TensorDict | None]:
+    def _minibatches(self, batch: TensorDict, dim: int) -> Iterator[TensorDict]:
         data = self.data
-        agent = data.agent
         rows = batch.batch_size[dim]
-        stopped = False
         for _ in range(data.passes):
-            parts: Any = [batch]
-            if data.minibatches > 1 and not stopped:
-                order = torch.randperm(rows, device=agent.device)
-                shuffled = batch[order] if dim == 0 else batch[:, order]
-                parts = shuffled.split(rows // data.minibatches, dim=dim)
-            for index in range(data.minibatches):
-                # None is Lightning's way to skip a batch and still count it.
-                yield None if stopped else parts[index]
-                stopped = stopped or agent.stop_passes()
+            if data.minibatches == 1:
+                yield batch
+                continue
+            order = torch.randperm(rows, device=data.agent.device)
+            shuffled = batch[order] if dim == 0 else batch[:, order]
+            yield from shuffled.split(rows // data.minibatches, dim=dim)
 
 
 def _nearest_divisor(size: int, wanted: int) -> int:

@@ -25,7 +25,7 @@ def check_tuners(trainer: Any, minibatch: str | None) -> None:
                 "the rollout, and is a choice of the algorithm; set it yourself"
             )
         if isinstance(callback, LearningRateFinder):
-            if not agent.automatic_optimization:
+            if "rollouts" not in agent.learns_from or not agent.learns_by_gradient:
                 raise ConfigurationError(
                     f"lr_find (LearningRateFinder) cannot search for {type(agent).__name__}, which "
                     "makes many updates in one step of the trainer; set the lr of its optimizer"

@@ -1,7 +1,8 @@
 """What a trainer iterates over where many updates make one of its steps."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -11,7 +12,8 @@ class UpdateSource(Protocol):
     """A data module whose epochs are rounds of so many updates each."""
 
     gradient_steps: int
-    row_errors: Tensor | None
+    row_errors: Any
+    """How wrong the agent was on each row of the last batch, `[N]`; None for nobody to know."""
 
     @property
     def rounds(self) -> int:
@@ -21,8 +23,8 @@ class UpdateSource(Protocol):
     def begin_epoch(self) -> None:
         """Called before an epoch's first batch."""
 
-    def batches(self, rounds: int, last: bool) -> Iterator[TensorDict]:
-        """The batches of some rounds, `gradient_steps` each; `last`: the epoch ends with them."""
+    def batches(self) -> Iterator[TensorDict]:
+        """The batches of an epoch, `gradient_steps` a round, each made when it is asked for."""
         ...
 
 
@@ -33,50 +35,55 @@ class UpdateLoader:
 
     Args:
         source: The data module.
+        runs: Whether a step of the trainer may be several updates; otherwise each is one.
     """
 
     UPDATES = 64  # of one run, about: enough to make the trainer's own time of no account
 
-    def __init__(self, source: UpdateSource) -> None:
+    def __init__(self, source: UpdateSource, runs: bool = True) -> None:
         self.source = source
-        self.run_rounds = max(1, self.UPDATES // source.gradient_steps)
+        self.updates = source.rounds * source.gradient_steps
+        rounds = max(1, self.UPDATES // source.gradient_steps)
+        self.run_updates = rounds * source.gradient_steps if runs else 1
 
     def __len__(self) -> int:
-        return -(-self.source.rounds // self.run_rounds)
+        return -(-self.updates // self.run_updates)
 
     def __iter__(self) -> Iterator["UpdateRun"]:
-        source = self.source
-        source.begin_epoch()
-        for begin in range(0, source.rounds, self.run_rounds):
-            rounds = min(self.run_rounds, source.rounds - begin)
-            yield UpdateRun(source, rounds, last=begin + rounds == source.rounds)
+        self.source.begin_epoch()
+        batches = self.source.batches()
+        for begin in range(0, self.updates, self.run_updates):
+            yield UpdateRun(batches, min(self.run_updates, self.updates - begin), self.source)
 
 
 class UpdateRun:
-    """The updates of one trainer step: each batch is sampled after the update before it.
+    """The updates of one trainer step: each batch is made after the update before it.
 
     Args:
-        source: The data module.
-        rounds: Rounds of updates.
-        last: Whether the epoch ends with them.
+        batches: Where they come from.
+        length: How many of them.
+        source: Who is told how wrong the agent was; None for nobody.
     """
 
-    def __init__(self, source: UpdateSource, rounds: int, last: bool) -> None:
-        self.source, self.rounds, self.last = source, rounds, last
+    def __init__(
+        self, batches: Iterator[TensorDict], length: int, source: UpdateSource | None = None
+    ) -> None:
+        self._batches, self._length, self.source = batches, length, source
 
     @property
     def row_errors(self) -> Tensor | None:
         """How wrong the agent was on each row of the last batch, for whoever prioritises."""
-        return self.source.row_errors
+        return None if self.source is None else self.source.row_errors
 
     @row_errors.setter
     def row_errors(self, errors: Tensor | None) -> None:
-        self.source.row_errors = errors
+        if self.source is not None:
+            self.source.row_errors = errors
 
     def __len__(self) -> int:
-        return self.rounds * self.source.gradient_steps
+        return self._length
 
     # No iterator: Lightning looks into iterable batches for their size, and would play on.
     def batches(self) -> Iterator[TensorDict]:
         """The batches, in turn; once only."""
-        return self.source.batches(self.rounds, self.last)
+        return islice(self._batches, self._length)

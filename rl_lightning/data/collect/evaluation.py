@@ -169,7 +169,7 @@ class EpisodeLoader:
 
     def _thoughts(self, agent: Actor, obs: Any, now: Any) -> dict[str, Any]:
         """What environment 0 shows, and what the policy thinks of it, for a transcript."""
-        head = [None if part is None else first_row(part) for part in now]
+        head: list[Any] = [None if part is None else first_row(part) for part in now]
         space = self.env.single_observation_space
         return {"observation": readable(obs, space), **_plain(agent.inspect(*head))}
 
