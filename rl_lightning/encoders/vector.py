@@ -87,8 +87,7 @@ class MLPEncoder(Encoder):
 
     def observe(self, obs: Any) -> None:
         if self.norm is not None:
-            x = torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
-            self.norm.update(x.to(self.norm.running.moments.device))
+            self.norm.update(np.asarray(obs, dtype=np.float32).reshape(len(obs), -1))
 
     def synchronize(self) -> None:
         if self.norm is not None:

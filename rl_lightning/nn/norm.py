@@ -1,7 +1,9 @@
 """Running mean and variance, kept equal on all ranks."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from rl_lightning.core.errors import check_range
 
 class RunningMoments(nn.Module):
     """Mean and variance of a stream of vectors, merged batch by batch in float64.
+
+    On a CPU by NumPy: at every step of a few environments, its arithmetic is done before torch's
+    has begun.
 
     The parallel update of Chan, Golub & LeVeque (1983). Between two calls of `synchronize` each
     rank goes on from the shared statistics with what it saw itself; `synchronize` merges what all
@@ -46,10 +51,34 @@ class RunningMoments(nn.Module):
         count, _, squares = self.moments
         return torch.where(count > 0, squares / count.clamp(min=1.0), 1.0)
 
-    def update(self, x: Tensor) -> None:
-        """Take in a batch `[N, D]`."""
-        batch = _moments_of(x.to(self.moments))
-        self.moments.copy_(_merge(self.moments, batch))
+    def scale(self, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / √(variance + ε), `[D]` each, in float32."""
+        moments = self.moments
+        if not _on_host(moments):
+            return moments[1].float(), (self.variance + eps).rsqrt().float()
+        seen, mean, squares = moments.numpy()
+        if seen.size and seen[0] == 0.0:  # as if the variance were 1
+            return torch.zeros(seen.size), torch.full((seen.size,), (1.0 + eps) ** -0.5)
+        scale = squares / seen
+        scale += eps
+        np.sqrt(scale, out=scale)
+        np.reciprocal(scale, out=scale)
+        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(
+            scale.astype(np.float32)
+        )
+
+    def update(self, x: Any) -> None:
+        """Take in a batch `[N, D]`, an array or a tensor."""
+        moments = self.moments
+        if _on_host(moments):
+            values = np.asarray(x, dtype=np.float64)
+            _take_in(moments.numpy(), values)
+            if _world_size() > 1:
+                self._pending = self._pending.to(moments)
+                _take_in(self._pending.numpy(), values)
+            return
+        batch = _moments_of(torch.as_tensor(x).to(moments))
+        moments.copy_(_merge(moments, batch))
         if _world_size() > 1:
             self._pending = _merge(self._pending.to(batch), batch)
 
@@ -93,8 +122,8 @@ class RunningNorm(nn.Module):
         self.clip = clip
         self.running = RunningMoments(size)
 
-    def update(self, x: Tensor) -> None:
-        """Take in a batch `[N, D]`."""
+    def update(self, x: Any) -> None:
+        """Take in a batch `[N, D]`, an array or a tensor."""
         self.running.update(x)
 
     def synchronize(self) -> None:
@@ -102,12 +131,44 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, D]` → `[N, D]`, float32."""
-        scale = (self.running.variance + 1e-8).rsqrt().float()
-        return ((x - self.running.mean.float()) * scale).clamp(-self.clip, self.clip)
+        mean, scale = self.running.scale()
+        return ((x - mean) * scale).clamp(-self.clip, self.clip)
 
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _on_host(moments: Tensor) -> bool:
+    """Whether NumPy can reach it: neither on a device nor being traced or compiled."""
+    return (
+        moments.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def _take_in(moments: np.ndarray, x: np.ndarray) -> None:
+    """Merge a batch `[N, D]` into moments `[3, D]`."""
+    rows = len(x)
+    if rows == 0:
+        return
+    seen, mean, squares = moments
+    if rows == 1:
+        (center,) = x
+    else:
+        center = np.add.reduce(x) / rows
+        off = x - center
+        off *= off
+        squares += np.add.reduce(off)
+    delta = center - mean
+    share = rows / (seen + rows)
+    mean += delta * share
+    delta *= delta
+    delta *= seen
+    delta *= share
+    squares += delta
+    seen += rows
 
 
 def _moments_of(x: Tensor) -> Tensor:
