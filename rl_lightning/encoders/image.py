@@ -58,7 +58,9 @@ class ImageEncoder(Encoder):
         return x.reshape(len(x), *self.image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.trunk(x.float() * (1.0 / 255.0))
+        # Pixel by pixel in memory, convolutions take two thirds to four fifths of a CPU's time.
+        pixels = x.to(torch.float32, memory_format=torch.channels_last)
+        return self.trunk(pixels * (1.0 / 255.0))
 
 
 class NatureCNN(ImageEncoder):

@@ -22,6 +22,7 @@ from rl_lightning.llm import (
     Tune,
     pool,
 )
+from rl_lightning.llm.chunks import MOST_PADDING, like_lengths
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
 
 
@@ -254,10 +255,10 @@ class LLMEncoder(Encoder):
 
     def _embed(self, texts: list[str]) -> Tensor:
         ids = self.backbone.tokens(texts)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths: little padding
         out = torch.empty(len(ids), self.out_dim, dtype=torch.float32)  # not the default dtype
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        # Elsewhere than on a CPU, beginning a chunk costs more than some padding.
+        padding = MOST_PADDING if self.device.type == "cpu" else 1.0
+        for rows in like_lengths([len(row) for row in ids], self.batch_size, padding):
             padded, mask = self.backbone.tokens.pad([ids[i] for i in rows])
             # A vector must not depend on the precision of the training step it was first met in.
             with torch.autocast(self.device.type, enabled=False):

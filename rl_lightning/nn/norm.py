@@ -58,20 +58,21 @@ class RunningMoments(nn.Module):
             return moments[1].float(), (self.variance + eps).rsqrt().float()
         seen, mean, squares = moments.numpy()
         if seen.size and seen[0] == 0.0:  # as if the variance were 1
-            return torch.zeros(seen.size), torch.full((seen.size,), (1.0 + eps) ** -0.5)
+            return moments[1].float(), torch.full(
+                (seen.size,), (1.0 + eps) ** -0.5, dtype=torch.float32
+            )
         scale = squares / seen
         scale += eps
         np.sqrt(scale, out=scale)
         np.reciprocal(scale, out=scale)
-        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(
-            scale.astype(np.float32)
-        )
+        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
 
     def update(self, x: Any) -> None:
         """Take in a batch `[N, D]`, an array or a tensor."""
         moments = self.moments
         if _on_host(moments):
-            values = np.asarray(x, dtype=np.float64)
+            tensor = isinstance(x, Tensor)
+            values = x.detach().to(moments).numpy() if tensor else np.asarray(x, dtype=np.float64)
             _take_in(moments.numpy(), values)
             if _world_size() > 1:
                 self._pending = self._pending.to(moments)
@@ -140,9 +141,10 @@ def _world_size() -> int:
 
 
 def _on_host(moments: Tensor) -> bool:
-    """Whether NumPy can reach it: neither on a device nor being traced or compiled."""
+    """Whether NumPy can reach it: not on a device, rounded, traced or compiled."""
     return (
         moments.device.type == "cpu"
+        and moments.dtype is torch.float64
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
