@@ -84,6 +84,7 @@ class ReplayBuffer:
         self._all = np.arange(num_envs)
         self._saved_counts: np.ndarray | None = None
         self._stacks: list[StackColumn] = []
+        self._is_plain = False  # whether a row of it is no more than an entry of each array
         self.priorities = Priorities(self.size, self._starting) if prioritized else None
 
     # --- writing --------------------------------------------------------------------------------
@@ -110,6 +111,9 @@ class ReplayBuffer:
         self, x: Stored, columns: np.ndarray | None = None, mask: Tensor | None = None
     ) -> None:
         """Write the next observation of an episode; arguments as for `begin`."""
+        if columns is None and mask is None and self._is_plain:
+            self._push_one(x)
+            return
         flat = self._push(x, self._all if columns is None else columns, mask)
         if self._stacks:
             self._check_stacks(flat, x)
@@ -123,9 +127,16 @@ class ReplayBuffer:
         columns: np.ndarray | None = None,
     ) -> None:
         """Write what was done at the newest observations, and what came of it, `[b, ...]` each."""
-        columns = self._all if columns is None else columns
         if "action" not in self.columns:
             self.columns["action"] = self._action_column(action)
+        if columns is None and self._is_plain:
+            row = int(self.head[0])
+            self.columns["action"].write_one(row, action)
+            self._reward[row] = reward[0]
+            ended = TERMINATED if terminated[0] else TRUNCATED if truncated[0] else 0
+            self._flags[row] = STARTS | ended
+            return
+        columns = self._all if columns is None else columns
         flat = self.head[columns] * self.num_envs + columns
         self.columns["action"].write(flat, action)
         self._reward[flat] = reward
@@ -204,6 +215,17 @@ class ReplayBuffer:
         self.arena.touch(len(flat))
         return flat
 
+    def _push_one(self, x: Stored) -> None:
+        """`_push` of a plain buffer, for which one row is a number and no array of numbers."""
+        row = int(self.head[0]) + 1
+        if row == self.rows:
+            row = 0
+        self.head[0] = row
+        self._counts[0] += 1
+        self._flags[row] = 0
+        self.columns["obs"].write_one(row, x)
+        self.arena.touch(1)
+
     def _write_mask(self, flat: np.ndarray, mask: Tensor | None) -> None:
         """Some rows have masks and others none, if recorded episodes differ from those played."""
         if mask is None and "action_mask" not in self.columns:
@@ -224,6 +246,7 @@ class ReplayBuffer:
 
     def _make_mask_column(self, width: int) -> None:
         example = torch.zeros(1, width, dtype=torch.bool)
+        self._is_plain = False
         self.columns["action_mask"] = DenseColumn(self.arena, "action_mask", self.size, example)
 
     def _make_columns(self, x: Stored) -> None:
@@ -238,6 +261,13 @@ class ReplayBuffer:
             stride=self.num_envs,
         )
         self._stacks = [c for c in leaves(self.columns["obs"]) if isinstance(c, StackColumn)]
+        self._is_plain = (
+            self.num_envs == 1
+            and type(self.columns["obs"]) is DenseColumn
+            and self.priorities is None
+            and self._end is None
+            and "action_mask" not in self.columns
+        )
 
     def _check_stacks(self, flat: np.ndarray, x: Stored) -> None:
         _check(self.columns["obs"], flat, x)

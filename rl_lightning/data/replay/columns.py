@@ -44,6 +44,10 @@ class DenseColumn:
     def write(self, index: np.ndarray, x: Any, age: int = 0) -> None:
         self.keep(index, x.cpu().numpy())
 
+    def write_one(self, row: int, x: Tensor) -> None:
+        """`write` of a batch of one."""
+        self.keep(row, x.cpu().numpy()[0])
+
     def keep(self, index: Any, values: np.ndarray) -> None:
         """Write rows, unless a smaller type would make infinities of them."""
         if self._narrow:
