@@ -83,11 +83,11 @@ class UpdatingModule(FiniteModule):
             ConfigurationError: If two numbers say how gradients are clipped.
         """
         trainer = self.trainer
-        given, own = trainer.gradient_clip_val, self.max_grad_norm
-        if given is not None and own is not None and (given != own or not self._clips_by_norm):
+        given, own, by_norm = trainer.gradient_clip_val, self.max_grad_norm, self._clips_by_norm
+        if given is not None and own is not None and (given != own or not by_norm):
             raise ConfigurationError(
-                f"trainer.gradient_clip_val: {given} ({trainer.gradient_clip_algorithm or 'norm'}) "
-                f"and model.max_grad_norm: {own} are two names of one thing; leave one of them out"
+                f"trainer.gradient_clip_val: {given} (by {'norm' if by_norm else 'value'}) and "
+                f"model.max_grad_norm: {own} are two names of one thing; leave one of them out"
             )
         runs = single_updates(trainer, self, UpdatingModule) is None
         if self._decides_who_updates:
@@ -123,7 +123,7 @@ class UpdatingModule(FiniteModule):
             self.explain(error)
             raise
         for skipped in range(index + 1, planned):
-            if is_logged(self.trainer, skipped):
+            if self._noted and is_logged(self.trainer, skipped):
                 self._log_losses(self._mean_metrics(), skipped < planned - 1)
         count_updates(self.trainer, planned)
         self.check_loss()
@@ -203,7 +203,7 @@ class UpdatingModule(FiniteModule):
 
     @property
     def _clips_by_norm(self) -> bool:
-        return str(self.trainer.gradient_clip_algorithm or "norm").endswith("norm")
+        return (self.trainer.gradient_clip_algorithm or "norm") == "norm"
 
     def clip(self, optimizer: Any) -> None:
         """Clip the gradients of what an optimizer moves, where nobody else does."""
