@@ -6,7 +6,7 @@ Lightning 2.6 is what it was written for (`pyproject.toml` bounds the version), 
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -181,13 +181,17 @@ def _needs_closure(optimizer: Any) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def take_step(optimizer: Any) -> None:
+def take_step(optimizer: Any, step: Callable[[], Any]) -> None:
     """A step of a `LightningOptimizer` that is counted, and of which nobody is told.
 
     Call it only where `is_plain` says that nobody listens.
+
+    Args:
+        optimizer: Whose step it is.
+        step: Takes it.
     """
     optimizer._on_before_step()
-    optimizer.optimizer.step()
+    step()
     optimizer._on_after_step()
 
 

@@ -30,7 +30,7 @@ class Model(L.LightningModule):
         optimizer = self.optimizers()
         optimizer.zero_grad()
         loss.backward()
-        insides.take_step(optimizer)
+        insides.take_step(optimizer, optimizer.optimizer.step)
         return None
 
     def configure_optimizers(self):

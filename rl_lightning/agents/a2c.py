@@ -76,9 +76,9 @@ class A2C(Agent):
         advantage = gae(
             steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
         )
-        return self.policy.training_batch(
-            steps, value=value, advantage=advantage, target=advantage + value
-        )
+        target = advantage + value
+        self.note_critic(value, target, steps.get("valid", None))
+        return self.policy.training_batch(steps, value=value, advantage=advantage, target=target)
 
     def loss(self, batch: TensorDict) -> Loss:
         valid = batch.get("valid", None)
@@ -97,8 +97,5 @@ class A2C(Agent):
                 "loss/policy": policy_loss,
                 "loss/value": value_loss,
                 "policy/entropy": mean_entropy,
-                "value/explained_variance": losses.explained_variance(
-                    batch["value"], batch["target"], valid
-                ),
             },
         )

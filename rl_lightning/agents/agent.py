@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
+from torch import Tensor
 
 from rl_lightning.agents.acting import ActingModule
 from rl_lightning.agents.copies import CopyableModule
@@ -19,6 +20,7 @@ from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.types import EnvSpec, Rollout
+from rl_lightning.maths import losses
 
 # Fused: one kernel for all parameters, a quarter less time per update than the default on a CPU.
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
@@ -75,6 +77,7 @@ class Agent(
         self.encoder_lr = encoder_lr
         self.frames = 0
         self.progress = 0.0
+        self.rollout_metrics: dict[str, Any] = {}
         self._measure: Callable[[], Mapping[str, float]] = dict
         self._episodes: list[Mapping[str, Any]] = []
 
@@ -82,8 +85,11 @@ class Agent(
         """Attributes that belong to a run, and what they are in a copy, which is in none."""
         return {
             "_measure": dict,
+            "rollout_metrics": {},
             "_episodes": [],
             "_due": False,
+            "_step": None,
+            "_plain": False,
             "_stop": False,
             "_noted": [],
             "_sums": {},
@@ -95,6 +101,14 @@ class Agent(
     def prepare(self, rollout: Rollout) -> TensorDict:
         """Turn a rollout into the batch `[T, B]` that minibatches come from, without gradient."""
         raise NotImplementedError
+
+    def note_critic(self, value: Tensor, target: Tensor, valid: Tensor | None = None) -> None:
+        """Have it logged how much of a rollout's targets the critic knew, `[T, B]` each."""
+        explained = losses.explained_variance(value, target, valid)
+        self.rollout_metrics = {"value/explained_variance": explained}
+
+    def gauges(self) -> Mapping[str, Any]:
+        return self.rollout_metrics
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""

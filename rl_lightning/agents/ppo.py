@@ -1,6 +1,7 @@
 """Proximal policy optimisation."""
 
 from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
@@ -97,8 +98,10 @@ class PPO(Agent):
         advantage = gae(
             steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
         )
+        target = advantage + value
+        self.note_critic(value, target, steps.get("valid", None))
         return self.policy.training_batch(
-            steps, log_prob=log_prob, value=value, advantage=advantage, target=advantage + value
+            steps, log_prob=log_prob, value=value, advantage=advantage, target=target
         )
 
     def loss(self, batch: TensorDict) -> Loss:
@@ -120,18 +123,16 @@ class PPO(Agent):
         stop = None
         if self.target_kl is not None:
             stop = losses.approx_kl(log_ratio.detach(), valid) - self.target_kl
-        return Loss(
-            loss,
-            lambda: {
+
+        def metrics() -> dict[str, Any]:
+            kl, clipped = losses.ratio_metrics(log_ratio, clip_range, valid)
+            return {
                 "loss/policy": policy_loss,
                 "loss/value": value_loss,
                 "policy/entropy": mean_entropy,
-                "policy/kl": losses.approx_kl(log_ratio, valid),
-                "policy/clip_fraction": losses.clip_fraction(log_ratio, clip_range, valid),
+                "policy/kl": kl,
+                "policy/clip_fraction": clipped,
                 "policy/clip_range": clip_range,
-                "value/explained_variance": losses.explained_variance(
-                    batch["value"], batch["target"], valid
-                ),
-            },
-            stop=stop,
-        )
+            }
+
+        return Loss(loss, metrics, stop=stop)

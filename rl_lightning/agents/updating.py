@@ -16,6 +16,7 @@ from rl_lightning.agents.deprecated import former_log_training, former_loss, for
 from rl_lightning.agents.finite import FiniteModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.loss import Loss
+from rl_lightning.nn.adam import DirectAdam
 from rl_lightning.nn.clip import clip_gradients
 from rl_lightning.trainer import (
     count_updates,
@@ -44,6 +45,7 @@ class UpdatingModule(FiniteModule):
     def __init__(self) -> None:
         super().__init__()
         self._stop = self._plain = self._due = False
+        self._step: Any = None
         self._noted: list[Mapping[str, Any]] = []  # metrics of updates, and of earlier ones sums
         self._sums: dict[str, tuple[Any, int]] = {}
 
@@ -169,7 +171,7 @@ class UpdatingModule(FiniteModule):
             self.note_loss(loss)
             loss.backward()
             self.clip(optimizer)
-            take_step(optimizer)
+            take_step(optimizer, self._step)
         else:
             self.manual_backward(loss)
             optimizer.step()
@@ -237,6 +239,11 @@ class UpdatingModule(FiniteModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._plain = is_plain(self.trainer, self, UpdatingModule)
+        self._step = None
+        if self._plain and self.learns_by_gradient:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            direct = DirectAdam.can_step(optimizer)
+            self._step = DirectAdam(optimizer).step if direct else optimizer.step
 
     # --- logging ------------------------------------------------------------------------------
 

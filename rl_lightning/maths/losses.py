@@ -100,6 +100,15 @@ def clip_fraction(log_ratio: Tensor, clip_range: float, valid: Tensor | None = N
     return mean(((log_ratio.exp() - 1.0).abs() > clip_range).float(), valid)
 
 
+def ratio_metrics(
+    log_ratio: Tensor, clip_range: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`approx_kl` and `clip_fraction`, which have their exponential in common."""
+    excess = log_ratio.exp() - 1.0
+    kl = mean(excess - log_ratio, valid)
+    return kl, mean((excess.abs() > clip_range).float(), valid)
+
+
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 − Var(target − V) / Var(target): 1 is perfect, 0 no better than a constant; NaN if the
     target is constant."""

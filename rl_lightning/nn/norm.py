@@ -146,7 +146,7 @@ def _on_host(moments: Tensor) -> bool:
         moments.device.type == "cpu"
         and moments.dtype is torch.float64
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 
