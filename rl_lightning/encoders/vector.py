@@ -83,7 +83,7 @@ class MLPEncoder(Encoder):
         return x if self.norm is None else self.norm(x.to(self.norm.running.moments.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.trunk(x)
+        return self.trunk(x) if len(self.trunk) else x
 
     def observe(self, obs: Any) -> None:
         if self.norm is not None:

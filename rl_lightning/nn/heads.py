@@ -18,7 +18,7 @@ from rl_lightning.maths.distributions import (
     SquashedGaussian,
     mask_logits,
 )
-from rl_lightning.nn.mlp import orthogonal_
+from rl_lightning.nn.mlp import linear, orthogonal_
 
 # Of learning from recorded actions. The standard deviation is that of Kostrikov et al. 2022; a
 # recorded action nearer to its bound than this share of half the range counts as this near, since
@@ -66,7 +66,7 @@ class CategoricalHead(ActionHead):
         self.linear = orthogonal_(nn.Linear(in_dim, self.mask_dim), gain=0.01)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Categorical:
-        return Categorical(mask_logits(self.linear(x).float(), mask))
+        return Categorical(mask_logits(linear(self.linear, x).float(), mask))
 
     def to_action(self, latent: Tensor) -> Tensor:
         return latent + self.start
@@ -103,7 +103,7 @@ class MultiCategoricalHead(ActionHead):
         self.register_buffer("start", start, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> MultiCategorical:
-        logits = mask_logits(self.linear(x).float(), mask)
+        logits = mask_logits(linear(self.linear, x).float(), mask)
         return MultiCategorical(mask_logits(logits[..., self.index], self.exists))  # [N, K, A]
 
     def to_action(self, latent: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class BernoulliHead(ActionHead):
         self.linear = orthogonal_(nn.Linear(in_dim, self.mask_dim), gain=0.01)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Bernoulli:
-        return Bernoulli(mask_logits(self.linear(x).float(), mask))
+        return Bernoulli(mask_logits(linear(self.linear, x).float(), mask))
 
 
 class GaussianHead(ActionHead):
@@ -178,7 +178,7 @@ class GaussianHead(ActionHead):
         self.register_buffer("span", span, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> DiagonalGaussian:
-        mean = self.linear(x).float()  # [N, A]
+        mean = linear(self.linear, x).float()  # [N, A]
         log_std = self.log_std.expand_as(mean)
         if self.squash:
             return SquashedGaussian(mean, log_std, (self.span / 2).log())

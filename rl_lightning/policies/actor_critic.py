@@ -13,7 +13,7 @@ from rl_lightning.maths.distributions import DiagonalGaussian
 from rl_lightning.maths.returns import next_values
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
-from rl_lightning.nn.mlp import Activation, mlp, orthogonal_, widths
+from rl_lightning.nn.mlp import MLP, Activation, mlp, orthogonal_, widths
 from rl_lightning.policies.policy import Policy
 
 
@@ -75,9 +75,7 @@ class ActorCritic(Policy):
         self.actor = mlp(features, hidden, activation)
         self.action_head = make_head(spec.action_space, head_in, squash, log_std_init)
         self.critic = (
-            nn.Sequential(
-                *mlp(features, hidden, activation), orthogonal_(nn.Linear(head_in, 1), gain=1.0)
-            )
+            MLP(*mlp(features, hidden, activation), orthogonal_(nn.Linear(head_in, 1), gain=1.0))
             if critic
             else None
         )
