@@ -225,6 +225,11 @@ def _differs(thing: object, base: type, method: str) -> bool:
     return getattr(getattr(thing, method), "__func__", None) is not getattr(base, method)
 
 
+def updated_attribute(finder: Any) -> tuple[bool, str]:
+    """Whether a `LearningRateFinder` sets what it finds, and as which attribute."""
+    return finder._update_attr, finder._attr_name
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
+from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.former import FORMER
 
 
 @pytest.mark.parametrize("former", FORMER)
 def test_a_former_name_leads_to_the_module_of_today(former):
     sys.modules.pop(former, None)
-    with pytest.warns(DeprecationWarning, match=f"{former} has moved: import {FORMER[former]};"):
+    with pytest.warns(FormerWarning, match=f"{former} has moved: import {FORMER[former]};"):
         found = importlib.import_module(former)
     assert found is importlib.import_module(FORMER[former])
     assert found.__name__ == FORMER[former] == found.__spec__.name
@@ -32,7 +33,7 @@ def test_the_library_itself_uses_no_former_name():
 def test_a_former_attribute_leads_to_what_it_was(name):
     from rl_lightning import nn, policies
 
-    with pytest.warns(DeprecationWarning, match=f"rl_lightning.nn.{name} has moved: import it"):
+    with pytest.warns(FormerWarning, match=f"rl_lightning.nn.{name} has moved: import it"):
         assert getattr(nn, name) is getattr(policies, name)
     with pytest.raises(AttributeError, match="has no attribute 'QNet'"):
         _ = nn.QNet

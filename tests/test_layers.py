@@ -70,3 +70,42 @@ def test_only_llm_imports_the_language_model_libraries():
         assert "import peft" not in text, path
         assert "from transformers" not in text, path
         assert "from peft" not in text, path
+
+
+# What other libraries keep to themselves, and where this one knows of it all the same.
+INSIDES = {
+    "trainer.py": None,  # Lightning's, with a contract test
+    "nn/insides.py": None,  # torch's, likewise
+    "envs/sync.py": None,  # Gymnasium's vector environments
+    "envs/state/writer.py": {"_np_random"},  # asked for, a space's generator would be made
+    "data/replay/arrays.py": {"_mmap"},  # NumPy's, to give memory back
+    "cli/parser.py": {"_typehint"},  # jsonargparse's
+    "llm/config.py": {"_attn_implementation", "_experts_implementation"},  # transformers'
+    "llm/tune.py": {"_gradient_checkpointing_func"},
+}
+
+
+def own_names(tree):
+    """Private names that a module gives to what is its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in ("self", "cls") and isinstance(node.ctx, ast.Store):
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nobody_touches_what_others_keep_to_themselves(file):
+    tree = ast.parse((ROOT / file).read_text())
+    own, known = set(own_names(tree)), INSIDES.get(file, set())
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or known is None:
+            continue
+        private = node.attr.startswith("_") and not node.attr.startswith("__")
+        if private and node.attr not in own | known:
+            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            of_parent = ast.unparse(node.value) == "super()"
+            assert of_itself or of_parent, f"{file}:{node.lineno}: {ast.unparse(node)}"

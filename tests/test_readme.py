@@ -74,7 +74,7 @@ def test_own_agent_encoder_and_environment_learn_together(code, agent, lr, data,
     done = run(["-m", "rl_lightning", "fit", "--config", "config.yaml"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "best val/return 10:" in done.stdout  # ten steps, all of them right
-    assert ("DeprecationWarning" in done.stderr) == (code == FORMER)
+    assert ("FormerWarning" in done.stderr) == (code == FORMER)
 
 
 def test_every_named_metric_and_file_exists():

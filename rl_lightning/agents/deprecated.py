@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.loss import Loss
+from rl_lightning.trainer import is_logged
 
 _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 
@@ -21,17 +23,20 @@ def former_loss(agent: Any, value: Tensor) -> Loss:
 def former_should_log(agent: Any) -> bool:
     """Whether the trainer will write what this training step logs."""
     _tell(type(agent), "should_log", "is not needed any more: return Loss(value, metrics={...})")
-    return agent._due
+    return agent.due if agent.asked else is_logged(agent.trainer)
 
 
 def former_log_training(agent: Any, metrics: Mapping[str, Any]) -> None:
     """Log losses."""
     _tell(type(agent), "log_training", "is not needed any more: return Loss(value, metrics={...})")
-    agent.__dict__["_told"] = dict(metrics)
+    if agent.asked:  # in a `loss`; otherwise in a `training_step` of its own
+        agent.__dict__["_told"] = dict(metrics)
+    else:
+        agent.log_losses(metrics)
 
 
 def _tell(cls: type, name: str, what: str) -> None:
     if (cls, name) in _told:
         return
     _told.add((cls, name))
-    warnings.warn(f"{cls.__name__}.{name} {what}", DeprecationWarning, stacklevel=4)
+    warnings.warn(f"{cls.__name__}.{name} {what}", FormerWarning, stacklevel=4)

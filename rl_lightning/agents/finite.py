@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.nn.compiled import plain_name
+from rl_lightning.nn.insides import norms
 from rl_lightning.nn.norm import RunningMoments
 
 
@@ -23,8 +23,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     alike: dict[Any, list[Tensor]] = {}
     for _, tensor in named:
         alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    norms = [torch.stack(torch._foreach_norm(group)).sum() for group in alike.values()]  # type: ignore[attr-defined]
-    if all(bool(norm.isfinite()) for norm in norms):
+    sizes = [norms(group).sum() for group in alike.values()]
+    if all(bool(norm.isfinite()) for norm in sizes):
         return None
     # A norm of large numbers may overflow where no number does.
     return next((name for name, t in named if not bool(t.isfinite().all())), None)

@@ -10,6 +10,7 @@ import torch
 from rl_lightning.agents.groups import group_parameters
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.schedules import Schedule, factor
+from rl_lightning.nn.insides import unscale_before_step
 
 
 def make_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: Any) -> Any:
@@ -101,5 +102,5 @@ class OptimizedModule(L.LightningModule):
         self._rates = [group["lr"] for group in optimizer.param_groups]
         # A fused optimizer offers to unscale mixed-precision gradients inside its step, which is
         # too late for clipping them; Lightning then refuses to clip. Unscale before, as others do.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        unscale_before_step(optimizer)
         return optimizer

@@ -44,7 +44,7 @@ class UpdatingModule(FiniteModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._stop = self._plain = self._due = False
+        self._stop = self._plain = self.due = self.asked = False
         self._step: Any = None
         self._noted: list[Mapping[str, Any]] = []  # metrics of updates, and of earlier ones sums
         self._sums: dict[str, tuple[Any, int]] = {}
@@ -114,7 +114,7 @@ class UpdatingModule(FiniteModule):
         index = -1
         try:
             for index, part in enumerate((batch,) if single else batch.batches()):
-                self._due = is_logged(self.trainer, index)
+                self.due = is_logged(self.trainer, index)
                 loss = self.make_update(part, index < planned - 1)
                 if loss.row_errors is not None and not single:
                     batch.row_errors = loss.row_errors
@@ -126,7 +126,7 @@ class UpdatingModule(FiniteModule):
             raise
         for skipped in range(index + 1, planned):
             if self._noted and is_logged(self.trainer, skipped):
-                self._log_losses(self._mean_metrics(), skipped < planned - 1)
+                self.log_losses(self._mean_metrics(), skipped < planned - 1)
         count_updates(self.trainer, planned)
         self.check_loss()
         return None
@@ -135,7 +135,7 @@ class UpdatingModule(FiniteModule):
         """What Lightning needs to make the update itself, with everything that may listen to it."""
         run = None if isinstance(batch, TensorDict) else batch
         (part,) = (batch,) if run is None else run.batches()
-        self._due = is_logged(self.trainer)
+        self.due = is_logged(self.trainer)
         loss = self.explained_loss(part)
         if run is not None and loss.row_errors is not None:
             run.row_errors = loss.row_errors
@@ -143,7 +143,7 @@ class UpdatingModule(FiniteModule):
         if self._wants_stop(loss):
             self._stop = True
             # A stop may skip the step that would be logged: Lightning then writes this one.
-            self._log_losses(self._mean_metrics(), False)
+            self.log_losses(self._mean_metrics(), False)
         return loss.value
 
     def make_update(self, batch: TensorDict, more: bool = False) -> Loss:
@@ -183,7 +183,11 @@ class UpdatingModule(FiniteModule):
 
     def explained_loss(self, batch: TensorDict) -> Loss:
         """The loss, of an agent of the version before too, which returns its value alone."""
-        loss: Any = self.loss(batch)
+        self.asked = True
+        try:
+            loss: Any = self.loss(batch)
+        finally:
+            self.asked = False
         return loss if isinstance(loss, Loss) else former_loss(self, loss)
 
     def stop_passes(self) -> bool:
@@ -209,16 +213,16 @@ class UpdatingModule(FiniteModule):
 
     def clip(self, optimizer: Any) -> None:
         """Clip the gradients of what an optimizer moves, where nobody else does."""
-        limit, given = self.max_grad_norm, self.trainer.gradient_clip_val
-        if given is not None and self.automatic_optimization:
-            return
-        if limit is None:
-            limit = given
+        limit, by_norm = self.max_grad_norm, True
+        if self._trainer is not None and self.trainer.gradient_clip_val is not None:
+            if self.automatic_optimization:
+                return
+            limit, by_norm = self.trainer.gradient_clip_val, self._clips_by_norm
         if not limit:
             return
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self._clips_by_norm:
+        if by_norm:
             clip_gradients(gradients, limit)
         else:
             for gradient in gradients:
@@ -261,8 +265,8 @@ class UpdatingModule(FiniteModule):
             self._noted.append(loss.metrics)
             if len(self._noted) >= MOST_NOTED:
                 self._sum_up()
-        if self._due:
-            self._log_losses(self._mean_metrics(), more)
+        if self.due:
+            self.log_losses(self._mean_metrics(), more)
 
     def _sum_up(self) -> None:
         noted: dict[str, list[Any]] = {}
@@ -282,7 +286,7 @@ class UpdatingModule(FiniteModule):
         sums, self._sums = self._sums, {}
         return {name: total / count for name, (total, count) in sums.items()}
 
-    def _log_losses(self, metrics: Mapping[str, Any], more: bool) -> None:
+    def log_losses(self, metrics: Mapping[str, Any], more: bool = False) -> None:
         """Log losses beside the clock's metrics, on the axis of environment frames."""
         everything = {**metrics, **self.gauges(), **self._measure()}
         if self.trainer.optimizers:

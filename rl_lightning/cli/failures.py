@@ -100,9 +100,9 @@ def _monitor(message: str) -> str | None:
 
 
 def _way_out(message: str) -> str:
-    """What Lightning cannot know of agents that learn from replay."""
+    """What Lightning cannot know of agents that make their updates without gradients."""
     if "gradient clipping is not supported" in message:
-        return " These agents clip by model.max_grad_norm: give --trainer.gradient_clip_val null."
+        return " A table has no gradients: give --trainer.gradient_clip_val null."
     if "gradient accumulation is not supported" in message:
-        return " For these agents make data.batch_size larger."
+        return " A table has no gradients: leave out --trainer.accumulate_grad_batches."
     return ""

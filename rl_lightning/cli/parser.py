@@ -214,5 +214,8 @@ def _nulls(made: Any, given: dict[str, Any]) -> Iterator[str]:
         hint = hints.get(name)
         if value is None and name in parameters and hint not in (None, Any, object):
             default = parameters[name].default  # none: jsonargparse asks for it, or it is linked
-            if type(None) not in typing.get_args(hint) and default not in (None, inspect._empty):
+            if type(None) not in typing.get_args(hint) and default not in (
+                None,
+                inspect.Parameter.empty,
+            ):
                 yield name

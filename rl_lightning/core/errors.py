@@ -25,6 +25,13 @@ class RunError(RuntimeError):
     """
 
 
+class FormerWarning(FutureWarning):
+    """What was said works for one more version; the message names what takes its place.
+
+    No DeprecationWarning, which Python shows to nobody but the main script.
+    """
+
+
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """Refuse a hyper-parameter outside `[low, high]`, NaN and infinity; None passes.
 

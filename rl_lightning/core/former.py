@@ -12,7 +12,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from rl_lightning.core.errors import FormerWarning
+
 FORMER = {
+    "rl_lightning.arguments": "rl_lightning.core.arguments",
     "rl_lightning.bounds": "rl_lightning.core.bounds",
     "rl_lightning.charset": "rl_lightning.core.charset",
     "rl_lightning.checkpoints": "rl_lightning.core.checkpoints",
@@ -86,7 +89,7 @@ class _Finder(MetaPathFinder, Loader):
         present = FORMER[former]
         warnings.warn(
             f"{former} has moved: import {present}; the former name goes with the next version",
-            DeprecationWarning,
+            FormerWarning,
             stacklevel=2,
         )
         sys.modules[former] = importlib.import_module(present)
@@ -109,7 +112,7 @@ def former_attribute(module: str, name: str, moved: Sequence[str], present: str)
     warnings.warn(
         f"{module}.{name} has moved: import it from {present}; the former name goes with the next "
         "version",
-        DeprecationWarning,
+        FormerWarning,
         stacklevel=3,
     )
     return getattr(importlib.import_module(present), name)

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.trainer import updated_attribute
 
 
 def check_tuners(trainer: Any, minibatch: str | None) -> None:
@@ -35,8 +36,9 @@ def check_tuners(trainer: Any, minibatch: str | None) -> None:
                     "lr_find (LearningRateFinder) needs model.lr_schedule: constant, not "
                     f"{agent.lr_schedule}, which sets the rate itself"
                 )
-            names = {"lr", "learning_rate", callback._attr_name}
-            if callback._update_attr and not names & {*agent.hparams, *vars(agent)}:
+            updates, name = updated_attribute(callback)
+            names = {"lr", "learning_rate", name}
+            if updates and not names & {*agent.hparams, *vars(agent)}:
                 raise ConfigurationError(
                     f"lr_find (LearningRateFinder) finds no lr of {type(agent).__name__} to update;"
                     " give update_attr=False, and set what it finds as the lr of the optimizer"

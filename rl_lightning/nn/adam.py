@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW
 
-ops: Any = torch
+from rl_lightning.nn.insides import fused_adam, steps_are_watched
+
 SIMPLE = ("amsgrad", "maximize", "capturable", "differentiable")
 
 
@@ -30,9 +31,7 @@ class DirectAdam:
         """Whether an optimizer is one whose steps can be taken, and nobody listens to them."""
         return (
             type(optimizer) in (Adam, AdamW)
-            and "step" not in vars(optimizer)
-            and not optimizer._optimizer_step_pre_hooks
-            and not optimizer._optimizer_step_post_hooks
+            and not steps_are_watched(optimizer)
             and all(_is_simple(group) for group in optimizer.param_groups)
         )
 
@@ -43,33 +42,12 @@ class DirectAdam:
             self.optimizer.step()  # which makes the state
             self._look_up()
             return
-        every = [[p.grad for p in parameters] for _, parameters, _ in self._held]
+        every: Any = [[p.grad for p in parameters] for _, parameters, _ in self._held]
         if any(grad is None for gradients in every for grad in gradients):
             self.optimizer.step()  # which leaves those parameters out
             return
         for (group, parameters, state), gradients in zip(self._held, every, strict=True):
-            means, squares, steps = state
-            beta1, beta2 = group["betas"]
-            decoupled = group.get("decoupled_weight_decay", False)
-            update = ops._fused_adamw_ if decoupled else ops._fused_adam_
-            ops._foreach_add_(steps, 1)
-            update(
-                parameters,
-                gradients,
-                means,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=None,
-                found_inf=None,
-            )
+            fused_adam(parameters, gradients, state, group)
 
     def _still_there(self) -> bool:
         """Whether what was looked up is the optimizer's state still."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rl_lightning.nn.insides import multiply_all, norms
+
 
 @torch.no_grad()
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> None:
@@ -17,8 +19,8 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> None:
     """
     if not gradients:
         return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[attr-defined]
+    norm = torch.linalg.vector_norm(norms(gradients))
     scale = max_norm / (norm + 1e-6)
     if norm.device.type == "cpu" and scale.item() >= 1.0:
         return
-    torch._foreach_mul_(gradients, scale.clamp(max=1.0))  # type: ignore[attr-defined]
+    multiply_all(gradients, scale.clamp(max=1.0))

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from rl_lightning.nn.insides import children
+
 WRAPPED = "_orig_mod"
 
 
@@ -24,17 +26,17 @@ def name_inside(module: nn.Module, name: str) -> str:
     here: nn.Module | None = module
     parts = []
     for part in plain_name(name).split("."):
-        while here is not None and WRAPPED in here._modules:
+        while here is not None and WRAPPED in children(here):
             parts.append(WRAPPED)
-            here = here._modules[WRAPPED]
+            here = children(here)[WRAPPED]
         parts.append(part)
-        here = None if here is None else here._modules.get(part)
+        here = None if here is None else children(here).get(part)
     return ".".join(parts)
 
 
 def has_compiled(module: nn.Module) -> bool:
     """Whether a part of it is wrapped by `torch.compile`."""
-    return any(WRAPPED in part._modules for part in module.modules())
+    return any(WRAPPED in children(part) for part in module.modules())
 
 
 # Hooks are functions of the module they are called with, so that they survive copies.

@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.nn.insides import is_heard, own_parameters
 
 M = TypeVar("M", bound=nn.Module)
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
@@ -26,19 +26,10 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
 
     For a small layer that way takes longer than the layer.
     """
-    if type(layer) is nn.Linear and _nobody_listens(layer):
-        return F.linear(x, layer._parameters["weight"], layer._parameters["bias"])  # type: ignore[arg-type]
+    if type(layer) is nn.Linear and not is_heard(layer):
+        own = own_parameters(layer)
+        return F.linear(x, own["weight"], own["bias"])
     return layer(x)
-
-
-def _nobody_listens(layer: nn.Module) -> bool:
-    return not (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or torch_module._has_any_global_hook()
-    )
 
 
 class MLP(nn.Sequential):
@@ -52,7 +43,7 @@ class MLP(nn.Sequential):
         for layer in self._modules.values():
             assert layer is not None
             activate = _IN_PLACE.get(type(layer))
-            if activate is not None and own and _nobody_listens(layer):
+            if activate is not None and own and not is_heard(layer):
                 x = activate(x)
                 continue
             x = linear(layer, x)

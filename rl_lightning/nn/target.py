@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rl_lightning.nn.compiled import plain_name
+from rl_lightning.nn.insides import copy_all, lerp_all
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,8 +55,8 @@ class TargetUpdate:
             return
         online, target = zip(*self.pairs, strict=True)
         if tau == 1.0:
-            torch._foreach_copy_(target, online)  # type: ignore[attr-defined]
+            copy_all(target, online)
         else:
-            torch._foreach_lerp_(target, online, tau)  # type: ignore[attr-defined]
+            lerp_all(target, online, tau)
         for source, copied in self.buffers:
             copied.copy_(source)

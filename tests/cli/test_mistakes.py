@@ -59,9 +59,13 @@ def test_a_mistake_ends_with_one_sentence(option, capfd):
 PAIRS = {
     "--model=DQN": (CARTPOLE, "DQN does not learn from rollouts: .*give --data ReplayDataModule"),
     "--model=PPO": (DQN, "PPO does not learn from replay: .*give --data RolloutDataModule"),
-    "--model=DQN --data=ReplayDataModule --data.total_frames=9000": (
+    "--model=DQN --data=ReplayDataModule --data.total_frames=9000 --model.max_grad_norm=9": (
         CARTPOLE,
-        "clip by model.max_grad_norm: give --trainer.gradient_clip_val null",
+        "gradient_clip_val: 0.5 .*max_grad_norm: 9.0 are two names of one thing",
+    ),
+    "--model=QTable --data.env=FrozenLake-v1": (
+        CARTPOLE,
+        "A table has no gradients: give --trainer.gradient_clip_val null",
     ),
 }
 

@@ -495,7 +495,7 @@ class ReplayBuffer:
         for leaf in self._leaves():
             if isinstance(leaf, OnceColumn):
                 for key in leaf.tables:
-                    used[f"{leaf.name}.table{key and '.'}{key}"] = len(leaf._digests)
+                    used[f"{leaf.name}.table{key and '.'}{key}"] = leaf.table_rows
         return used
 
     def _touched(self, before: np.ndarray, start: int, stop: int) -> bool:

@@ -194,6 +194,11 @@ class OnceColumn:
         return out if self.nested else out[""]
 
     @property
+    def table_rows(self) -> int:
+        """Rows of the tables that are or were in use, the empty first one included."""
+        return len(self._digests)
+
+    @property
     def table_bytes(self) -> int:
         """Bytes of all entries, with what finds them."""
         return sum(t.nbytes(self._slots.values()) for t in self.tables.values()) + 160 * len(self)
