@@ -63,8 +63,8 @@ PAIRS = {
         CARTPOLE,
         "gradient_clip_val: 0.5 .*max_grad_norm: 9.0 are two names of one thing",
     ),
-    "--model=QTable --data.env=FrozenLake-v1": (
-        CARTPOLE,
+    "--trainer.gradient_clip_val=0.5": (
+        ["--config", "configs/tabular/frozenlake-4x4.yaml"],
         "A table has no gradients: give --trainer.gradient_clip_val null",
     ),
 }
