@@ -14,8 +14,8 @@ from training import make_trainer as make_clipped
 
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule
-from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.writer import DatasetWriter
 
 
 def right(kind: str, bit: int) -> Any:

@@ -12,7 +12,8 @@ from probes import stack as batch_up
 
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.replay_collector import ReplayCollector
-from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype
+from rl_lightning.data.replay.buffer import ReplayBuffer
+from rl_lightning.data.replay.storage import action_dtype
 from rl_lightning.encoders import DictEncoder, MinAtarCNN, MLPEncoder
 from rl_lightning.envs.sync import LeanSyncVectorEnv
 

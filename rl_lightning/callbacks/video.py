@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.data.collect.collector import Stepper
+from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.envs.failures import failed
 
 

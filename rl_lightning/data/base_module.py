@@ -18,10 +18,10 @@ from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.evaluation import EpisodeLoader
+from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.evaluating import EvaluatingModule
-from rl_lightning.data.recordings.dataset import DatasetWriter
+from rl_lightning.data.recordings.writer import DatasetWriter
 from rl_lightning.data.resume.arguments import stored_arguments
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.sidecar import install

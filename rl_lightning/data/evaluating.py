@@ -14,8 +14,8 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
-from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import EpisodeRecorder
+from rl_lightning.data.recordings.writer import DatasetWriter
 
 
 class EvaluatingModule(L.LightningDataModule):

@@ -14,8 +14,14 @@ from rl_lightning.core.tree import to_device
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
-from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
-from rl_lightning.data.replay.storage import OBS_DTYPES, check_storage, storage_folder
+from rl_lightning.data.replay.buffer import ReplayBuffer
+from rl_lightning.data.replay.storage import (
+    OBS_DTYPES,
+    action_dtype,
+    action_example,
+    check_storage,
+    storage_folder,
+)
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.envs.make import Vectorization, WrapperSpec

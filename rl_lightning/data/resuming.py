@@ -9,7 +9,7 @@ import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 
 from rl_lightning.core.protocols import Trainee
-from rl_lightning.data.collect.collector import Stepper
+from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.envs.state import StateError

@@ -11,7 +11,8 @@ from replay_tools import Game, contents, features, same, tokens
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data.replay import arrays as arena
-from rl_lightning.data.replay.buffer import ReplayBuffer, action_example
+from rl_lightning.data.replay.buffer import ReplayBuffer
+from rl_lightning.data.replay.storage import action_example
 
 KINDS = {
     "plain": {"mask": True},

@@ -14,8 +14,9 @@ from PIL import Image
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.recordings.dataset import Dataset, DatasetWriter, read_dataset
+from rl_lightning.data.recordings.dataset import Dataset, read_dataset
 from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.writer import DatasetWriter
 
 s = gym.spaces
 NESTED = s.Dict(

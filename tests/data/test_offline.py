@@ -34,8 +34,8 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule
 from rl_lightning.data import offline_module as module
-from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.writer import DatasetWriter
 
 NARROW = partial(OfflineNetwork, hidden=(16,))
 SMALL = partial(ImpalaCNN, features=8, channels=(4,))

@@ -18,8 +18,8 @@ from rl_lightning import BC, DQN, MLPEncoder, QNetwork, ReplayDataModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings import into_buffer as preload
-from rl_lightning.data.recordings.dataset import DatasetWriter
 from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.writer import DatasetWriter
 from rl_lightning.exploration import EpsilonGreedy
 
 TINY = partial(QNetwork, hidden=(8,))

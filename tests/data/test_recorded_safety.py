@@ -16,8 +16,9 @@ from PIL import Image
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.recordings import hdf5 as hdf5_safety
-from rl_lightning.data.recordings.dataset import DatasetWriter, read_dataset, read_recorded
+from rl_lightning.data.recordings.dataset import read_dataset, read_recorded
 from rl_lightning.data.recordings.episode import Episode
+from rl_lightning.data.recordings.writer import DatasetWriter
 
 s = gym.spaces
 SPEC = EnvSpec(s.Dict(x=s.Box(-1, 1, (2,), np.float32)), s.Discrete(2), "Two-v0")

@@ -18,8 +18,9 @@ from rl_lightning import PPO, DictEncoder
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import EpisodeLoader, RolloutDataModule
-from rl_lightning.data.recordings.dataset import DatasetWriter, read_dataset, read_recorded
+from rl_lightning.data.recordings.dataset import read_dataset, read_recorded
 from rl_lightning.data.recordings.episode import Episode, EpisodeRecorder
+from rl_lightning.data.recordings.writer import DatasetWriter
 from rl_lightning.envs.make import make_vector_env
 
 

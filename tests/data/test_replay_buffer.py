@@ -8,7 +8,8 @@ from replay_tools import Game, same
 from scipy.stats import chisquare
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.data.replay.buffer import ReplayBuffer, action_dtype, action_example
+from rl_lightning.data.replay.buffer import ReplayBuffer
+from rl_lightning.data.replay.storage import action_dtype, action_example
 
 BOTH = pytest.mark.parametrize("next_step", [False, True])
 

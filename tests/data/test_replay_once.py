@@ -6,7 +6,8 @@ import torch
 from replay_tools import Game, features, tokens
 
 from rl_lightning.data.replay.arrays import Arena
-from rl_lightning.data.replay.columns import OnceColumn, make_column
+from rl_lightning.data.replay.columns import make_column
+from rl_lightning.data.replay.once import OnceColumn
 
 KINDS = ["features", "half", "tokens"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.protocols import Actor
 from rl_lightning.core.tree import first_row
-from rl_lightning.data.collect.collector import Stepper
 from rl_lightning.data.collect.patience import Patience
+from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.envs.failures import name
 

@@ -7,7 +7,7 @@ import torch
 
 from rl_lightning.core.protocols import Actor
 from rl_lightning.core.tree import rows
-from rl_lightning.data.collect.collector import Outcome, Stepper
+from rl_lightning.data.collect.stepper import Outcome, Stepper
 from rl_lightning.data.replay.buffer import ReplayBuffer
 
 
@@ -19,7 +19,7 @@ class ReplayCollector(Stepper):
         """Play some steps in every environment.
 
         Args:
-            agent: Actorthing with `observe`, `preprocess`, `act`, `act_uniformly` and
+            agent: Anything with `observe`, `preprocess`, `act`, `act_uniformly` and
                 `initial_state`; the caller has put it into eval mode and the right precision
                 context.
             buffer: Where to.

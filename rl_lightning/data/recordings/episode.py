@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +36,10 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+
+# What every episode has, as a file names it.
+PARTS = [field.name for field in fields(Episode) if field.name != "action_masks"]
 
 
 class EpisodeRecorder:
