@@ -109,3 +109,25 @@ def test_nobody_touches_what_others_keep_to_themselves(file):
             of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             of_parent = ast.unparse(node.value) == "super()"
             assert of_itself or of_parent, f"{file}:{node.lineno}: {ast.unparse(node)}"
+
+
+MOST_LINES = 350
+MOST_LINES_OF_AN_AGENT = 250
+MOST_SHARE = 0.15
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_can_be_read_at_a_sitting(file):
+    """A longer one would have to say why in its first line."""
+    lines = (ROOT / file).read_text().count("\n")
+    assert lines <= (MOST_LINES_OF_AN_AGENT if room(file) == "agents" else MOST_LINES)
+
+
+def test_no_room_is_a_cellar():
+    """But for agents, of which there are as many as there are algorithms."""
+    sizes: dict[str, int] = {}
+    for file in FILES:
+        sizes[room(file)] = sizes.get(room(file), 0) + (ROOT / file).read_text().count("\n")
+    total = sum(sizes.values())
+    for name, size in sizes.items():
+        assert name == "agents" or size <= MOST_SHARE * total, f"{name}: {size} of {total}"

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.loss import Loss
-from rl_lightning.trainer import is_logged
 
 _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 
@@ -16,23 +15,19 @@ _told: set[tuple[type, str]] = set()  # a loss is asked for thousands of times
 def former_loss(agent: Any, value: Tensor) -> Loss:
     """A loss that is its value alone, with what the agent has set beside it."""
     _tell(type(agent), "loss", "returned a tensor: return rl_lightning.Loss(value, metrics={...})")
-    told = agent.__dict__
-    return Loss(value, told.pop("_told", None), row_errors=told.pop("row_errors", None))
+    return Loss(value, agent.take_told(), row_errors=agent.__dict__.pop("row_errors", None))
 
 
 def former_should_log(agent: Any) -> bool:
     """Whether the trainer will write what this training step logs."""
     _tell(type(agent), "should_log", "is not needed any more: return Loss(value, metrics={...})")
-    return agent.due if agent.asked else is_logged(agent.trainer)
+    return agent.is_due()
 
 
 def former_log_training(agent: Any, metrics: Mapping[str, Any]) -> None:
     """Log losses."""
     _tell(type(agent), "log_training", "is not needed any more: return Loss(value, metrics={...})")
-    if agent.asked:  # in a `loss`; otherwise in a `training_step` of its own
-        agent.__dict__["_told"] = dict(metrics)
-    else:
-        agent.log_losses(metrics)
+    agent.tell(dict(metrics))
 
 
 def _tell(cls: type, name: str, what: str) -> None:

@@ -156,7 +156,7 @@ class QTable(Agent):
                 "value/q": self.policy(rows["obs"]).max(-1).values.mean(),
             },
         )
-        self._note(loss, more)
+        self.note(loss, more)
         return loss
 
     def gauges(self) -> dict[str, Any]:

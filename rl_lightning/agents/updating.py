@@ -5,34 +5,28 @@ listens, a step is therefore a run of updates, such as all minibatches of a roll
 logging and clipping mean updates all the same.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.deprecated import former_log_training, former_loss, former_should_log
-from rl_lightning.agents.finite import FiniteModule
+from rl_lightning.agents.deprecated import former_loss
+from rl_lightning.agents.logged import LoggedModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.loss import Loss
 from rl_lightning.nn.adam import DirectAdam
 from rl_lightning.nn.clip import clip_gradients
 from rl_lightning.trainer import (
     count_updates,
-    is_ever_logged,
     is_logged,
     is_plain,
-    log_now,
     share_count,
     single_updates,
     take_step,
 )
 
-MOST_NOTED = 256  # metrics that are kept before they are summed up
 
-
-class UpdatingModule(FiniteModule):
+class UpdatingModule(LoggedModule):
     """A module that takes steps of its optimizer on losses of batches."""
 
     max_grad_norm: float | None = None
@@ -44,10 +38,8 @@ class UpdatingModule(FiniteModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._stop = self._plain = self.due = self.asked = False
+        self._stop = self._plain = False
         self._step: Any = None
-        self._noted: list[Mapping[str, Any]] = []  # metrics of updates, and of earlier ones sums
-        self._sums: dict[str, tuple[Any, int]] = {}
 
     # --- what an algorithm is made of ---------------------------------------------------------
 
@@ -60,10 +52,6 @@ class UpdatingModule(FiniteModule):
 
     def after_update(self) -> None:
         """Called after every step of the optimizer: the place to update target networks."""
-
-    def gauges(self) -> Mapping[str, Tensor | float]:
-        """What is logged as it stands, beside the metrics of losses, which are means."""
-        return {}
 
     # --- steps of the trainer -----------------------------------------------------------------
 
@@ -114,7 +102,7 @@ class UpdatingModule(FiniteModule):
         index = -1
         try:
             for index, part in enumerate((batch,) if single else batch.batches()):
-                self.due = is_logged(self.trainer, index)
+                self._due = is_logged(self.trainer, index)
                 loss = self.make_update(part, index < planned - 1)
                 if loss.row_errors is not None and not single:
                     batch.row_errors = loss.row_errors
@@ -125,8 +113,8 @@ class UpdatingModule(FiniteModule):
             self.explain(error)
             raise
         for skipped in range(index + 1, planned):
-            if self._noted and is_logged(self.trainer, skipped):
-                self.log_losses(self._mean_metrics(), skipped < planned - 1)
+            if self.has_notes and is_logged(self.trainer, skipped):
+                self.log_losses(self.mean_metrics(), skipped < planned - 1)
         count_updates(self.trainer, planned)
         self.check_loss()
         return None
@@ -135,15 +123,15 @@ class UpdatingModule(FiniteModule):
         """What Lightning needs to make the update itself, with everything that may listen to it."""
         run = None if isinstance(batch, TensorDict) else batch
         (part,) = (batch,) if run is None else run.batches()
-        self.due = is_logged(self.trainer)
+        self._due = is_logged(self.trainer)
         loss = self.explained_loss(part)
         if run is not None and loss.row_errors is not None:
             run.row_errors = loss.row_errors
-        self._note(loss, False)
+        self.note(loss, False)
         if self._wants_stop(loss):
             self._stop = True
             # A stop may skip the step that would be logged: Lightning then writes this one.
-            self.log_losses(self._mean_metrics(), False)
+            self.log_losses(self.mean_metrics(), False)
         return loss.value
 
     def make_update(self, batch: TensorDict, more: bool = False) -> Loss:
@@ -157,7 +145,7 @@ class UpdatingModule(FiniteModule):
             The loss before the update.
         """
         loss = self.explained_loss(batch)
-        self._note(loss, more)
+        self.note(loss, more)
         self.update(loss.value)
         return loss
 
@@ -183,11 +171,11 @@ class UpdatingModule(FiniteModule):
 
     def explained_loss(self, batch: TensorDict) -> Loss:
         """The loss, of an agent of the version before too, which returns its value alone."""
-        self.asked = True
+        self._asked = True
         try:
             loss: Any = self.loss(batch)
         finally:
-            self.asked = False
+            self._asked = False
         return loss if isinstance(loss, Loss) else former_loss(self, loss)
 
     def stop_passes(self) -> bool:
@@ -248,51 +236,3 @@ class UpdatingModule(FiniteModule):
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             direct = DirectAdam.can_step(optimizer)
             self._step = DirectAdam(optimizer).step if direct else optimizer.step
-
-    # --- logging ------------------------------------------------------------------------------
-
-    should_log = property(former_should_log)
-    log_training = former_log_training
-
-    def _note(self, loss: Loss, more: bool) -> None:
-        """Keep an update's metrics, and where it is due log their means since the last time.
-
-        Args:
-            loss: Of the update.
-            more: Whether the trainer's step goes on.
-        """
-        if is_ever_logged(self.trainer):
-            self._noted.append(loss.metrics)
-            if len(self._noted) >= MOST_NOTED:
-                self._sum_up()
-        if self.due:
-            self.log_losses(self._mean_metrics(), more)
-
-    def _sum_up(self) -> None:
-        noted: dict[str, list[Any]] = {}
-        for metrics in self._noted:
-            for name, value in metrics.items():
-                noted.setdefault(name, []).append(value)
-        self._noted = []
-        for name, values in noted.items():
-            tensors = isinstance(values[0], Tensor)
-            total, count = self._sums.get(name, (0.0, 0))
-            total = total + (torch.stack(values).sum() if tensors else sum(values))
-            self._sums[name] = total, count + len(values)
-
-    def _mean_metrics(self) -> dict[str, Any]:
-        """Means since the last time that they were asked for."""
-        self._sum_up()
-        sums, self._sums = self._sums, {}
-        return {name: total / count for name, (total, count) in sums.items()}
-
-    def log_losses(self, metrics: Mapping[str, Any], more: bool = False) -> None:
-        """Log losses beside the clock's metrics, on the axis of environment frames."""
-        everything = {**metrics, **self.gauges(), **self._measure()}
-        if self.trainer.optimizers:
-            everything["optim/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        # "step" in the same call is what makes frames the x axis of TensorBoard.
-        everything["step"] = float(self.frames)
-        self.log_dict(everything)
-        if more:  # the trainer writes what stands there at its step's end
-            log_now(self.trainer, everything)

@@ -1,5 +1,6 @@
 """Replay contents: begun with recordings, saved beside checkpoints, gone on from."""
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,34 @@ class ReplayContents(RLDataModule):
             f"data.num_envs: {self.num_envs} on {self._trainer.world_size} ranks, and stay where "
             "they are"
         )
+
+    def warm_up(self) -> None:
+        """Play the frames that come before the first update."""
+        assert self.buffer is not None
+        world = self._trainer.world_size
+        self.agent.begin_rollout()
+        if self.frames < self.warmup_frames:
+            while self.frames < self.warmup_frames:  # steps that only reset are no frames
+                missing = self.warmup_frames - self.frames
+                self._play(math.ceil(missing / (self.num_envs * world)), True)
+        elif self._lost is not None:
+            # Resumed without contents: the policy, not chance, fills the buffer anew.
+            rank_zero_warn(
+                f"{self._lost}: the policy plays {self.refill} frames before learning goes on"
+            )
+            self._play(math.ceil(self.refill / (self.num_envs * world)), False)
+        else:
+            return
+        self._lost = None
+        self.agent.synchronize()
+        self.agent.begin_rollout()  # a tuned model's features are standardised from here on
+
+    def _play(self, steps: int, uniformly: bool) -> None:
+        assert self.buffer is not None
+        collector: Any = self.collector
+        with self.acting() as agent:
+            frames = collector.collect(agent, self.buffer, steps, uniformly)
+        self.count(frames)
 
     @property
     def refill(self) -> int:

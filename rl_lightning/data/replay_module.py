@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -304,27 +303,6 @@ class ReplayDataModule(ReplayContents):
             for _ in range(self.gradient_steps):
                 yield self.next_batch()
 
-    def warm_up(self) -> None:
-        """Play the frames that come before the first update."""
-        assert self.buffer is not None
-        world = self._trainer.world_size
-        self.agent.begin_rollout()
-        if self.frames < self.warmup_frames:
-            while self.frames < self.warmup_frames:  # steps that only reset are no frames
-                missing = self.warmup_frames - self.frames
-                self._play(math.ceil(missing / (self.num_envs * world)), True)
-        elif self._lost is not None:
-            # Resumed without contents: the policy, not chance, fills the buffer anew.
-            rank_zero_warn(
-                f"{self._lost}: the policy plays {self.refill} frames before learning goes on"
-            )
-            self._play(math.ceil(self.refill / (self.num_envs * world)), False)
-        else:
-            return
-        self._lost = None
-        self.agent.synchronize()
-        self.agent.begin_rollout()  # a tuned model's features are standardised from here on
-
     def collect(self) -> None:
         """Collect the frames that pay for one round of updates."""
         self._play(self.collect_frames // self.num_envs, False)
@@ -368,10 +346,3 @@ class ReplayDataModule(ReplayContents):
                 "its loss returns no row_errors"
             )
         self.buffer.set_priorities(index, (errors.abs() + self.priority_eps) ** self.priority_alpha)
-
-    def _play(self, steps: int, uniformly: bool) -> None:
-        assert self.buffer is not None
-        collector: Any = self.collector
-        with self.acting() as agent:
-            frames = collector.collect(agent, self.buffer, steps, uniformly)
-        self.count(frames)

@@ -153,10 +153,10 @@ def test_many_notes_are_summed_up():
     module = rollouts()
     agent = fit(PLAIN(module.spec), module, log_every_n_steps=10**9)
     for value in range(1000):
-        agent._note(Loss(torch.tensor(0.0), {"a": torch.tensor(float(value)), "b": 1.0}), False)
+        agent.note(Loss(torch.tensor(0.0), {"a": torch.tensor(float(value)), "b": 1.0}), False)
         assert len(agent._noted) < 256
     agent._sums.pop("loss/policy", None)
-    assert agent._mean_metrics()["a"] == pytest.approx(499.5)
+    assert agent.mean_metrics()["a"] == pytest.approx(499.5)
 
 
 # --- what needs single updates -------------------------------------------------------------------
