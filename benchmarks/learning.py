@@ -34,51 +34,6 @@ PACKAGES = ("torch", "lightning", "gymnasium", "minigrid", "transformers", "peft
 TABLE = """\
 | configuration | environment | frames | random | threshold | mean ± std | worst seed | solved |
 |---|---|--:|--:|--:|--:|--:|--:|"""
-# What counts as solved, by the results' names. Others are reported without a threshold.
-THRESHOLDS = {
-    "ppo-cartpole": ("return", 475),
-    "a2c-cartpole": ("return", 475),
-    "reinforce-cartpole": ("return", 475),
-    "reinforce-cartpole-no-baseline": ("return", 475),
-    "ppo-cartpole-recurrent": ("return", 450),
-    "ppo-acrobot": ("return", -90),
-    "ppo-pendulum": ("return", -250),
-    "ppo-mountaincar-continuous": ("return", 90),
-    "ppo-minigrid": ("success", 0.9),
-    "ppo-babyai-text": ("success", 0.9),
-    "ppo-textmaze": ("success", 0.95),
-    "dqn-cartpole": ("return", 475),
-    "dqn-acrobot": ("return", -90),
-    "discrete_sac-acrobot": ("return", -90),
-    "dqn-cartpole-rainbow": ("return", 475),
-    "dqn-lunarlander": ("return", 200),
-    "dqn-minatar-breakout": ("return", None),  # compared with a random policy
-    "dqn-textmaze": ("success", 0.95),
-    "dqn-bitflip-her": ("success", 0.95),
-    "dqn-bitflip-plain": ("success", 0.95),
-    "ddpg-pendulum": ("return", -170),
-    "td3-pendulum": ("return", -170),
-    "sac-pendulum": ("return", -170),
-    "sac-mountaincar-continuous": ("return", 90),
-    "discrete_sac-lunarlander": ("return", 200),
-    "sac-lunarlander": ("return", 200),
-    "bc-cartpole": ("return", 475),
-    "iql-pendulum": ("return", -250),
-    "bc-pendulum": ("return", None),  # compared with IQL's, of the same data
-    # Best at γ = 0.99 within the time limit: 1, 1, 0.74, 0.63, −13, 7.93 and −8.
-    "tabular-frozenlake-4x4": ("return", 1),
-    "tabular-frozenlake-8x8": ("return", 1),
-    "tabular-frozenlake-4x4-slippery": ("return", 0.7),
-    "tabular-frozenlake-8x8-slippery": ("return", 0.6),
-    "tabular-cliffwalking": ("return", -13),
-    "tabular-taxi": ("return", 7.5),
-    "tabular-textmaze": ("return", -8),
-    # Compared with each other, at equal frames.
-    "ppo-textmaze-random-frozen": ("success", None),
-    "ppo-textmaze-random-lora": ("success", None),
-    "ppo-textmaze-random-full": ("success", None),
-}
-
 # What must be run before the seeds, by the results' names: the file that it makes, and the
 # commands, as they stand in the configuration's comments. They are left out where the file is.
 _PENDULUM = (
@@ -167,7 +122,7 @@ def run_config(
     """
     config = yaml.safe_load(path.read_text())
     name = f"{path.parent.name}-{path.stem}"
-    metric, threshold = THRESHOLDS.get(name, ("return", None))
+    metric, threshold = judged(path)
     prepare(name)
     result = {
         "name": name,
@@ -269,6 +224,16 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for tag in events.Tags()["scalars"]:
             found.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
     return found
+
+
+def judged(path: Path) -> tuple[str, float | None]:
+    """What a configuration is judged by, as a comment of it says, and from where it is solved."""
+    said = re.search(
+        r"^# judged by (return|success)(?:, solved from (\S+))?", path.read_text(), re.M
+    )
+    if said is None:
+        return "return", None
+    return said[1], None if said[2] is None else float(said[2])
 
 
 def digest(path: Path) -> str:

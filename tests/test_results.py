@@ -30,6 +30,7 @@ def test_a_configuration_quotes_its_own_result(config):
     command, quoted = path.read_text().splitlines()[:2]
     assert command == f"# rl-lightning fit --config {config}"
     assert quoted == learning.summary(result)
+    assert (result["metric"], result["threshold"]) == learning.judged(path)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
