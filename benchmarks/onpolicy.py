@@ -115,8 +115,10 @@ def run_here(library: str, name: str, frames: int, seed: int) -> None:
     """One run in this process; prints one line of JSON."""
     prepare_process()
     train = train_rl_lightning if library == "rl_lightning" else train_sb3
+    began = time.process_time()
     seconds, policy = train(SETTINGS[name], frames, seed)
-    print(json.dumps({"fps": frames / seconds, "return": evaluate(policy)}))
+    cpu = time.process_time() - began
+    print(json.dumps({"fps": frames / seconds, "cpu": cpu, "return": evaluate(policy)}))
 
 
 def main() -> None:

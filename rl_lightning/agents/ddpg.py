@@ -107,12 +107,12 @@ class DDPG(ReplayAgent):
     def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         with torch.no_grad():
-            following = target.features(batch["next_obs"])
-            next_q = target.q(following, target.action(following))[0]
-            goal = batch["reward"] + batch["discount"] * next_q
+            next_features = target.features(batch["next_obs"])
+            next_q = target.q(next_features, target.action(next_features))[0]
+            td_target = batch["reward"] + batch["discount"] * next_q
 
         features = policy.features(batch["obs"])
-        error = policy.q(features, policy.from_env(batch["action"]))[0] - goal
+        error = policy.q(features, policy.from_env(batch["action"]))[0] - td_target
         q_loss = losses.weighted_mean(0.5 * error.square(), batch.get("weight", None))
         seen = features.detach()
         policy_loss = -policy.q(seen, policy.action(seen), frozen=True).mean()

@@ -120,17 +120,17 @@ class DiscreteSAC(ReplayAgent):
         policy, target = self.policy, self.target
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
-            following = policy.features(batch["next_obs"])
-            next_policy = policy.policy(following, batch.get("next_action_mask", None))
+            next_features = policy.features(batch["next_obs"])
+            next_policy = policy.policy(next_features, batch.get("next_action_mask", None))
             if target.encoder is not policy.encoder:
-                following = target.features(batch["next_obs"])
-            next_q = target.q(following).amin(0)
-            goal = batch["reward"] + batch["discount"] * self._soft_value(next_q, next_policy)
+                next_features = target.features(batch["next_obs"])
+            next_q = target.q(next_features).amin(0)
+            td_target = batch["reward"] + batch["discount"] * self._soft_value(next_q, next_policy)
 
         features = policy.features(batch["obs"])
         q = policy.q(features)  # (2, N, A)
         index = (batch["action"] - self.start)[None, :, None].expand(2, -1, 1)
-        error = q.gather(2, index).squeeze(2) - goal  # (2, N)
+        error = q.gather(2, index).squeeze(2) - td_target  # (2, N)
         weight = batch.get("weight", None)
         q_loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
 

@@ -155,10 +155,10 @@ class DQN(ReplayAgent):
     @torch.no_grad()
     def bootstrap(self, batch: TensorDict) -> Tensor:
         """What the target network says of the best next actions, `[N]` or `[N, atoms]`."""
-        following = self.target(batch["next_obs"])
-        chooser = self.policy(batch["next_obs"]) if self.double_q else following
+        next_out = self.target(batch["next_obs"])
+        chooser = self.policy(batch["next_obs"]) if self.double_q else next_out
         best = greedy_action(self.values(chooser), batch.get("next_action_mask", None))
-        return pick(following, best)
+        return pick(next_out, best)
 
     def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of each row with gradient, its error, and Q(s, a), `[N]` each.
@@ -168,27 +168,27 @@ class DQN(ReplayAgent):
         not keep.
         """
         out = pick(self.policy(batch["obs"]), batch["action"] - self.start)
-        following = self.bootstrap(batch)
+        next_out = self.bootstrap(batch)
         reward, discount = batch["reward"], batch["discount"]
         if self.distribution == "categorical":
-            goal = losses.project_distribution(
-                self.support, following.softmax(-1), reward, discount
+            td_target = losses.project_distribution(
+                self.support, next_out.softmax(-1), reward, discount
             )
             log_prob = F.log_softmax(out, dim=-1)
-            loss = -(goal * log_prob).sum(-1)
-            divergence = loss.detach() + torch.xlogy(goal, goal).sum(-1)
+            loss = -(td_target * log_prob).sum(-1)
+            divergence = loss.detach() + torch.xlogy(td_target, td_target).sum(-1)
             return loss, divergence.clamp(min=0.0), log_prob.detach().exp() @ self.support
         if self.distribution == "quantile":
-            goal = reward[:, None] + discount[:, None] * following
+            td_target = reward[:, None] + discount[:, None] * next_out
             value = out.detach().mean(1)
-            return losses.quantile_huber(out, goal), goal.mean(1) - value, value
-        goal = reward + discount * following
+            return losses.quantile_huber(out, td_target), td_target.mean(1) - value, value
+        td_target = reward + discount * next_out
         if self.error == "huber":
-            rows = F.smooth_l1_loss(out, goal, reduction="none")
+            rows = F.smooth_l1_loss(out, td_target, reduction="none")
         else:
-            rows = 0.5 * F.mse_loss(out, goal, reduction="none")
+            rows = 0.5 * F.mse_loss(out, td_target, reduction="none")
         value = out.detach()
-        return rows, goal - value, value
+        return rows, td_target - value, value
 
     def loss(self, batch: TensorDict) -> Loss:
         self.policy.resample()

@@ -125,13 +125,13 @@ class IQL(ReplayAgent):
             shared = target.encoder is policy.encoder
             target_q = target.q(seen if shared else target.features(batch["obs"]), action).amin(0)
             next_value = policy.v(policy.features(batch["next_obs"]))
-            goal = batch["reward"] + batch["discount"] * next_value
+            td_target = batch["reward"] + batch["discount"] * next_value
 
         value = policy.v(seen)
         value_loss = losses.expectile_loss(target_q - value, self.expectile)  # eq. 5
 
         q = policy.q(features, action)  # (2, N)
-        error = q - goal
+        error = q - td_target
         q_loss = error.square().sum(0).mean()  # eq. 6
 
         advantage = target_q - value.detach()

@@ -93,7 +93,7 @@ class PPO(Agent):
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
         log_prob, value = self.policy.recall(steps)
-        next_value = self.policy.following_values(rollout, value)
+        next_value = self.policy.next_values(rollout, value)
         terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
         advantage = gae(
             steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda

@@ -178,11 +178,11 @@ class QTable(Agent):
         """
         if "valid" in rows:
             rows = {key: value[rows["valid"]] for key, value in rows.items()}
-        table, following = self._follow(rows)
+        table, next_value = self._next_value(rows)
         q, updates = self.policy.q.view(-1), self.policy.updates.view(-1)
         _, states, actions = self.policy.q.shape
         cell = (table * states + rows["obs"]) * actions + rows["action"] - self.start
-        error = rows["reward"] + rows["discount"] * following - q[cell]
+        error = rows["reward"] + rows["discount"] * next_value - q[cell]
         cell, where, count = cell.unique(return_inverse=True, return_counts=True)
         mean = torch.zeros_like(cell, dtype=error.dtype).index_add_(0, where, error) / count
         updates[cell] += 1
@@ -194,7 +194,7 @@ class QTable(Agent):
         alpha = self.alpha * factor(self.alpha_schedule, self.progress)
         return alpha * n.to(self.policy.q.dtype) ** -self.alpha_decay
 
-    def _follow(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _next_value(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Which table each row moves, int64 `[N]`, and q′ of its next observation, `[N]`."""
         x, mask = rows["next_obs"], rows.get("next_action_mask")
         table = torch.zeros_like(x)

@@ -76,7 +76,7 @@ class REINFORCE(Agent):
         done = terminated | steps["truncated"]
         if self.baseline:
             _, value = self.policy.recall(steps)
-            next_value = self.policy.following_values(rollout, value)
+            next_value = self.policy.next_values(rollout, value)
             advantage = gae(reward, value, next_value, terminated, done, self.gamma, 1.0)
             return self.policy.training_batch(
                 steps, value=value, advantage=advantage, target=advantage + value

@@ -138,17 +138,17 @@ class SAC(ReplayAgent):
         alpha = self.log_alpha.detach().exp()
 
         with torch.no_grad():
-            following = policy.features(batch["next_obs"])
-            next_policy = policy.policy(following)
+            next_features = policy.features(batch["next_obs"])
+            next_policy = policy.policy(next_features)
             latent = next_policy.sample()
             if target.encoder is not policy.encoder:
-                following = target.features(batch["next_obs"])
-            next_q = target.q(following, latent.tanh()).amin(0)
+                next_features = target.features(batch["next_obs"])
+            next_q = target.q(next_features, latent.tanh()).amin(0)
             soft_value = next_q - alpha * next_policy.log_prob(latent)
-            goal = batch["reward"] + batch["discount"] * soft_value
+            td_target = batch["reward"] + batch["discount"] * soft_value
 
         q = policy.q(features, policy.from_env(batch["action"]))  # (2, N)
-        error = q - goal
+        error = q - td_target
         weight = batch.get("weight", None)
         q_loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
 

@@ -122,17 +122,17 @@ class TD3(ReplayAgent):
     def loss(self, batch: TensorDict) -> Loss:
         policy, target = self.policy, self.target
         with torch.no_grad():
-            following = target.features(batch["next_obs"])
-            action = target.action(following)
+            next_features = target.features(batch["next_obs"])
+            action = target.action(next_features)
             noise = (torch.randn_like(action) * self.target_noise).clamp(
                 -self.target_noise_clip, self.target_noise_clip
             )
-            next_q = target.q(following, (action + noise).clamp(-1.0, 1.0)).amin(0)
-            goal = batch["reward"] + batch["discount"] * next_q
+            next_q = target.q(next_features, (action + noise).clamp(-1.0, 1.0)).amin(0)
+            td_target = batch["reward"] + batch["discount"] * next_q
 
         features = policy.features(batch["obs"])
         q = policy.q(features, policy.from_env(batch["action"]))  # (2, N)
-        error = q - goal
+        error = q - td_target
         weight = batch.get("weight", None)
         q_loss = loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
 

@@ -50,10 +50,10 @@ def read_model(env: gym.Env) -> Model:
     reward = np.zeros((states, actions))
     for s in range(states):
         for a in range(actions):
-            for probability, following, gain, terminated in table[s][a]:
+            for probability, next_state, gain, terminated in table[s][a]:
                 reward[s, a] += probability * gain
                 if not terminated:
-                    transition[s, a, following] += probability
+                    transition[s, a, next_state] += probability
             total = sum(entry[0] for entry in table[s][a])
             if abs(total - 1) > 1e-9:
                 raise ValueError(
@@ -95,9 +95,9 @@ def value_iteration(
     halved, since = np.inf, 0
     while True:
         q = model.reward + gamma * (transition @ v).reshape(states, actions)
-        following = q.max(1)
-        change = float(np.abs(following - v).max())
-        v = following
+        next_v = q.max(1)
+        change = float(np.abs(next_v - v).max())
+        v = next_v
         if change <= max(bound, 4 * np.finfo(v.dtype).eps * float(np.abs(v).max())):
             return v, q
         if change <= halved / 2:

@@ -65,10 +65,10 @@ def next_values(
     Returns:
         `[T, B]`; at terminated steps the entry is meaningless and must be cut by the caller.
     """
-    following = torch.cat([value[1:], last_value[None]])
+    found = torch.cat([value[1:], last_value[None]])
     if final_index is not None and final_value is not None:
-        following[final_index] = final_value.to(following.dtype)
-    return following
+        found[final_index] = final_value.to(found.dtype)
+    return found
 
 
 def gae(

@@ -1,5 +1,6 @@
 """Encoder, optional memory, action head and value head, as one small object."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,10 +8,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.sharing import sharing
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
+from rl_lightning.maths import returns
 from rl_lightning.maths.distributions import DiagonalGaussian
-from rl_lightning.maths.returns import next_values
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import MLP, Activation, mlp, orthogonal_, widths
@@ -190,7 +192,7 @@ class ActorCritic(Policy):
         now = self.evaluate(steps.reshape(-1))
         return now.log_prob.view(steps.shape), now.value.view(steps.shape)
 
-    def following_values(self, rollout: Rollout, value: Tensor) -> Tensor:
+    def next_values(self, rollout: Rollout, value: Tensor) -> Tensor:
         """V(sₜ₊₁), where sₜ₊₁ is what step t led to: at a truncation, the final observation.
 
         Args:
@@ -204,7 +206,17 @@ class ActorCritic(Policy):
         final_value = None
         if rollout.final_obs is not None:
             final_value = self.value(rollout.final_obs, rollout.final_state)
-        return next_values(value, last_value, rollout.final_index, final_value)
+        return returns.next_values(value, last_value, rollout.final_index, final_value)
+
+    def following_values(self, rollout: Rollout, value: Tensor) -> Tensor:
+        """The former name of `next_values`."""
+        warnings.warn(
+            "ActorCritic.following_values is next_values now; the former name goes with the next "
+            "version",
+            FormerWarning,
+            stacklevel=2,
+        )
+        return self.next_values(rollout, value)
 
     @staticmethod
     def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:

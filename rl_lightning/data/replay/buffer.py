@@ -146,7 +146,7 @@ class ReplayBuffer(ReplayFiles):
         """
         count = index.shape[0]  # not `len`, which torch takes a way round to
         if n_step == 1:
-            following = (index + self.num_envs) % self.size
+            next_index = (index + self.num_envs) % self.size
             reward = self.reward.index_select(0, index)
             terminated = self.flags.index_select(0, index) & TERMINATED
             discount = torch.where(terminated == 0, gamma, 0.0)
@@ -160,8 +160,8 @@ class ReplayBuffer(ReplayFiles):
                 (flags & TRUNCATED) != 0,
                 gamma,
             )
-            following = (index + self.num_envs * taken) % self.size
-        both = torch.cat([index, following])
+            next_index = (index + self.num_envs * taken) % self.size
+        both = torch.cat([index, next_index])
         self.arena.touch(2 * count, scattered=True)
         batch = {"action": self.columns["action"].read(index), "reward": reward}
         batch["discount"] = discount
