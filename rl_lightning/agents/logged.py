@@ -20,7 +20,7 @@ class LoggedModule(FiniteModule):
     def __init__(self) -> None:
         super().__init__()
         self._due = False  # whether the trainer writes what the present update leaves
-        self._asked = False  # whether a `loss` is being asked for
+        self._asked = False  # whether our own `training_step` asks for a `loss`
         self._told: Mapping[str, Any] | None = None
         self._noted: list[Mapping[str, Any]] = []  # metrics of updates, and of earlier ones sums
         self._sums: dict[str, tuple[Any, int]] = {}
@@ -74,10 +74,12 @@ class LoggedModule(FiniteModule):
             total = total + (torch.stack(values).sum() if tensors else sum(values))
             self._sums[name] = total, count + len(values)
 
-    def mean_metrics(self) -> dict[str, Any]:
-        """Means since the last time that they were asked for."""
+    def mean_metrics(self, keep: bool = False) -> dict[str, Any]:
+        """Means since the last time that they were asked for, and not to be kept."""
         self._sum_up()
-        sums, self._sums = self._sums, {}
+        sums = self._sums
+        if not keep:
+            self._sums = {}
         return {name: total / count for name, (total, count) in sums.items()}
 
     def log_losses(self, metrics: Mapping[str, Any], more: bool = False) -> None:

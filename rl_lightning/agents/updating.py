@@ -95,14 +95,20 @@ class UpdatingModule(LoggedModule):
         Returns:
             The loss where Lightning makes the update; None where it is made already.
         """
-        if self.automatic_optimization:
-            return self._single_update(batch)
+        self._asked = True
+        try:
+            return self._single_update(batch) if self.automatic_optimization else self._run(batch)
+        finally:
+            self._asked = False
+
+    def _run(self, batch: Any) -> None:
+        """Make the updates of a run, or of a single batch."""
         single = isinstance(batch, TensorDict)
         planned = 1 if single else len(batch)
         index = -1
         try:
             for index, part in enumerate((batch,) if single else batch.batches()):
-                self._due = is_logged(self.trainer, index)
+                self.__dict__["_due"] = is_logged(self.trainer, index)
                 loss = self.make_update(part, index < planned - 1)
                 if loss.row_errors is not None and not single:
                     batch.row_errors = loss.row_errors
@@ -117,7 +123,6 @@ class UpdatingModule(LoggedModule):
                 self.log_losses(self.mean_metrics(), skipped < planned - 1)
         count_updates(self.trainer, planned)
         self.check_loss()
-        return None
 
     def _single_update(self, batch: Any) -> Tensor:
         """What Lightning needs to make the update itself, with everything that may listen to it."""
@@ -130,8 +135,9 @@ class UpdatingModule(LoggedModule):
         self.note(loss, False)
         if self._wants_stop(loss):
             self._stop = True
-            # A stop may skip the step that would be logged: Lightning then writes this one.
-            self.log_losses(self.mean_metrics(), False)
+            # A stop may skip the step that would be logged: Lightning then writes this one. It may
+            # as well not, so the next point is told of these updates too.
+            self.log_losses(self.mean_metrics(keep=True))
         return loss.value
 
     def make_update(self, batch: TensorDict, more: bool = False) -> Loss:
@@ -166,16 +172,12 @@ class UpdatingModule(LoggedModule):
         self._updated()
 
     def _updated(self) -> None:
-        self.updates += 1
+        self.__dict__["updates"] = self.updates + 1  # `nn.Module` would look for parameters
         self.after_update()
 
     def explained_loss(self, batch: TensorDict) -> Loss:
         """The loss, of an agent of the version before too, which returns its value alone."""
-        self._asked = True
-        try:
-            loss: Any = self.loss(batch)
-        finally:
-            self._asked = False
+        loss: Any = self.loss(batch)
         return loss if isinstance(loss, Loss) else former_loss(self, loss)
 
     def stop_passes(self) -> bool:

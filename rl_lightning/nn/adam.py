@@ -50,19 +50,21 @@ class DirectAdam:
             fused_adam(parameters, gradients, state, group)
 
     def _still_there(self) -> bool:
-        """Whether what was looked up is the optimizer's state still."""
-        state = self.optimizer.state
-        return bool(self._held) and all(
-            state[parameters[0]].get("exp_avg") is means[0]
-            for _, parameters, (means, _, _) in self._held
+        """Whether what was looked up is the optimizer's state still, and all of it."""
+        groups, state = self.optimizer.param_groups, self.optimizer.state
+        return len(self._held) == len(groups) and all(
+            held is group
+            and len(parameters) == len(group["params"])
+            and state[parameters[0]].get("exp_avg") is means[0]
+            for group, (held, parameters, (means, _, _)) in zip(groups, self._held, strict=True)
         )
 
     def _look_up(self) -> None:
         self._held = []
-        groups = self.optimizer.param_groups
-        for group in groups:
-            parameters = [p for p in group["params"] if p.requires_grad]
-            states = [self.optimizer.state[p] for p in parameters]
+        for group in self.optimizer.param_groups:
+            # All of them: what is not trained now may be later.
+            parameters = list(group["params"])
+            states = [self.optimizer.state.get(p) for p in parameters]
             if not parameters or not all(states):
                 self._held = []  # some have had no gradient yet
                 return

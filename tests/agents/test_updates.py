@@ -330,6 +330,26 @@ def test_a_kl_stop_ends_the_run(every):
     assert {step for step, _ in written[0]} == {step for step, _ in written[1]}
 
 
+@pytest.mark.parametrize("callback", [Runs, Single])
+def test_a_stop_loses_no_metrics(callback):
+    """Two updates of each rollout are made of twelve, and the first point is in the second."""
+    seen = []
+
+    class Stops(PPO):
+        def loss(self, batch):
+            loss = super().loss(batch)
+            seen.append(loss.value.item())
+            stop = torch.tensor(1.0 if len(seen) % 2 == 0 else -1.0)
+            return Loss(loss.value, {"loss/all": loss.value}, stop=stop)
+
+    module, logger = rollouts(), Points()
+    fit(Stops(module.spec), module, callbacks=[callback()], logger=logger, log_every_n_steps=20)
+    assert len(seen) == 8
+    values = [value for _, value in logger.of("loss/all")]
+    assert values[0] == pytest.approx(sum(seen[:4]) / 4)
+    assert len(values) == 2
+
+
 class SavesOnce(Callback):
     def __init__(self, path):
         self.path = path

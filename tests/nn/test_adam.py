@@ -73,6 +73,26 @@ def test_groups_rates_and_states_may_change():
     assert equal(*ends)
 
 
+@pytest.mark.parametrize("how", ["unfrozen", "added"])
+def test_what_comes_later_is_trained_too(how):
+    ends = []
+    for direct in (True, False):
+        net = network()
+        first, last = list(net[0].parameters()), list(net[2].parameters())
+        optimizer = FUSED([*first, *last] if how == "unfrozen" else first)
+        net[2].requires_grad_(how == "added")
+        take = DirectAdam(optimizer).step if direct else optimizer.step
+        train(net, take, range(3))
+        if how == "unfrozen":
+            net[2].requires_grad_(True)
+        else:
+            optimizer.add_param_group({"params": last})
+        train(net, take, range(3, 6))
+        ends.append(net)
+    assert equal(*ends)
+    assert not torch.equal(ends[0][2].weight, network()[2].weight)
+
+
 def test_what_it_leaves_to_torch():
     parameters = [*network().parameters()]
     for other in (
