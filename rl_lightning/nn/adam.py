@@ -64,7 +64,7 @@ class DirectAdam:
         for group in self.optimizer.param_groups:
             # All of them: what is not trained now may be later.
             parameters = list(group["params"])
-            states = [self.optimizer.state.get(p) for p in parameters]
+            states: Any = [self.optimizer.state.get(p) for p in parameters]
             if not parameters or not all(states):
                 self._held = []  # some have had no gradient yet
                 return
