@@ -79,8 +79,6 @@ class ReplayBuffer(ReplayFiles):
         self._is_plain = False  # whether a row of it is no more than an entry of each array
         self.priorities = Priorities(self.size, self._starting) if prioritized else None
 
-    # --- writing --------------------------------------------------------------------------------
-
     # --- reading --------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -211,8 +209,6 @@ class ReplayBuffer(ReplayFiles):
         if self.priorities is not None:
             row += self.priorities.itemsize
         return (row * self.used + once) / max(len(self), 1)
-
-    # --- snapshots ------------------------------------------------------------------------------
 
 
 def _halves(x: Any, count: int) -> tuple[Any, Any]:
