@@ -90,6 +90,32 @@ register_type(
 )
 
 
+class LiteralInteger(int):
+    """Stands for `int` beside `float`: 1 is an integer and 1.0 is none.
+
+    Python keeps one of `int | float` and `float | int` for both, whichever a program names first;
+    a parser that tries them in turn then reads `limit_val_batches: 1`, one batch, as 1.0, all.
+    """
+
+
+LiteralInteger.__name__ = "int"
+
+
+def _literal_integer(value: Any) -> int:
+    number = yaml.safe_load(value) if isinstance(value, str) else value
+    if type(number) is not int:
+        raise ValueError(f"Expected a <class 'int'>. Got value: {value}")
+    return number
+
+
+register_type(
+    LiteralInteger,
+    serializer=_literal_integer,
+    deserializer=_literal_integer,
+    type_check=lambda value, _: type(value) is int,
+)
+
+
 def take_whole_floats(action: Any) -> None:
     """Let an argument of the parser that is an int, or holds some, take whole floats for them."""
     hint = getattr(action, "_typehint", None)
@@ -106,7 +132,10 @@ def _with_whole_numbers(hint: Any) -> Any:
         return hint
     if origin in (Union, UnionType):
         if {float, str} & set(inner):  # there 1.0 and 1 differ
-            return hint
+            if not {float, int} <= set(inner):
+                return hint
+            rest = [part for part in inner if part is not int]
+            return Union[(LiteralInteger, *rest)]
         return Union[tuple(_with_whole_numbers(part) for part in inner)]  # noqa: UP007
     if origin in _CONTAINERS:
         return origin[tuple(_with_whole_numbers(part) for part in inner)]

@@ -1,11 +1,13 @@
 """Numbers on the command line: whole floats where integers are meant, and negative ones."""
 
+from typing import Union
+
 import pytest
 import yaml
 from test_cli import CARTPOLE, error_of
 
 from rl_lightning.cli.command import main
-from rl_lightning.cli.parser import join_negative_numbers
+from rl_lightning.cli.parser import Parser, join_negative_numbers
 
 
 def printed(options, capfd):
@@ -43,6 +45,17 @@ def test_where_a_float_means_something_else_it_stays_one(capfd):
     assert list(map(type, shares)) == [float, int]
     assert type(config["data"]["init_args"]["env_kwargs"]["x"]) is float
     assert type(config["model"]["init_args"]["gamma"]) is float
+
+
+@pytest.mark.parametrize("order", [(float, int), (int, float), (float, int, None)])
+def test_whichever_of_int_and_float_is_named_first_one_batch_is_one_batch(order):
+    parser = Parser()
+    parser.add_argument("--batches", type=Union[order], default=None)  # noqa: UP007
+    for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("-3", -3), ("1e2", 100.0)):
+        found = parser.parse_args([f"--batches={text}"])
+        assert (found.batches, type(found.batches)) == (value, type(value))
+        again = yaml.safe_load(parser.dump(found))["batches"]
+        assert (again, type(again)) == (value, type(value))
 
 
 @pytest.mark.parametrize("value", ["1.5", ".inf", "1e"])

@@ -194,6 +194,7 @@ def test_waiting_for_an_episode_that_never_ends_is_spoken_of(monkeypatch, data):
     module = RolloutDataModule(val_episodes=8, val_num_envs=4, **data)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # which ends the waiting here
+        warnings.filterwarnings("ignore", "GPU available but not used")
         with pytest.raises(UserWarning, match=r"of '\w+-v0' to end.*max_episode_steps"):
             make_trainer(limit_val_batches=1.0).validate(PPO(module.spec), module, verbose=False)
 

@@ -441,4 +441,5 @@ def test_a_run_without_anything_unusual_says_nothing():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", "GPU available but not used")
         make_trainer(gradient_clip_val=None).fit(DQN(module.spec, network=TINY), module)

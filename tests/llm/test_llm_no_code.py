@@ -208,7 +208,7 @@ def test_a_folder_without_tokenizer_is_refused(tiny, tmp_path):
     ("config", "what"),
     [
         ("{ broken", "not a valid JSON"),
-        ("[]", "model_type"),
+        ("[]", "config"),
         ('{"model_type": "bert", "hidden_size": "big"}', "hidden_size"),
         ('{"model_type": "nobody-knows"}', "nobody-knows"),
     ],
