@@ -6,13 +6,16 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def run_apart(script: str, *arguments: object) -> dict[str, Any]:
@@ -40,6 +43,14 @@ def prepare_process() -> None:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
+def timed(call: Callable[[], T]) -> tuple[dict[str, float], T]:
+    """What a call took, `seconds` by the clock and `cpu` seconds, and what it returned."""
+    began, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    return took, result
+
+
 def compare(
     script: str,
     settings: Mapping[str, tuple[object, ...]],
@@ -47,8 +58,9 @@ def compare(
     keep: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
     earlier: Mapping[str, list[dict[str, Any]]] | None = None,
     together: bool = False,
+    against: str = "sb3",
 ) -> dict[str, dict[str, Any]]:
-    """Run both libraries in turn, pair by pair, and take medians over the pairs.
+    """Run two libraries in turn, pair by pair, and take medians over the pairs.
 
     Args:
         script: Runs one of them: `script --run LIBRARY ARGUMENTS SEED`, see `run_apart`.
@@ -64,7 +76,7 @@ def compare(
         for name, arguments in settings.items():
             runs = list((earlier or {}).get(name, ()))
             for seed in range(len(runs) + 1, len(runs) + pairs + 1):
-                order = ["rl_lightning", "sb3"]  # in turn: whatever slows the machine hits both
+                order = ["rl_lightning", against]  # in turn: whatever slows the machine hits both
                 if seed % 2 == 0:
                     order.reverse()
                 play = partial(run_apart, script)
@@ -82,22 +94,31 @@ def compare(
     return rows
 
 
+def other_library(pair: Mapping[str, Any]) -> str:
+    """The one of a pair that is not ours."""
+    (name,) = set(pair) - {"rl_lightning", "together"}
+    return name
+
+
 def summary(pairs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the pairs that ran in turn, if any did; means and spreads of all returns."""
     timed = [p for p in pairs if not p.get("together")]
+    other = other_library(pairs[0])
     row = {}
     if timed:
-        ratios = [p["rl_lightning"]["fps"] / p["sb3"]["fps"] for p in timed]
+        ratios = [p["rl_lightning"]["fps"] / p[other]["fps"] for p in timed]
         own = [p["rl_lightning"]["products"] for p in timed if "products" in p["rl_lightning"]]
+        cpu = [p[other]["cpu"] / p["rl_lightning"]["cpu"] for p in timed if "cpu" in p[other]]
         row = {
             **({"products": statistics.median(own)} if own else {}),
             "ratio": statistics.median(ratios),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
+            **({"cpu_ratio": statistics.median(cpu)} if cpu else {}),
             "ours": statistics.median(p["rl_lightning"]["fps"] for p in timed),
-            "theirs": statistics.median(p["sb3"]["fps"] for p in timed),
+            "theirs": statistics.median(p[other]["fps"] for p in timed),
         }
-    for name, library in (("return", "rl_lightning"), ("their_return", "sb3")):
+    for name, library in (("return", "rl_lightning"), ("their_return", other)):
         returns = [p[library]["return"] for p in pairs]
         row[name] = statistics.mean(returns)
         row[f"{name}_std"] = statistics.stdev(returns) if len(returns) > 1 else 0.0

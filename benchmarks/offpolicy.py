@@ -1,8 +1,9 @@
-"""DQN and SAC: frames per second and returns against Stable-Baselines3, in turn, in one run.
+"""DQN and SAC: frames per second and returns against Stable-Baselines3 or CleanRL, in turn.
 
     python benchmarks/offpolicy.py                               # about an hour
     python benchmarks/offpolicy.py --settings "DQN CartPole" --pairs 5
     python benchmarks/offpolicy.py --settings "SAC HalfCheetah" --pairs 2 --out speed.json
+    python benchmarks/offpolicy.py --against cleanrl --cleanrl ../cleanrl     # see cleanrl.py
 
 With `--pairs 3 --more --together` instead, the last adds pairs for their returns, both runs of each
 at the same time.
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import compare, prepare_process
+from common import compare, prepare_process, timed
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # One update per frame, as in CleanRL's dqn.py.
@@ -62,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
+def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[dict[str, float], Any]:
     from functools import partial
 
     import lightning as L
@@ -108,19 +109,17 @@ def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    began = time.perf_counter()
-    trainer.fit(agent, data)
-    seconds = time.perf_counter() - began
+    took, _ = timed(lambda: trainer.fit(agent, data))
     agent.eval()
 
     def act(obs: Any) -> Any:
         action = agent.act(agent.preprocess(obs[None]), explore=False)["action"][0]
         return action.numpy() if action.ndim else int(action)
 
-    return seconds, act
+    return took, act
 
 
-def train_sb3(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
+def train_sb3(setting: dict[str, Any], seed: int) -> tuple[dict[str, float], Any]:
     from stable_baselines3 import DQN, SAC
 
     common: dict[str, Any] = {
@@ -148,10 +147,40 @@ def train_sb3(setting: dict[str, Any], seed: int) -> tuple[float, Any]:
         )
     else:
         model = SAC("MlpPolicy", setting["env"], buffer_size=1_000_000, **common)
-    began = time.perf_counter()
-    model.learn(setting["frames"])
-    seconds = time.perf_counter() - began
-    return seconds, lambda obs: model.predict(obs, deterministic=True)[0]
+    took, _ = timed(lambda: model.learn(setting["frames"]))
+    return took, lambda obs: model.predict(obs, deterministic=True)[0]
+
+
+def train_cleanrl(setting: dict[str, Any], seed: int, folder: Path) -> tuple[dict[str, float], Any]:
+    import cleanrl
+    import torch
+
+    # Its networks have the settings' sizes. An update a frame is what its sac does.
+    common: dict[str, Any] = {
+        "env_id": setting["env"],
+        "seed": seed,
+        "total_timesteps": setting["frames"],
+        "gamma": setting["gamma"],
+        "batch_size": setting["batch"],
+        "learning_starts": setting["warmup"],
+    }
+    if setting["agent"] == "DQN":
+        start, end, fraction = setting["epsilon"]
+        own = {"buffer_size": 100_000, "train_frequency": 1, "learning_rate": setting["lr"]}
+        own |= {"start_e": start, "end_e": end, "exploration_fraction": fraction}
+        own |= {"target_network_frequency": setting["target"]}
+        took, names = cleanrl.train(folder, "dqn", **common, **own)
+        network = names["q_network"]
+        return took, lambda obs: int(network(torch.as_tensor(obs)[None]).argmax())
+    own = {"buffer_size": 1_000_000, "policy_lr": setting["lr"], "q_lr": setting["lr"]}
+    took, names = cleanrl.train(folder, "sac_continuous_action", **common, **own)
+    actor = names["actor"]
+
+    def act(obs: Any) -> Any:
+        seen = torch.as_tensor(obs, dtype=torch.float32)[None]
+        return actor.get_action(seen)[2][0].numpy()
+
+    return took, act
 
 
 def bare_products(setting: dict[str, Any], repeats: int = 200) -> float:
@@ -214,16 +243,20 @@ def evaluate(env_id: str, policy: Any, episodes: int = 20) -> float:
     return total / episodes
 
 
-def run_here(library: str, name: str, seed: int) -> None:
+def run_here(library: str, name: str, folder: str, seed: int) -> None:
     """One run in this process; prints one line of JSON."""
     prepare_process()
     setting = SETTINGS[name]
-    train = train_rl_lightning if library == "rl_lightning" else train_sb3
-    seconds, policy = train(setting, seed)
+    if library == "cleanrl":
+        took, policy = train_cleanrl(setting, seed, Path(folder))
+    else:
+        train = train_rl_lightning if library == "rl_lightning" else train_sb3
+        took, policy = train(setting, seed)
     updates = setting["frames"] - setting["warmup"]
     result = {
-        "fps": setting["frames"] / seconds,
-        "products": updates * bare_products(setting) / seconds,
+        "fps": setting["frames"] / took["seconds"],
+        "cpu": took["cpu"],
+        "products": updates * bare_products(setting) / took["seconds"],
         "return": evaluate(setting["env"], policy),
     }
     print(json.dumps(result))
@@ -238,11 +271,13 @@ def main() -> None:
     parser.add_argument(
         "--together", action="store_true", help="both of a pair at once, for their returns only"
     )
-    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--against", choices=["sb3", "cleanrl"], default="sb3")
+    parser.add_argument("--cleanrl", type=Path, default=Path(), help="a checkout of CleanRL")
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        library, name, seed = args.run
-        return run_here(library, name, int(seed))
+        library, name, folder, seed = args.run
+        return run_here(library, name, folder, int(seed))
 
     if args.more and not args.out:
         parser.error("--more adds to a file: name it with --out")
@@ -256,10 +291,13 @@ def main() -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps({"settings": {**known(), **rows}}, indent=1))
 
-    settings = {name: (name,) for name in args.settings}
+    settings = {name: (name, args.cleanrl) for name in args.settings}
     earlier = {name: row["pairs"] for name, row in known().items()} if args.more else None
-    rows = compare(__file__, settings, args.pairs, keep, earlier, args.together)
-    print("| setting | rl_lightning | SB3 | ratio (min .. max) | products | returns |")
+    rows = compare(
+        __file__, settings, args.pairs, keep, earlier, args.together, against=args.against
+    )
+    print(f"against {args.against}")
+    print("| setting | rl_lightning | theirs | ratio (min .. max) | products | returns |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         speed = "| – | – | – | – "
