@@ -63,7 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[dict[str, float], Any]:
+def train_rl_lightning(
+    setting: dict[str, Any], seed: int, clip: float | None
+) -> tuple[dict[str, float], Any]:
     from functools import partial
 
     import lightning as L
@@ -91,7 +93,7 @@ def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[dict[str, fl
             gamma=setting["gamma"],
             exploration=partial(EpsilonGreedy, start=start, end=end, fraction=fraction),
             target_update_frames=setting["target"],
-            max_grad_norm=10.0,  # Stable-Baselines3's default
+            max_grad_norm=clip,
         )
     else:
         agent = SAC(
@@ -247,11 +249,13 @@ def run_here(library: str, name: str, folder: str, seed: int) -> None:
     """One run in this process; prints one line of JSON."""
     prepare_process()
     setting = SETTINGS[name]
-    if library == "cleanrl":
+    if library == "rl_lightning":
+        # Stable-Baselines3's DQN clips gradients by default, CleanRL's does not.
+        took, policy = train_rl_lightning(setting, seed, 10.0 if folder == "." else None)
+    elif library == "cleanrl":
         took, policy = train_cleanrl(setting, seed, Path(folder))
     else:
-        train = train_rl_lightning if library == "rl_lightning" else train_sb3
-        took, policy = train(setting, seed)
+        took, policy = train_sb3(setting, seed)
     updates = setting["frames"] - setting["warmup"]
     result = {
         "fps": setting["frames"] / took["seconds"],

@@ -67,6 +67,37 @@ def test_the_step_that_is_logged_and_the_epochs_that_are_over():
     assert insides.finished_epochs(trainer) == 2
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_logged_again_is_logged(again):
+    class Logs(Model):
+        def training_step(self, batch, batch_idx):
+            told = {"a": torch.tensor(float(self.global_step)), "b": 2 * batch_idx}
+            if self.global_step > 5:
+                told["late"] = torch.tensor([3.0])
+            (insides.log_again if again else type(self).log_dict)(self, told)
+            results = self.trainer._results
+            seen = {key: results[f"training_step.{key}"].value for key in told}
+            self.seen.append({key: (float(v), v.dtype, v.shape) for key, v in seen.items()})
+            return super().training_step(batch, batch_idx)
+
+    model = Logs()
+    trainer = fit(model)
+    one, other = [s for s in model.seen if isinstance(s, dict)], {"a": 7.0, "b": 6.0, "late": 3.0}
+    assert [step["a"][0] for step in one] == list(range(8))
+    assert {key: float(v) for key, v in trainer.callback_metrics.items()} == other
+    assert {value[1:] for step in one for value in step.values()} == {(torch.float32, ())}
+
+
+def test_what_is_no_scalar_is_refused_again():
+    class Logs(Model):
+        def training_step(self, batch, batch_idx):
+            insides.log_again(self, {"a": torch.ones(1 + batch_idx)})
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="single element"):
+        fit(Logs())
+
+
 def test_where_training_ends_can_be_changed_while_it_runs():
     class Ends(Callback):
         def on_train_epoch_end(self, trainer, pl_module):

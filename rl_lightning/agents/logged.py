@@ -9,7 +9,7 @@ from torch import Tensor
 from rl_lightning.agents.deprecated import former_log_training, former_should_log
 from rl_lightning.agents.finite import FiniteModule
 from rl_lightning.core.loss import Loss
-from rl_lightning.trainer import is_ever_logged, is_logged, log_now
+from rl_lightning.trainer import is_ever_logged, is_logged, log_again, log_now
 
 MOST_NOTED = 256  # metrics that are kept before they are summed up
 
@@ -89,7 +89,7 @@ class LoggedModule(FiniteModule):
             everything["optim/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         # "step" in the same call is what makes frames the x axis of TensorBoard.
         everything["step"] = float(self.frames)
-        self.log_dict(everything)
+        log_again(self, everything)
         if more:  # the trainer writes what stands there at its step's end
             log_now(self.trainer, everything)
 
