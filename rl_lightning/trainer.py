@@ -104,8 +104,8 @@ def log_again(agent: L.LightningModule, metrics: Mapping[str, Any]) -> None:
         metrics: Scalars, and all that is logged.
     """
     trainer, hook = agent.trainer, agent._current_fx_name
-    results = trainer._results
-    if results is None or trainer._logger_connector.should_reset_tensors(hook):
+    results: Any = trainer._results
+    if results is None or hook is None or trainer._logger_connector.should_reset_tensors(hook):
         return agent.log_dict(metrics)
     values: dict[str, Tensor] = {}
     for name, given in metrics.items():

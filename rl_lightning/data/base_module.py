@@ -22,7 +22,8 @@ from rl_lightning.data.evaluating import EvaluatingModule
 from rl_lightning.data.recordings.writer import DatasetWriter
 from rl_lightning.data.resume.arguments import stored_arguments
 from rl_lightning.data.resume.environments import Snapshots
-from rl_lightning.data.resume.sidecar import install
+from rl_lightning.data.resume.remembered import RememberedFiles
+from rl_lightning.data.resume.sidecar import Spool, install
 from rl_lightning.data.resuming import ResumingModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
@@ -129,6 +130,10 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
         self._running = False
         self.runs = False
         self._restored: list[Any] | None = None
+        self._spools: dict[str, Spool] = {}
+        self._remembered = RememberedFiles()
+        self._resume_from: Path | None = None
+        self._texts_name: str | None = None
         self._max_epochs: Any = None
         self._planned = 0
         self._began: tuple[float, int] | None = None
@@ -306,12 +311,14 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
             self._writer.close()
         self._writer = None
         self._eval_loaders = {}
+        self.close_spools()
 
     def on_exception(self, exception: BaseException) -> None:
         # Lightning calls no `teardown` then; where collecting stood, nobody knows. The environments
         # end themselves: to wait here for one that has failed could hide why.
         self._train_env = None
         self._leave()
+        self.close_spools()
 
     def _leave(self) -> None:
         """End collecting, and put back what this module has set on the trainer."""

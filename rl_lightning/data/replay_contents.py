@@ -2,7 +2,6 @@
 
 import math
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,7 +13,7 @@ from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.into_buffer import preload
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay.storage import action_example
-from rl_lightning.data.resume.sidecar import Spool, find_sidecar, spool_place
+from rl_lightning.data.resume.sidecar import find_sidecar
 from rl_lightning.data.tuners import check_restart
 
 
@@ -41,8 +40,6 @@ class ReplayContents(RLDataModule):
         self.buffer = None
         self._lost: str | None = None  # why a run that goes on does so without its contents
         self._began_with: dict[str, Any] | None = None
-        self._spool: Spool | None = None
-        self._resume_from: Path | None = None
         self._replay_name: str | None = None
         self._saved_envs: str | None = None  # whose contents these are, if they are other ones
 
@@ -130,19 +127,9 @@ class ReplayContents(RLDataModule):
         """Frames to fill an empty buffer with when a run is resumed."""
         return max(self.warmup_frames, self.batch_size)
 
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        self._close_spool()
-
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
-        self._close_spool()
         self.buffer, self._replay_name = None, None  # perhaps in the middle of a row
-
-    def _close_spool(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
 
     def forget(self) -> None:
         super().forget()
@@ -158,8 +145,6 @@ class ReplayContents(RLDataModule):
         self._saved_envs = None
         if self._replay_name is not None:
             check_restart(self._trainer)
-        path = self._trainer.ckpt_path
-        self._resume_from = None if path is None else Path(path)
         self.buffer = None
 
     def rank_state(self) -> dict[str, Any]:
@@ -202,14 +187,5 @@ class ReplayContents(RLDataModule):
     def _spooled(self) -> list[str] | None:
         if self.buffer is None or not self.save_replay or not len(self.buffer):
             return None
-        trainer = self._trainer
-        if self._spool is None or not self._spool.folder.is_dir():  # gone with a save after `fit`
-            self._spool = Spool(spool_place(trainer), trainer.global_rank)
-        buffer = self.buffer
-        version = (self.frames, trainer.global_step)
-        try:
-            return self.gather(str(self._spool.write(version, buffer.save)))
-        except BaseException:
-            if not self._running:
-                self._close_spool()
-            raise
+        version = (self.frames, self._trainer.global_step)
+        return self.gather(str(self.spooled("replay", version, self.buffer.save)))

@@ -1,6 +1,8 @@
 """What a data module goes on from: its state in a checkpoint, of all ranks."""
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,10 +10,20 @@ import torch
 import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
+from rl_lightning.data.resume.remembered import (
+    RememberedFiles,
+    inside,
+    left_out,
+    put_back,
+    read,
+    take_out,
+)
+from rl_lightning.data.resume.sidecar import Spool, find_sidecar, saves_beside, spool_place
 from rl_lightning.envs.state import StateError
 
 
@@ -30,6 +42,10 @@ class ResumingModule(L.LightningDataModule):
     _running: bool
     _restored: list[Any] | None
     _began: tuple[float, int] | None
+    _spools: dict[str, Spool]
+    _remembered: RememberedFiles
+    _resume_from: Path | None
+    _texts_name: str | None
 
     def _leave(self) -> None:
         """End collecting."""
@@ -37,13 +53,80 @@ class ResumingModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Frames, and per rank all that collecting goes on from: environments, RNGs, statistics."""
-        return {"frames": self.frames, "ranks": self._all_ranks()}
+        ranks, texts = self._saved_ranks()
+        return {"frames": self.frames, "ranks": ranks, "texts": texts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._leave()  # a search for a learning rate restores in the middle of a run
         self._began = None
         self.frames = state_dict["frames"]
         self._restored = state_dict["ranks"]
+        name, path = state_dict.get("texts"), self.trainer and self.trainer.ckpt_path
+        self._texts_name = name if isinstance(name, str) else None  # a list: never moved in place
+        self._resume_from = None if path is None else Path(path)
+
+    def _saved_ranks(self) -> tuple[list[Any], list[str] | None]:
+        """The states of all ranks, and the folders where what they remember is spooled."""
+        if not self._running and (self.trainer is None or not self._restored):
+            return self._restored or [None], None
+        rank, world = self._trainer.global_rank, self._trainer.world_size
+        if not self._running and len(self._restored or []) != world:
+            self._recall(0)
+            return [inside(state) for state in self._restored or []], None
+        own = self.rank_state() if self._running else self._recall(rank)
+        state, found = take_out(own)
+        if not saves_beside(self._trainer) or not any(self.gather(len(found))):
+            return self.gather(inside(own)), None
+        files = self._remembered
+        folder = self.spooled("texts", object(), lambda folder: files.save(folder, found))
+        return self.gather(state), self.gather(str(folder))
+
+    def _recall(self, rank: int) -> Any:
+        """A rank's state that a checkpoint held, with what stood beside it."""
+        assert self._restored is not None
+        state, name = self._restored[rank], self._texts_name
+        without, lacks = left_out(state)
+        if not lacks:
+            return state
+        try:
+            if name is None or self._resume_from is None:
+                raise ConfigurationError("the checkpoint does not say where it is")
+            state = put_back(state, read(find_sidecar(self._resume_from, name, rank, "texts")))
+        except Exception as error:  # of what is gone, damaged or a stranger's
+            told = error if isinstance(error, ConfigurationError) else f"damaged ({error})"
+            warnings.warn(
+                f"what was remembered of texts cannot be read: {told}. It is computed anew, and "
+                "may differ in the last digits from what the run has seen: it goes on, but no "
+                "longer bit for bit as without the interruption",
+                stacklevel=2,
+            )
+            state = without
+        self._restored[rank] = state
+        return state
+
+    def spooled(self, kind: str, version: Any, save: Callable[[Path], dict[str, Any]]) -> Path:
+        """Where this rank's contents of a version lie, written now unless they are there.
+
+        Args:
+            kind: One of `sidecar.KINDS`.
+            version: See `Spool.write`, as for
+            save: this.
+        """
+        trainer, spool = self._trainer, self._spools.get(kind)
+        if spool is None or not spool.folder.is_dir():  # gone with a save after `fit`
+            spool = self._spools[kind] = Spool(spool_place(trainer), trainer.global_rank, kind)
+        try:
+            return spool.write(version, save)
+        except BaseException:
+            if not self._running:
+                self.close_spools()
+            raise
+
+    def close_spools(self) -> None:
+        """Delete what was written for checkpoints that are to come."""
+        for spool in self._spools.values():
+            spool.close()
+        self._spools = {}
 
     def _all_ranks(self) -> list[Any]:
         if not self._running:  # before a run, or after it: what the next one goes on from
@@ -123,8 +206,9 @@ class ResumingModule(L.LightningDataModule):
         return self.seed if self.seed is not None else torch.initial_seed() % 2**31
 
     def _go_on(self) -> None:
-        restored, self._restored = self._restored, None
+        restored = self._restored
         if not restored or restored[0] is None:
+            self._restored = None
             if self.frames:
                 warnings.warn(
                     "the checkpoint does not say where collecting stood: training goes on with "
@@ -140,6 +224,7 @@ class ResumingModule(L.LightningDataModule):
                 "training goes on with fresh episodes and random numbers",
                 stacklevel=2,
             )
-            self.load_shared_state(restored[0])
-            return
-        self.load_rank_state(restored[rank])
+            self.load_shared_state(self._recall(0))
+        else:
+            self.load_rank_state(self._recall(rank))
+        self._restored = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.remembered import Remembered
 from rl_lightning.core.sharing import shared
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec, Stored
@@ -289,12 +290,10 @@ class LLMEncoder(Encoder):
         """The remembered vectors: with them a resumed run is bit for bit the uninterrupted one."""
         if not self.frozen or not self._speaks:
             return {}
-        texts, vectors = self.cache.state()
         return {
             "fingerprint": self._fingerprint(),
             "split_special_tokens": self.backbone.tokens.split_special_tokens,
-            "texts": texts,
-            "vectors": vectors,
+            "remembered": self.cache.state(),
             "hits": self.cache.hits,
             "lookups": self.cache.lookups,
         }
@@ -316,7 +315,10 @@ class LLMEncoder(Encoder):
                 stacklevel=2,
             )
             return
-        texts, vectors = state["texts"], state["vectors"]
+        if "remembered" in state:
+            texts, vectors, _ = Remembered.of(state["remembered"])
+        else:  # of a version that saved them in checkpoints
+            texts, vectors = state["texts"], state["vectors"]
         tokens = self.backbone.tokens
         if state.get("split_special_tokens", False) != tokens.split_special_tokens:
             # Texts with control tokens were, or were not, read as text. Of a digest nobody knows.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.remembered import Remembered
 
 # Longer texts are known by a digest: a page of 2 MB is no key.
 LONGEST_KEY = 1024
@@ -62,6 +63,7 @@ class TextCache:
         self.capacity = min(capacity, most)
         self.hits = 0
         self.lookups = 0
+        self._added = 0  # rows ever, also of texts that were dropped or forgotten
         self.clear()
 
     def __len__(self) -> int:
@@ -78,6 +80,7 @@ class TextCache:
         self._free: list[int] = []  # slots of dropped texts
         self._key_bytes = 0
         self._rows = torch.empty(0, self.width, dtype=self.dtype)
+        self._serials = torch.empty(0, dtype=torch.int64)
 
     def get(self, texts: Sequence[str], compute: Callable[[list[str]], Tensor]) -> Tensor:
         """Rows of `texts`; `compute` is asked, once, for those that are not here.
@@ -140,6 +143,8 @@ class TextCache:
         self._free = self._free[len(keys) :]
         self._reserve(max(slots) + 1)
         self._rows[slots] = rows
+        self._serials[slots] = torch.arange(self._added, self._added + len(keys))
+        self._added += len(keys)
         self._slots.update(zip(keys, slots, strict=True))
 
     def _first_that_fits(self, keys: Sequence[Key]) -> int:
@@ -168,13 +173,14 @@ class TextCache:
             grown = torch.empty(size, self.width, dtype=self.dtype)
             grown[:have] = self._rows
             self._rows = grown
+            serials = torch.zeros(size, dtype=torch.int64)
+            serials[:have] = self._serials
+            self._serials = serials
 
-    def state(self) -> tuple[list[Key], Tensor]:
-        """The keys, least recently used first, and a copy of their rows `[n, width]`.
-
-        A key is the text, or the digest of a long one (bytes).
-        """
-        return list(self._slots), self._rows[list(self._slots.values())]
+    def state(self) -> Remembered:
+        """The keys, least recently used first, and copies of their rows and numbers."""
+        slots = list(self._slots.values())
+        return Remembered(list(self._slots), self._rows[slots], self._serials[slots])
 
     def load_state(self, keys: Sequence[Key], rows: Tensor) -> None:
         """Hold what `state` returned and nothing else; where it is too much, its newest part."""

@@ -17,6 +17,7 @@ from rl_lightning import PPO, ActorCritic, DictEncoder, LLMEncoder, MLPEncoder
 from rl_lightning.core.sharing import shared, sharing
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import RolloutDataModule
+from rl_lightning.data.resume.remembered import inside
 from rl_lightning.llm import backbone
 from rl_lightning.nn.target import make_target
 
@@ -90,7 +91,7 @@ def texts(encoder):
 
 def saved(state):
     file = io.BytesIO()
-    torch.save(state, file)
+    torch.save(inside(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -273,8 +274,9 @@ def test_a_common_cache_is_saved_once_and_restored(tiny):
     one, other = two(tiny)(SPEC), two(tiny)(SPEC)
     x = one.preprocess(OBS)
     state = saved(one.collection_state())
-    assert [len(state[name].get("texts", [])) for name in ("goal", "seen")] == [3, 0]
-    state["goal"]["vectors"] += 1  # shows where a vector came from
+    assert len(state["goal"]["remembered"]["keys"]) == 3
+    assert state["seen"] == {}
+    state["goal"]["remembered"]["rows"] += 1  # shows where a vector came from
     other.load_collection_state(state)
     y = other.preprocess(OBS)
     assert all(torch.equal(y[name], x[name] + 1) for name in ("goal", "seen"))
@@ -291,6 +293,8 @@ def test_two_caches_of_an_earlier_version_stay_two(tiny):
     state = {name: saved(each.collection_state()) for name, each in apart.items()}
     for each in state.values():
         del each["split_special_tokens"]
+        remembered = each.pop("remembered")
+        each |= {"texts": remembered["keys"], "vectors": remembered["rows"]}
     encoder = two(tiny)(SPEC)
     for _ in range(2):
         encoder.load_collection_state(state)

@@ -19,6 +19,8 @@ from training import make_trainer
 from rl_lightning import A2C, PPO, REINFORCE, ActorCritic, LLMEncoder, MLPEncoder, QTable
 from rl_lightning.data import RolloutDataModule
 from rl_lightning.data.resume.environments import Snapshots
+from rl_lightning.data.resume.remembered import read
+from rl_lightning.data.resume.sidecar import find_sidecar
 
 DATA = {"num_envs": 4, "rollout_steps": 32, "val_episodes": 4, "seed": 3}
 BATCHES = {"minibatch_size": 64, "passes": 2}
@@ -107,6 +109,13 @@ def test_resumed_equals_uninterrupted(case, tmp_path):
     same(whole["RolloutDataModule"], halves["RolloutDataModule"])
 
 
+def remembered(path):
+    """What stands beside a checkpoint."""
+    name = torch.load(path, weights_only=True)["RolloutDataModule"]["texts"]
+    (found,) = read(find_sidecar(path, name, 0, "texts"))
+    return found
+
+
 @pytest.mark.pretrained
 def test_resumed_textmaze_with_minilm_equals_uninterrupted(tmp_path):
     make_agent = partial(PPO, encoder=partial(LLMEncoder, layers=1, max_length=48))
@@ -115,7 +124,10 @@ def test_resumed_textmaze_with_minilm_equals_uninterrupted(tmp_path):
     train(make_agent, data, tmp_path / "half", epochs=2)
     halves = train(make_agent, data, tmp_path / "rest", 4, tmp_path / "half" / "last.ckpt")
     same(whole["state_dict"], halves["state_dict"])
-    same(whole["RolloutDataModule"], halves["RolloutDataModule"])
+    same(whole["RolloutDataModule"]["ranks"], halves["RolloutDataModule"]["ranks"])
+    found = [remembered(tmp_path / name / "last.ckpt") for name in ("whole", "rest")]
+    assert found[0].keys == found[1].keys
+    assert torch.equal(found[0].rows, found[1].rows)
 
 
 def test_async_environments_resume_too(tmp_path):

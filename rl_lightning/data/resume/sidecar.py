@@ -1,10 +1,11 @@
-"""Replay contents beside a checkpoint, not in it.
+"""Replay contents and what encoders remember beside a checkpoint, not in it.
 
-`last.ckpt` holds no transitions; it names a folder `last.replay.<id>` next to it, with one folder
-per rank. The order of events makes a save atomic: every rank writes its contents to a spool, the
-folder is linked together and renamed into place, only then the checkpoint (atomically, see
-`CheckpointFiles`) replaces the one before it, and only then that one's folder goes. Killed in
-between, there is either the old checkpoint with its folder or the new one with its own.
+`last.ckpt` holds no transitions and no vectors of texts; it names folders `last.replay.<id>` and
+`last.texts.<id>` next to it, with one folder per rank each. The order of events makes a save
+atomic: every rank writes its contents to a spool, the folders are linked together and renamed into
+place, only then the checkpoint (atomically, see `CheckpointFiles`) replaces the one before it, and
+only then that one's folders go. Killed in between, there is either the old checkpoint with its
+folders or the new one with its own.
 """
 
 import io
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,27 @@ from rl_lightning.data.resume.checkpoint_files import (
     lock,
     saving,
 )
+from rl_lightning.data.resume.remembered import inside, put_back, read
 from rl_lightning.trainer import wrapped_ios, write_by, written_by
+
+KINDS = {"replay": "replay contents", "texts": "remembered texts"}
+"""Entries of a data module's state that name what goes beside a checkpoint."""
 
 
 class Spool:
-    """Snapshots of one rank's buffer; the newest is kept, and later ones link to its files.
+    """Snapshots of one rank's contents; the newest is kept, and later ones link to its files.
 
     Args:
         place: Folder, on the file system of the checkpoints.
         rank: Of this process.
+        kind: One of `KINDS`.
     """
 
-    def __init__(self, place: Path, rank: int) -> None:
-        with saving(f"replay contents in {place}"):
+    def __init__(self, place: Path, rank: int, kind: str = "replay") -> None:
+        self._what = KINDS[kind]
+        with saving(f"{self._what} in {place}"):
             place.mkdir(parents=True, exist_ok=True)
-            prefix = f".replay-rank{rank}-"
+            prefix = f".{kind}-rank{rank}-"
             # What a killed process left: its lock went with it.
             for old in place.glob(f"{prefix}*"):
                 if _is_abandoned(old):
@@ -70,7 +77,7 @@ class Spool:
         if self._newest is None or self._newest[0] != version:
             folder = self.folder / uuid.uuid4().hex
             try:
-                with saving(f"replay contents in {self.folder.parent}"):
+                with saving(f"{self._what} in {self.folder.parent}"):
                     folder.mkdir()
                     contents = io.BytesIO()
                     torch.save(save(folder), contents)
@@ -107,7 +114,7 @@ def _flush_all(folder: Path) -> None:
 
 
 class PairedFiles(CheckpointFiles):
-    """Checkpoint files that take replay contents they no longer name along.
+    """Checkpoint files that take what they no longer name along.
 
     Args:
         key: The data module's entry in a checkpoint.
@@ -119,8 +126,7 @@ class PairedFiles(CheckpointFiles):
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         super().save_checkpoint(checkpoint, path, storage_options)
-        name = (checkpoint.get(self.key) or {}).get("replay")
-        _remove(path, but=name)
+        _remove(path, but=_named(checkpoint, self.key))
 
     def remove_checkpoint(self, path: Any) -> None:
         known = self.places.hold(path)
@@ -130,7 +136,7 @@ class PairedFiles(CheckpointFiles):
 
 
 class SidecarIO(CheckpointIO):
-    """Saves, moves and removes a checkpoint's replay contents together with it.
+    """Saves, moves and removes what goes beside a checkpoint together with it.
 
     Args:
         inner: What saves and loads the checkpoint itself.
@@ -148,50 +154,65 @@ class SidecarIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         self.places.note(path)
-        spooled = (checkpoint.get(self.key) or {}).get("replay")
+        entry = checkpoint.get(self.key) or {}
+        spooled = {kind: entry[kind] for kind in KINDS if entry.get(kind)}
         if not spooled:
             self._save(checkpoint, path, storage_options)
             return
         try:
             if is_remote(path):
-                rank_zero_warn(f"replay contents are not saved to {path}: only to local folders")
-                checkpoint[self.key]["replay"] = None
-                self._save(checkpoint, path, storage_options)
+                self._save_alone(checkpoint, path, spooled, storage_options)
             else:
-                self._save_both(checkpoint, Path(path), spooled, storage_options)
+                self._save_together(checkpoint, Path(path), spooled, storage_options)
         finally:
-            checkpoint[self.key]["replay"] = spooled
+            checkpoint[self.key] = entry
             if not self.keeps_spools():
-                for folder in spooled:
+                for folder in (folder for folders in spooled.values() for folder in folders):
                     shutil.rmtree(Path(folder).parent, ignore_errors=True)
 
-    def _save_both(
-        self, checkpoint: Any, path: Path, spooled: list[str], storage_options: Any
+    def _save_alone(
+        self, checkpoint: Any, path: Any, spooled: dict[str, list[str]], storage_options: Any
     ) -> None:
-        folder = path.parent / f"{path.stem}.replay.{uuid.uuid4().hex[:12]}"
-        building = path.parent / f".{folder.name}"
+        """Where no folder can stand beside a checkpoint."""
+        entry = {**checkpoint[self.key], **dict.fromkeys(spooled)}
+        if "replay" in spooled:
+            rank_zero_warn(f"replay contents are not saved to {path}: only to local folders")
+        if "texts" in spooled:
+            ranks = zip(entry["ranks"], spooled["texts"], strict=True)
+            entry["ranks"] = [inside(put_back(state, read(Path(f)))) for state, f in ranks]
+        checkpoint[self.key] = entry
+        self._save(checkpoint, path, storage_options)
+
+    def _save_together(
+        self, checkpoint: Any, path: Path, spooled: dict[str, list[str]], storage_options: Any
+    ) -> None:
+        folders = {k: path.parent / f"{path.stem}.{k}.{uuid.uuid4().hex[:12]}" for k in spooled}
         before = _identity(path)
         try:
             with saving(f"checkpoint {path}"):
-                building.mkdir(parents=True)
-                for rank, source in enumerate(spooled):
-                    (building / f"rank{rank}").mkdir()
-                    for file in Path(source).iterdir():
-                        link(file, building / f"rank{rank}" / file.name)
-                os.replace(building, folder)
-            checkpoint[self.key]["replay"] = folder.name
+                for kind, folder in folders.items():
+                    building = path.parent / f".{folder.name}"
+                    building.mkdir(parents=True)
+                    for rank, source in enumerate(spooled[kind]):
+                        (building / f"rank{rank}").mkdir()
+                        for file in Path(source).iterdir():
+                            link(file, building / f"rank{rank}" / file.name)
+                    os.replace(building, folder)
+            names = {kind: folder.name for kind, folder in folders.items()}
+            checkpoint[self.key] = {**checkpoint[self.key], **names}
             self._save(checkpoint, path, storage_options)
         except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            # Not where the new checkpoint stands, or another plugin may still write it.
-            if type(self.inner) is PairedFiles and _identity(path) == before:
-                shutil.rmtree(folder, ignore_errors=True)
+            for folder in folders.values():
+                shutil.rmtree(path.parent / f".{folder.name}", ignore_errors=True)
+                # Not where the new checkpoint stands, or another plugin may still write it.
+                if type(self.inner) is PairedFiles and _identity(path) == before:
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _save(self, checkpoint: Any, path: Any, storage_options: Any) -> None:
         self.inner.save_checkpoint(checkpoint, path, storage_options)
         if not isinstance(_base(self.inner), PairedFiles):  # which do so in their own time
-            _remove(path, but=(checkpoint.get(self.key) or {}).get("replay"))
+            _remove(path, but=_named(checkpoint, self.key))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         return self.inner.load_checkpoint(path, *args, **kwargs)
@@ -248,23 +269,34 @@ def _base(inner: CheckpointIO | None) -> CheckpointIO | None:
     return inner
 
 
-def sidecars(path: Path) -> list[Path]:
-    """The folders with replay contents that belong to a checkpoint's name, finished or not."""
+def saves_beside(trainer: Any) -> bool:
+    """Whether a trainer's checkpoints may name what goes beside them."""
+    return isinstance(trainer.strategy.checkpoint_io, SidecarIO)
+
+
+def sidecars(path: Path, kinds: Iterable[str] = KINDS) -> list[Path]:
+    """The folders that belong to a checkpoint's name, finished or not."""
     if not path.parent.is_dir():
         return []
-    names = (f"{path.stem}.replay.", f".{path.stem}.replay.")
+    names = tuple(f"{dot}{path.stem}.{kind}." for kind in kinds for dot in ("", "."))
     return [p for p in path.parent.iterdir() if p.is_dir() and p.name.startswith(names)]
 
 
-def _remove(path: Any, but: str | None = None) -> None:
+def _named(checkpoint: Any, key: str) -> set[str]:
+    """Of which folders a checkpoint says that they go with it."""
+    entry = checkpoint.get(key) or {}
+    return {entry[kind] for kind in KINDS if isinstance(entry.get(kind), str)}
+
+
+def _remove(path: Any, but: Collection[str] = ()) -> None:
     if not is_remote(path):
         for folder in sidecars(Path(path)):
-            if folder.name != but:
+            if folder.name not in but:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def find_sidecar(checkpoint: Path, name: str, rank: int) -> Path:
-    """Where a rank's replay contents of a checkpoint lie.
+def find_sidecar(checkpoint: Path, name: str, rank: int, kind: str = "replay") -> Path:
+    """Where a rank's contents of a checkpoint lie.
 
     The name comes out of the checkpoint, and that perhaps from a stranger: it may lead to a folder
     beside the checkpoint, and to nothing else.
@@ -272,24 +304,24 @@ def find_sidecar(checkpoint: Path, name: str, rank: int) -> Path:
     Raises:
         ConfigurationError: If they are gone, or elsewhere.
     """
-    if not re.fullmatch(r"[^/\\\0]+\.replay\.[0-9a-f]+", name):
+    what, other = KINDS[kind], ", or set data.save_replay: false" if kind == "replay" else ""
+    if not re.fullmatch(rf"[^/\\\0]+\.{kind}\.[0-9a-f]+", name):
         raise ConfigurationError(
-            f"ckpt_path: {checkpoint} names replay contents {name!r}, which is no folder beside it "
-            "that this library would have made; set data.save_replay: false to go on without them"
+            f"ckpt_path: {checkpoint} names {what} {name!r}, which is no folder beside it "
+            f"that this library would have made; copy it from where it came from{other}"
         )
     folder = checkpoint.parent / name / f"rank{rank}"
     if not (folder / "state.pt").is_file():
         raise ConfigurationError(
-            f"ckpt_path: {checkpoint} goes with replay contents in {folder.parent}, which are not "
-            "there (or not whole); move them along with it, or set data.save_replay: false to fill "
-            "the buffer anew"
+            f"ckpt_path: {checkpoint} goes with {what} in {folder.parent}, which are not "
+            f"there (or not whole); move them along with it{other}"
         )
     files = list(folder.iterdir())
     links = [p for p in (folder.parent, folder, *files) if p.is_symlink()]
     if strange := links + [p for p in files if not p.is_file()]:
         raise ConfigurationError(
-            f"ckpt_path: {checkpoint} goes with replay contents of which {strange[0]} is a link or "
-            "no file; copy the files themselves, or set data.save_replay: false"
+            f"ckpt_path: {checkpoint} goes with {what} of which {strange[0]} is a link or "
+            f"no file; copy the files themselves{other}"
         )
     return folder
 
