@@ -1,7 +1,5 @@
 """Acting outside of training: observations as environments give them, actions as they take them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, overload
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.spaces import action_writer, as_batch
 from rl_lightning.core.tree import is_finite
+from rl_lightning.nn.modes import EvalMode
 
 NOT_GIVEN: Any = object()
 
@@ -59,7 +58,7 @@ def predict(
     """
     batch, count = as_batch(agent.spec.observation_space, obs)
     rows = 1 if count is None else count
-    with _acting(agent):
+    with EvalMode(agent), torch.no_grad():
         before = _memory(agent, state, rows, explore)
         x = agent.preprocess(batch)
         if not is_finite(x):  # every comparison with NaN is false: an action would come of it
@@ -76,20 +75,6 @@ def predict(
     if count is None:
         action = action[0]
     return action if state is NOT_GIVEN else (action, out.get("next_state", before))
-
-
-@contextmanager
-def _acting(agent: Any) -> Iterator[None]:
-    """In eval mode; afterwards every module is in the mode it was in, one that stays in its own."""
-    learning = [module for module in agent.modules() if module.training]
-    if learning:
-        agent.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in learning:
-            module.training = True
 
 
 def _memory(agent: Any, state: Any, rows: int, explore: bool) -> Tensor | None:

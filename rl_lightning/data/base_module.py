@@ -29,6 +29,7 @@ from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.hyperparameters import describe_call
+from rl_lightning.nn.modes import EvalMode
 from rl_lightning.trainer import (
     max_epochs,
     restricted_classmethod,
@@ -137,8 +138,7 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
         self._max_epochs: Any = None
         self._planned = 0
         self._began: tuple[float, int] | None = None
-        self._judged: Any = None
-        self._differ = True
+        self._mode: EvalMode | None = None
         for name in ("_spare", "snapshots", "weak_metrics"):
             self.__dict__.pop(name, None)
 
@@ -284,6 +284,7 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
                 self.forget()  # what another agent has done
             self._go_on()
         self.runs = self.agent.plan_updates()
+        self._mode = None  # a callback may have changed what the agent consists of
         if self.frames >= self.total_frames:
             rank_zero_warn(
                 f"nothing to train: {self._budget} are used up by the "

@@ -16,6 +16,7 @@ from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.evaluation import EpisodeLoader, limited
 from rl_lightning.data.recordings.episode import EpisodeRecorder
 from rl_lightning.data.recordings.writer import DatasetWriter
+from rl_lightning.nn.modes import EvalMode
 
 
 class EvaluatingModule(L.LightningDataModule):
@@ -33,8 +34,7 @@ class EvaluatingModule(L.LightningDataModule):
     _trainer: Any
     _writer: DatasetWriter | None
     _eval_loaders: dict[str, EpisodeLoader]
-    _judged: Any
-    _differ: bool
+    _mode: EvalMode | None
 
     def make_eval_env(self, num_envs: int, render_mode: str | None = None) -> VectorEnv:
         """A vector env as validation uses it."""
@@ -48,17 +48,11 @@ class EvaluatingModule(L.LightningDataModule):
         autocast the first ratio of PPO would not be 1; under `no_grad` and not `inference_mode`,
         because what is collected is trained on.
         """
-        agent = self.agent
-        training = agent.training
-        switches = training and self._modes_differ(agent)
-        if switches:
-            agent.eval()
-        try:
-            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
-                yield agent
-        finally:
-            if switches:
-                agent.train(True)
+        agent: Any = self.agent
+        if self._mode is None or self._mode.module is not agent:
+            self._mode = EvalMode(agent)
+        with self._mode, torch.no_grad(), self._trainer.precision_plugin.forward_context():
+            yield agent
 
     @contextmanager
     def reading(self, rows: int) -> Iterator[tuple[Trainee, tqdm]]:
@@ -70,16 +64,6 @@ class EvaluatingModule(L.LightningDataModule):
             yield agent, bar
             agent.synchronize()
             agent.begin_rollout()  # a tuned model's features are standardised from here on
-
-    def _modes_differ(self, agent: Any) -> bool:
-        """Whether something in the agent may act otherwise in eval mode.
-
-        Switching visits every module, which for a small agent takes as long as acting.
-        """
-        if self._judged is not agent:
-            self._judged = agent
-            self._differ = any(_minds_mode(module) for module in agent.modules())
-        return self._differ
 
     def val_dataloader(self) -> EpisodeLoader:
         return self._evaluation("val", self.val_seed)
@@ -131,15 +115,3 @@ class EvaluatingModule(L.LightningDataModule):
                 unread=lambda: self.agent.unread,
             )
         return self._eval_loaders[stage]
-
-
-def _minds_mode(module: torch.nn.Module) -> bool:
-    home = type(module).__module__
-    if home.startswith("rl_lightning.llm"):
-        return True
-    if home.startswith("torch.nn.modules"):
-        if home.endswith("activation"):
-            return isinstance(module, torch.nn.RReLU | torch.nn.MultiheadAttention)
-        return home.endswith(("dropout", "batchnorm", "instancenorm", "transformer"))
-    # A stranger's may do anything; what torch.compile wraps is looked at by itself.
-    return not home.startswith(("rl_lightning.", "torch._dynamo."))
