@@ -20,6 +20,7 @@ from torch import nn
 from rl_lightning.core.arguments import check_arguments
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.names import present_path, present_paths, public_path
+from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import check_import, find_named, is_trusted
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.exploration import ActionNoise, ValueExploration
@@ -48,17 +49,19 @@ Kind = Literal["place", "foreign", "value"]
 _UNKNOWN = "<"  # begins what stands for an argument that could not be described
 
 
-def describe_call(
-    cls: type, instance: Any, args: Any, kwargs: Any, prefix: str = ""
-) -> dict[str, Any]:
+def describe_call(cls: type, args: Any, kwargs: Any, prefix: str = "") -> dict[str, Any]:
     """Hyper-parameters of a constructor's call, that `load_from_checkpoint` builds it from.
 
     Raises:
         ConfigurationError: If one is not of its annotation's kind.
     """
-    bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs).arguments
+    signature = signature_of(cls)
+    bound = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound |= bound.pop(name, {})
     check_arguments(cls, bound, prefix)
-    described = {name: _describe(name, value) for name, value in list(bound.items())[1:]}
+    described = {name: _describe(name, value) for name, value in bound.items()}
     described["_class_path"] = public_path(cls)
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     return described

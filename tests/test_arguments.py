@@ -13,6 +13,7 @@ from rl_lightning import DQN, PPO, SAC, EnvSpec, MLPEncoder, ReplayDataModule, R
 from rl_lightning.agents import Agent
 from rl_lightning.core.arguments import check_arguments
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.signatures import hints_of
 from rl_lightning.data.base_module import RLDataModule
 
 DATA = ["RolloutDataModule", "ReplayDataModule", "OfflineDataModule"]
@@ -26,7 +27,7 @@ class Odd:
 
 
 def typed(made):
-    hints = typing.get_type_hints(made.__init__)
+    hints = hints_of(made)
     names = [name for name in inspect.signature(made).parameters if hints.get(name)]
     return {name: hints[name] for name in names if hints[name] is not typing.Any}
 

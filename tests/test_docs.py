@@ -154,13 +154,13 @@ def test_named_arguments_and_files_exist():
     networks = [getattr(policies, n) for n in policies.__all__]
     for name, page in PAGES.items():
         text = page.read_text()
-        own = set(inspect.signature(AGENTS[name].__init__).parameters)
+        own = set(inspect.signature(AGENTS[name]).parameters)
         for argument in re.findall(r"`?model\.(\w+)", text):
             assert argument in own, (name, argument)
         inner = {p for n in networks if inspect.isclass(n) for p in inspect.signature(n).parameters}
         for argument in re.findall(r"init_args\.(\w+)", text):
             assert argument in inner, (name, argument)
-        known = {p for m in modules for p in inspect.signature(m.__init__).parameters}
+        known = {p for m in modules for p in inspect.signature(m).parameters}
         for argument in re.findall(r"data\.(\w+)", text):
             assert argument in known, (name, argument)
         for file in re.findall(r"(?:configs|benchmarks)/[\w./-]+\.(?:yaml|py)", text):

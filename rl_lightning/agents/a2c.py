@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.core.errors import check_range, whole
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -26,16 +25,13 @@ class A2C(Agent):
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
         network: Builds policy and value function over the encoder.
-        optimizer: Builds the optimizer; None: RMSprop, lr 7e-4, α 0.99, ε 1e-5.
-        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
-        gamma: Discount γ.
         gae_lambda: λ of generalised advantage estimation; 1 gives the n-step returns of the paper.
         entropy_coef: Weight of the entropy bonus.
         value_coef: Weight of the value loss ½(V − G)².
         normalize_advantage: Standardise advantages within the rollout.
         sequence_length: With a recurrent network, steps per training sequence, a divisor of
             `data.rollout_steps`; None for the whole rollout.
+        **shared: Arguments of `Agent`; `optimizer` None is RMSprop, lr 7e-4, α 0.99, ε 1e-5.
     """
 
     default_optimizer = staticmethod(partial(torch.optim.RMSprop, lr=7e-4, alpha=0.99, eps=1e-5))
@@ -45,17 +41,15 @@ class A2C(Agent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
-        gamma: float = 0.99,
+        *,
         gae_lambda: float = 1.0,
         entropy_coef: float = 0.0,
         value_coef: float = 0.5,
         normalize_advantage: bool = False,
         sequence_length: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, **shared)
         check_range("gae_lambda", gae_lambda, 0.0, 1.0)
         check_range("entropy_coef", entropy_coef, 0.0)
         check_range("value_coef", value_coef, 0.0)

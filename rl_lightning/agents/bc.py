@@ -1,15 +1,14 @@
 """Behaviour cloning."""
 
 from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -27,11 +26,8 @@ class BC(ReplayAgent):
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
         network: Builds the policy over the encoder; without memory, and its critic is left out.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         entropy_coef: Weight of the entropy bonus, against too much certainty where data are few.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     learns_from = ("recordings",)
@@ -41,13 +37,11 @@ class BC(ReplayAgent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
-        max_grad_norm: float | None = None,
+        *,
         entropy_coef: float = 0.0,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, max_grad_norm=max_grad_norm)
+        super().__init__(spec, gamma=0.99, **shared)
         check_range("entropy_coef", entropy_coef, 0.0)
         make: Callable[..., ActorCritic] = network
         self.policy = make(spec, encoder, critic=False)

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -31,14 +29,10 @@ class DDPG(ReplayAgent):
         spec: The environment's spaces; actions are a bounded Box.
         encoder: Builds the encoder of observations.
         network: Builds actor and critic over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target networks move with each update.
         noise: Builds what is added to actions while training, in units of half an action's range.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     tells_priorities = True
@@ -50,16 +44,13 @@ class DDPG(ReplayAgent):
         network: Callable[
             [EnvSpec, Callable[[EnvSpec], Encoder]], ContinuousNetwork
         ] = ContinuousNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
+        *,
         actor_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
         tau: float = 0.005,
         noise: Callable[[], ActionNoise] = OrnsteinUhlenbeck,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         make: Callable[..., ContinuousNetwork] = network

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -32,18 +30,14 @@ class DiscreteSAC(ReplayAgent):
         spec: The environment's spaces; actions are Discrete.
         encoder: Builds the encoder of observations.
         network: Builds actor and critics over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
         temperature_lr: Learning rate of log α; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target critics move at each update.
         temperature: Initial α.
         learn_temperature: Adjust α to the target entropy; otherwise it stays.
         target_entropy_ratio: Target entropy as a share of the log of the allowed actions' number.
             The paper's 0.98 is nearly uniform, and too much for most tasks.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     tells_priorities = True
@@ -55,19 +49,16 @@ class DiscreteSAC(ReplayAgent):
         network: Callable[
             [EnvSpec, Callable[[EnvSpec], Encoder]], DiscreteNetwork
         ] = DiscreteNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
+        *,
         actor_lr: float | None = None,
         temperature_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
         tau: float = 0.005,
         temperature: float = 1.0,
         learn_temperature: bool = True,
         target_entropy_ratio: float = 0.3,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         check_range("temperature", temperature, 1e-8)
         check_range("target_entropy_ratio", target_entropy_ratio, 0.0, 1.0)

@@ -5,14 +5,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.tree import row_count
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -34,11 +32,6 @@ class DQN(ReplayAgent):
         spec: The environment's spaces; actions are Discrete.
         encoder: Builds the encoder of observations.
         network: Builds Q over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         exploration: Builds what chooses actions while training; None: the greedy one, for noisy
             networks.
         double: Let the online network choose the next action and the target network judge it
@@ -52,6 +45,7 @@ class DQN(ReplayAgent):
         error: What is made of the mean's error: `huber` (as in Mnih et al.) or `mse`.
         target_update_frames: Frames between two moves of the target network; 0: every update.
         tau: How far it moves: 1 copies, 0.005 follows slowly.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     tells_priorities = True
@@ -62,11 +56,7 @@ class DQN(ReplayAgent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], QNetwork] = QNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
+        *,
         exploration: Callable[[], ValueExploration] | None = EpsilonGreedy,
         double: bool = False,
         distribution: Literal["none", "categorical", "quantile"] = "none",
@@ -75,8 +65,9 @@ class DQN(ReplayAgent):
         error: Literal["huber", "mse"] = "huber",
         target_update_frames: int = 500,
         tau: float = 1.0,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         target_update_frames = whole("target_update_frames", target_update_frames, 0)
         if distribution not in ("none", "categorical", "quantile"):

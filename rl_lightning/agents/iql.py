@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -37,17 +35,13 @@ class IQL(ReplayAgent):
         spec: The environment's spaces; actions of any kind.
         encoder: Builds the encoder of observations.
         network: Builds policy, V and critics over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the policy; None: the optimizer's.
         value_lr: Learning rate of V; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         expectile: τ in [½, 1): ½ values what the data do on average, → 1 the best they ever did.
         beta: β in 1/return: 0 imitates everything, large values only what is better than V. What
             it should be goes with the scale of rewards.
         tau: How far the target critics move at each update.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     def __init__(
@@ -55,18 +49,15 @@ class IQL(ReplayAgent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], OfflineNetwork] = OfflineNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
+        *,
         actor_lr: float | None = None,
         value_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
         expectile: float = 0.7,
         beta: float = 3.0,
         tau: float = 0.005,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("expectile", expectile, 0.5, 0.9999)
         check_range("beta", beta, 0.0)
         check_range("tau", tau, 0.0, 1.0)

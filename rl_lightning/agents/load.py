@@ -1,6 +1,5 @@
 """From a checkpoint to an agent."""
 
-import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.core.names import public_path
+from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import loading_stranger
 from rl_lightning.envs.failures import told
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
@@ -43,7 +43,7 @@ def build_agent(
         made = stored_class(hyper, cls)
         given = {k: v for k, v in check_hyperparameters(hyper).items() if k not in kwargs}
         check_described(given)
-        known = inspect.signature(made.__init__).parameters
+        known = signature_of(made).parameters
         if unknown := [k for k in kwargs if k not in known]:
             raise ConfigurationError(
                 f"{made.__name__} has no argument {unknown[0]!r}; it has "

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 
 from rl_lightning.agents.agent import Agent
@@ -31,10 +30,6 @@ class PPO(Agent):
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
         network: Builds policy and value function over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
-        gamma: Discount γ.
         gae_lambda: λ of generalised advantage estimation.
         clip_range: ε of the clipped surrogate.
         clip_schedule: Schedule of `clip_range` and `clip_range_value`.
@@ -46,6 +41,7 @@ class PPO(Agent):
             None for never.
         sequence_length: With a recurrent network, steps per training sequence, a divisor of
             `data.rollout_steps`; None for the whole rollout.
+        **shared: Arguments of `Agent`.
     """
 
     reuses_rollouts = True
@@ -55,10 +51,7 @@ class PPO(Agent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
-        gamma: float = 0.99,
+        *,
         gae_lambda: float = 0.95,
         clip_range: float = 0.2,
         clip_schedule: Schedule = "constant",
@@ -68,8 +61,9 @@ class PPO(Agent):
         normalize_advantage: bool = True,
         target_kl: float | None = None,
         sequence_length: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, **shared)
         factor(clip_schedule, 0.0)
         check_range("gae_lambda", gae_lambda, 0.0, 1.0)
         check_range("clip_range", clip_range, 0.0)

@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.core.errors import check_range, whole
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -30,16 +29,13 @@ class REINFORCE(Agent):
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
         network: Builds policy and value function over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of the learning rate: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
-        gamma: Discount γ.
         baseline: Learn a value function and subtract it.
         entropy_coef: Weight of the entropy bonus.
         value_coef: Weight of the value loss ½(V − G)².
         normalize_advantage: Standardise advantages (without baseline: returns) within the rollout.
         sequence_length: With a recurrent network, steps per training sequence, a divisor of
             `data.rollout_steps`; None for the whole rollout.
+        **shared: Arguments of `Agent`.
     """
 
     def __init__(
@@ -47,17 +43,15 @@ class REINFORCE(Agent):
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
         network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
-        gamma: float = 0.99,
+        *,
         baseline: bool = True,
         entropy_coef: float = 0.0,
         value_coef: float = 0.5,
         normalize_advantage: bool = True,
         sequence_length: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma)
+        super().__init__(spec, **shared)
         check_range("entropy_coef", entropy_coef, 0.0)
         check_range("value_coef", value_coef, 0.0)
         # Built by the command line or by `partial`, a network takes further keywords too.

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_finite, check_range
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -34,19 +32,15 @@ class SAC(ReplayAgent):
         spec: The environment's spaces; actions are a bounded Box.
         encoder: Builds the encoder of observations.
         network: Builds actor and critics over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
         temperature_lr: Learning rate of log α; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target critics move at each update.
         temperature: Initial α.
         learn_temperature: Adjust α to the target entropy; otherwise it stays.
         target_entropy: In nats, of actions in [−1, 1]; None: minus the number of dimensions.
         noise: Builds noise that is added to actions while training, in units of half an action's
             range; None: the policy's own randomness only.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     tells_priorities = True
@@ -58,20 +52,17 @@ class SAC(ReplayAgent):
         network: Callable[
             [EnvSpec, Callable[[EnvSpec], Encoder]], ContinuousNetwork
         ] = ContinuousNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
+        *,
         actor_lr: float | None = None,
         temperature_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
         tau: float = 0.005,
         temperature: float = 1.0,
         learn_temperature: bool = True,
         target_entropy: float | None = None,
         noise: Callable[[], ActionNoise] | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         check_range("temperature", temperature, 1e-8)
         check_finite("target_entropy", target_entropy)

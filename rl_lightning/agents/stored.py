@@ -11,6 +11,7 @@ from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.names import present_paths
+from rl_lightning.core.signatures import Signature
 from rl_lightning.hyperparameters import describe_call, without_code_switch
 from rl_lightning.trainer import (
     built_by_command_line,
@@ -22,6 +23,8 @@ from rl_lightning.trainer import (
 class StoredModule(L.LightningModule):
     """A module whose constructor's arguments are its hyper-parameters, so that a checkpoint alone
     rebuilds it."""
+
+    __signature__ = Signature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_names(cls, kwargs)
@@ -77,7 +80,7 @@ class StoredModule(L.LightningModule):
             hparams = dict(self.hparams)
             self.hparams.clear()
         else:
-            hparams = describe_call(type(self), self, args, kwargs)
+            hparams = describe_call(type(self), args, kwargs)
         set_hyperparameters(self, present_paths(without_code_switch(hparams)))
 
 

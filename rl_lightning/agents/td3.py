@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range, whole
 from rl_lightning.core.loss import Loss
-from rl_lightning.core.schedules import Schedule
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
@@ -32,17 +30,13 @@ class TD3(ReplayAgent):
         spec: The environment's spaces; actions are a bounded Box.
         encoder: Builds the encoder of observations.
         network: Builds actor and critics over the encoder.
-        optimizer: Builds the optimizer; None: fused Adam, lr 3e-4, ε 1e-5.
-        lr_schedule: Schedule of all learning rates: constant, linear or cosine.
-        encoder_lr: Learning rate of the encoder's parameters; None: the optimizer's.
         actor_lr: Learning rate of the actor; None: the optimizer's.
-        gamma: Discount γ.
-        max_grad_norm: Largest norm of all gradients together; None for no clipping.
         tau: How far the target networks move with each update of the policy.
         noise: Builds what is added to actions while training, in units of half an action's range.
         policy_delay: Updates of the critics per update of policy and targets.
         target_noise: Standard deviation of the noise on target actions, in the same units.
         target_noise_clip: Its largest magnitude.
+        **shared: Arguments of `ReplayAgent`.
     """
 
     tells_priorities = True
@@ -54,19 +48,16 @@ class TD3(ReplayAgent):
         network: Callable[
             [EnvSpec, Callable[[EnvSpec], Encoder]], ContinuousNetwork
         ] = ContinuousNetwork,
-        optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = "constant",
-        encoder_lr: float | None = None,
+        *,
         actor_lr: float | None = None,
-        gamma: float = 0.99,
-        max_grad_norm: float | None = None,
         tau: float = 0.005,
         noise: Callable[[], ActionNoise] = GaussianNoise,
         policy_delay: int = 2,
         target_noise: float = 0.2,
         target_noise_clip: float = 0.5,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, optimizer, lr_schedule, encoder_lr, gamma, max_grad_norm)
+        super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         policy_delay = whole("policy_delay", policy_delay, 1)

@@ -20,6 +20,7 @@ from rl_lightning.agents import Agent, ReplayAgent
 from rl_lightning.cli.config_file import check_config_file
 from rl_lightning.cli.explain import class_names, import_class, one_sentence
 from rl_lightning.core.errors import ConfigurationError, is_whole, whole_seed
+from rl_lightning.core.signatures import hints_of
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
@@ -235,7 +236,7 @@ def _check(value: Any, where: str) -> None:
 def _nulls(made: Any, given: dict[str, Any]) -> Iterator[str]:
     """Arguments that are None although neither their type nor their default says so."""
     try:
-        hints = typing.get_type_hints(made.__init__ if inspect.isclass(made) else made)
+        hints = hints_of(made) if inspect.isclass(made) else typing.get_type_hints(made)
         parameters = inspect.signature(made).parameters
     except (NameError, TypeError, ValueError, AttributeError):
         return  # a stranger's annotations

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError, nearest, shortened
+from rl_lightning.core.signatures import hints_of, signature_of
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], prefix: str = "") -> None:
@@ -29,10 +30,7 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], prefix: str = "") -
     Raises:
         ConfigurationError: That names the argument, its kind and its value.
     """
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError, AttributeError):  # of a subclass elsewhere, under TYPE_CHECKING
-        return
+    hints = hints_of(cls)
     for name, value in arguments.items():
         hint = hints.get(name)
         if hint is not None and not _fits(value, hint):
@@ -51,12 +49,12 @@ def check_names(cls: type, names: Iterable[str]) -> None:
     Raises:
         ConfigurationError: That names the nearest argument that there is.
     """
-    known = inspect.signature(cls.__init__).parameters
+    known = signature_of(cls).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for name in names:
         if name not in known:
-            near = nearest(name, [n for n in known if n != "self"])[:3]
+            near = nearest(name, list(known))[:3]
             raise ConfigurationError(
                 f"{cls.__name__} has no argument {name!r}; nearest are {', '.join(near)}"
             )

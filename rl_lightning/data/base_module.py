@@ -10,8 +10,6 @@ import torch
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rl_lightning.core.arguments import check_names
-from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
@@ -20,7 +18,7 @@ from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.evaluating import EvaluatingModule
 from rl_lightning.data.recordings.writer import DatasetWriter
-from rl_lightning.data.resume.arguments import stored_arguments
+from rl_lightning.data.remembering import StoredDataModule
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.remembered import RememberedFiles
 from rl_lightning.data.resume.sidecar import Spool, install
@@ -28,19 +26,16 @@ from rl_lightning.data.resuming import ResumingModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
-from rl_lightning.hyperparameters import describe_call
 from rl_lightning.nn.modes import EvalMode
 from rl_lightning.trainer import (
     max_epochs,
-    restricted_classmethod,
-    set_hyperparameters,
     set_max_epochs,
 )
 
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 
 
-class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
+class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModule):
     """Environments for training and evaluation, and the count of frames.
 
     An epoch is a fixed amount of experience, so the budget is `total_frames`: the module sets the
@@ -49,7 +44,7 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
     Args:
         env: Gymnasium id; `module:Id-v0` imports the module first.
         num_envs: Training environments of each rank, B.
-        total_frames: Budget, in frames of all ranks together.
+        total_frames: Budget, in frames of all ranks together; warm-up is part of it.
         env_kwargs: Keyword arguments of the environment.
         wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
         vectorization: `sync`, `async` (processes) or `native` (the environment's own).
@@ -69,17 +64,10 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
         ConfigurationError: If the environment or a number is wrong.
     """
 
-    _call: Any
     minibatch: str | None = None
     """The argument that splits experience into batches where there is no `batch_size`."""
     unit: str = "frame"
     """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "RLDataModule":
-        check_names(cls, kwargs)
-        module = super().__new__(cls)
-        module._call = args, kwargs  # whatever a subclass hands on, these it was built with
-        return module
 
     def __init__(
         self,
@@ -100,8 +88,7 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
         record: str | None = None,
     ) -> None:
         super().__init__()
-        set_hyperparameters(self, describe_call(type(self), self, *self._call, prefix="data."))
-        del self._call
+        self.remember_arguments()
         check_finite("data.success_threshold", success_threshold)
         self.env = env
         self.num_envs = whole("data.num_envs", num_envs, 1, MOST_ENVS)
@@ -147,33 +134,6 @@ class RLDataModule(EvaluatingModule, ResumingModule, ClockModule):
         new.__dict__.update(self.__dict__)
         new.clear()
         return new.__dict__
-
-    @restricted_classmethod
-    def load_from_checkpoint(
-        cls,  # noqa: N805
-        checkpoint_path: str | Path,
-        trusted: Sequence[str] = (),
-        **kwargs: Any,
-    ) -> Any:
-        """The data module that a checkpoint's agent was trained on, as it was before training.
-
-        `trainer.fit(agent, data, ckpt_path=path)` goes on where it stood. No code of the file's
-        runs, and none that it names is imported by surprise, see `rl_lightning.core.trust`. Where
-        to record and to keep a buffer on disk is not taken from the file.
-
-        Args:
-            checkpoint_path: A local file.
-            trusted: Packages outside this library that the checkpoint may name: modules of
-                environments, wrappers, describers.
-            **kwargs: Arguments in the place of those in the checkpoint.
-
-        Raises:
-            ConfigurationError: If the file is damaged or no checkpoint, does not hold such a data
-                module, or names what may not be imported.
-        """
-        hyper = read_checkpoint(checkpoint_path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
-        made, given = stored_arguments(hyper, cls, str(checkpoint_path), trusted, kwargs)
-        return made(**given)
 
     # --- what subclasses say --------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from rl_lightning.data.replay.storage import (
 )
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
-from rl_lightning.envs.make import Vectorization, WrapperSpec
 
 
 class OfflineDataModule(RLDataModule):
@@ -48,18 +47,7 @@ class OfflineDataModule(RLDataModule):
         obs_dtype: How floating-point observations and features are stored: `float32` or `float16`.
         storage: Keep the episodes in `memory`, or on `disk` behind a memory map.
         storage_dir: Folder for `disk`; None: the system's for temporary files.
-        env_kwargs: Keyword arguments of the environment.
-        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
-        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
-        success_threshold: Return from which an episode counts as a success where the environment's
-            `info` does not say.
-        val_episodes: Evaluation episodes, of all ranks together.
-        val_num_envs: Evaluation environments of each rank.
-        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
-        val_seed: Seed of evaluation environment 0, the same at every validation.
-        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
-        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
-        record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
+        **shared: Arguments of `RLDataModule`.
 
     Raises:
         ConfigurationError: If a number is wrong, or, when training starts, if the file cannot be
@@ -81,34 +69,9 @@ class OfflineDataModule(RLDataModule):
         obs_dtype: Literal["float32", "float16"] = "float32",
         storage: Literal["memory", "disk"] = "memory",
         storage_dir: str | None = None,
-        env_kwargs: dict[str, Any] | None = None,
-        wrappers: list[WrapperSpec] | None = None,
-        vectorization: Vectorization = "sync",
-        success_threshold: float | None = None,
-        val_episodes: int = 20,
-        val_num_envs: int = 8,
-        val_env_kwargs: dict[str, Any] | None = None,
-        val_seed: int = 1_000_000,
-        val_explore: bool = False,
-        val_transcript_steps: int = 8,
-        record: str | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            env,
-            num_envs=1,
-            total_frames=total_updates,
-            env_kwargs=env_kwargs,
-            wrappers=wrappers,
-            vectorization=vectorization,
-            success_threshold=success_threshold,
-            val_episodes=val_episodes,
-            val_num_envs=val_num_envs,
-            val_env_kwargs=val_env_kwargs,
-            val_seed=val_seed,
-            val_explore=val_explore,
-            val_transcript_steps=val_transcript_steps,
-            record=record,
-        )
+        super().__init__(env, num_envs=1, total_frames=total_updates, seed=None, **shared)
         check_storage(obs_dtype, storage, storage_dir)
         self.dataset = dataset
         self.batch_size = whole("data.batch_size", batch_size, 1)

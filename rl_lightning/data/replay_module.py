@@ -24,7 +24,6 @@ from rl_lightning.data.replay.storage import (
 )
 from rl_lightning.data.replay_contents import ReplayContents
 from rl_lightning.data.update_loader import UpdateLoader
-from rl_lightning.envs.make import Vectorization, WrapperSpec
 
 
 class ReplayDataModule(ReplayContents):
@@ -44,7 +43,6 @@ class ReplayDataModule(ReplayContents):
         gradient_steps: Batches of one round.
         frames_per_epoch: Frames of each rank that make one epoch of the trainer, and so the grid on
             which validation and checkpoints happen; a multiple of `collect_frames`.
-        total_frames: Budget, in frames of all ranks together, warm-up included.
         dataset: HDF5 file, or folder of a Minari data set, of recorded episodes that the buffer
             begins with, before warm-up; of several ranks, each reads its share. They take rows of
             `buffer_frames`, and are the first to be overwritten. None: it begins empty.
@@ -62,19 +60,7 @@ class ReplayDataModule(ReplayContents):
         storage: Keep the buffer in `memory`, or on `disk` behind a memory map.
         storage_dir: Folder for `disk`; None: the system's for temporary files.
         save_replay: Save the buffer's contents beside each checkpoint.
-        env_kwargs: Keyword arguments of the environment.
-        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
-        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
-        seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
-        success_threshold: Return from which an episode counts as a success where the environment's
-            `info` does not say.
-        val_episodes: Evaluation episodes, of all ranks together.
-        val_num_envs: Evaluation environments of each rank.
-        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
-        val_seed: Seed of evaluation environment 0, the same at every validation.
-        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
-        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
-        record: HDF5 file that `predict` writes its episodes to; None: nowhere.
+        **shared: Arguments of `RLDataModule`.
 
     Raises:
         ConfigurationError: If a number is wrong or does not fit the others.
@@ -90,7 +76,7 @@ class ReplayDataModule(ReplayContents):
         collect_frames: int | None = None,
         gradient_steps: int = 1,
         frames_per_epoch: int = 1_000,
-        total_frames: int = 100_000,
+        *,
         dataset: str | None = None,
         n_step: int = 1,
         prioritized: bool = False,
@@ -104,36 +90,9 @@ class ReplayDataModule(ReplayContents):
         storage: Literal["memory", "disk"] = "memory",
         storage_dir: str | None = None,
         save_replay: bool = True,
-        env_kwargs: dict[str, Any] | None = None,
-        wrappers: list[WrapperSpec] | None = None,
-        vectorization: Vectorization = "sync",
-        seed: int | None = None,
-        success_threshold: float | None = None,
-        val_episodes: int = 20,
-        val_num_envs: int = 8,
-        val_env_kwargs: dict[str, Any] | None = None,
-        val_seed: int = 1_000_000,
-        val_explore: bool = False,
-        val_transcript_steps: int = 8,
-        record: str | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            env,
-            num_envs,
-            total_frames,
-            env_kwargs,
-            wrappers,
-            vectorization,
-            seed,
-            success_threshold,
-            val_episodes,
-            val_num_envs,
-            val_env_kwargs,
-            val_seed,
-            val_explore,
-            val_transcript_steps,
-            record,
-        )
+        super().__init__(env, num_envs, **shared)
         num_envs, total_frames = self.num_envs, self.total_frames
         buffer_frames = whole("data.buffer_frames", buffer_frames, 1)
         batch_size = whole("data.batch_size", batch_size, 1)

@@ -15,7 +15,6 @@ from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.reward_norm import RewardNorm
 from rl_lightning.data.collect.rollout_storage import flatten_sequences, flatten_steps
 from rl_lightning.data.update_loader import UpdateRun
-from rl_lightning.envs.make import Vectorization, WrapperSpec
 
 
 class RolloutDataModule(RLDataModule):
@@ -31,21 +30,8 @@ class RolloutDataModule(RLDataModule):
         rollouts_per_epoch: Rollouts that make one epoch of the trainer, and so the grid on which
             validation and checkpoints happen. Training ends with the epoch in which the budget is
             used up.
-        total_frames: Budget, in frames of all ranks together.
         normalize_reward: Divide rewards by the running standard deviation of the discounted return.
-        env_kwargs: Keyword arguments of the environment.
-        wrappers: Wrappers by name, innermost first, see `rl_lightning.envs.make_env`.
-        vectorization: `sync`, `async` (processes) or `native` (the environment's own).
-        seed: Environment i of rank r is seeded `seed + r · num_envs + i`; None: the global seed.
-        success_threshold: Return from which an episode counts as a success where the environment's
-            `info` does not say.
-        val_episodes: Evaluation episodes, of all ranks together.
-        val_num_envs: Evaluation environments of each rank.
-        val_env_kwargs: What evaluation changes in `env_kwargs`, e.g. held-out levels.
-        val_seed: Seed of evaluation environment 0, the same at every validation.
-        val_explore: Evaluate the stochastic policy; otherwise the greedy one.
-        val_transcript_steps: Steps of one evaluation episode to write to the text panel.
-        record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
+        **shared: Arguments of `RLDataModule`.
 
     Raises:
         ConfigurationError: If a number is wrong or does not fit the others.
@@ -61,38 +47,11 @@ class RolloutDataModule(RLDataModule):
         minibatch_size: int | None = None,
         passes: int = 1,
         rollouts_per_epoch: int = 1,
-        total_frames: int = 100_000,
+        *,
         normalize_reward: bool = False,
-        env_kwargs: dict[str, Any] | None = None,
-        wrappers: list[WrapperSpec] | None = None,
-        vectorization: Vectorization = "sync",
-        seed: int | None = None,
-        success_threshold: float | None = None,
-        val_episodes: int = 20,
-        val_num_envs: int = 8,
-        val_env_kwargs: dict[str, Any] | None = None,
-        val_seed: int = 1_000_000,
-        val_explore: bool = False,
-        val_transcript_steps: int = 8,
-        record: str | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            env,
-            num_envs,
-            total_frames,
-            env_kwargs,
-            wrappers,
-            vectorization,
-            seed,
-            success_threshold,
-            val_episodes,
-            val_num_envs,
-            val_env_kwargs,
-            val_seed,
-            val_explore,
-            val_transcript_steps,
-            record,
-        )
+        super().__init__(env, num_envs, **shared)
         self.rollout_steps = whole("data.rollout_steps", rollout_steps, 1)
         size = self.num_envs * self.rollout_steps
         part = size if minibatch_size is None else whole("data.minibatch_size", minibatch_size, 1)

@@ -62,7 +62,7 @@ class Copier(L.Callback):
 
 def arguments(data):
     """What the constructor was given."""
-    names = inspect.signature(type(data).__init__).parameters
+    names = inspect.signature(type(data)).parameters
     return {name: getattr(data, name) for name in names if name in vars(data)}
 
 

@@ -1,6 +1,5 @@
 """A data module's arguments, out of a checkpoint."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import gymnasium as gym
 
 import rl_lightning.envs
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
 
@@ -50,7 +50,7 @@ def stored_arguments(
         for wrapper in given.get("wrappers") or ():
             for name in [wrapper] if isinstance(wrapper, str) else wrapper:
                 _check_wrapper(name)
-    known = inspect.signature(made.__init__).parameters
+    known = signature_of(made).parameters
     for name in [*given, *kwargs]:
         if name not in known:
             raise ConfigurationError(f"checkpoint {where}: {made.__name__} has no argument {name}")
