@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         OfflineNetwork,
         Policy,
         QNetwork,
+        RolloutPolicy,
     )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
@@ -65,6 +66,7 @@ _HOMES = {
     "TD3": "agents",
     "PPO": "agents",
     "Policy": "policies",
+    "RolloutPolicy": "policies",
     "REINFORCE": "agents",
     "ActorCritic": "policies",
     "Agent": "agents",

@@ -61,7 +61,7 @@ FORMER = (Path(__file__).parent / "former_readme.txt").read_text()
     ],
 )
 def test_own_agent_encoder_and_environment_learn_together(code, agent, lr, data, budget, tmp_path):
-    assert len(OWN) == 4
+    assert len(OWN) == 6
     (tmp_path / "my_module.py").write_text(code)
     config = TRAIN.format(
         agent=f"my_module.{agent}",
@@ -75,6 +75,40 @@ def test_own_agent_encoder_and_environment_learn_together(code, agent, lr, data,
     assert done.returncode == 0, done.stderr[-2000:]
     assert "best val/return 10:" in done.stdout  # ten steps, all of them right
     assert ("FormerWarning" in done.stderr) == (code == FORMER)
+
+
+def test_own_policy_and_reward_are_one_line_each(tmp_path):
+    (tmp_path / "my_module.py").write_text("\n\n".join(OWN))
+    config = TRAIN.format(
+        agent="rl_lightning.PPO",
+        encoder="my_module.BagOfWords",
+        lr=0.01,
+        data="RolloutDataModule",
+        budget=ROLLOUTS.replace(", ", "\n    ") + "\n    minibatch_size: 40\n    passes: 4",
+    ).replace(
+        "    lr: 0.01\n", "    network: {class_path: my_module.Floored, init_args: {floor: 0.1}}\n"
+    )
+    config = config.replace("wrappers: [", "wrappers: [{my_module.Tired: {cost: 0.5}}, ")
+    assert "Tired" in config
+    (tmp_path / "config.yaml").write_text(config)
+    options = ["--model.optimizer=Adam", "--model.optimizer.lr=0.01"]
+    done = run(["-m", "rl_lightning", "fit", "--config", "config.yaml", *options], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "best val/return 5:" in done.stdout  # ten right steps of 1 − 0.5
+    (tmp_path / "ratio.py").write_text(
+        "import torch, my_module\n"
+        "from functools import partial\n"
+        "from rl_lightning import PPO, EnvSpec, MLPEncoder\n"
+        "import gymnasium as gym\n"
+        "spec = EnvSpec(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(4), 'x')\n"
+        "policy = my_module.Floored(spec, MLPEncoder, floor=0.4)\n"
+        "x, mask = torch.randn(5, 3), torch.tensor([[True, False, True, True]]).repeat(5, 1)\n"
+        "told = policy.inspect(x, mask=mask)['probabilities']\n"
+        "assert torch.allclose(told.sum(1), torch.ones(5)) and (told[:, 1] == 0).all()\n"
+        "assert (policy.inspect(x)['probabilities'] >= 0.1 - 1e-6).all()\n"
+    )
+    done = run(["ratio.py"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_every_named_metric_and_file_exists():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import common
@@ -60,7 +61,7 @@ def test_what_random_actions_score_can_be_measured_again():
 
 def test_the_readme_shows_the_speeds_that_were_measured():
     readme, folder = (ROOT / "README.md").read_text(), learning.RESULTS / "speed"
-    for name in ("onpolicy.json", "offpolicy.json"):
+    for name in ("onpolicy.json", "onpolicy_cleanrl.json", "offpolicy.json"):
         for row in json.loads((folder / name).read_text())["settings"].values():
             assert row == {"pairs": row["pairs"], **common.summary(row["pairs"])}
             ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
@@ -72,6 +73,14 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     page = (ROOT / "docs/agents/sac.md").read_text()
     assert f"{row['return']:.0f} ± {row['return_std']:.0f} for ours" in page
     assert f"{row['their_return']:.0f} ± {row['their_return_std']:.0f} for theirs" in page
+    learned = json.loads((folder / "same_learning.json").read_text())["settings"]
+    for row in (row for marks in learned.values() for row in marks.values()):
+        for library in ("rl_lightning", "sb3"):
+            seen = row[library]["returns"]
+            error = statistics.stdev(seen) / len(seen) ** 0.5
+            assert f"{statistics.mean(seen):.0f} ± {error:.0f}" in readme
+    chunks = json.loads((folder / "llm_chunks.json").read_text())["8 … 128"]
+    assert f"{chunks['ratio']:.1f} times" in readme
     replay = json.loads((folder / "replay.json").read_text())
     for row in replay["memory"]:
         assert f"| {row['observations']} | {row['ours']:,.0f} | {row['naive']:,.0f} |" in readme

@@ -16,6 +16,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
 from rl_lightning.maths.returns import gae
 from rl_lightning.policies.actor_critic import ActorCritic
+from rl_lightning.policies.policy import RolloutPolicy
 
 
 class A2C(Agent):
@@ -40,7 +41,7 @@ class A2C(Agent):
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
-        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], RolloutPolicy] = ActorCritic,
         *,
         gae_lambda: float = 1.0,
         entropy_coef: float = 0.0,

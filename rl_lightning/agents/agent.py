@@ -115,7 +115,7 @@ class Agent(
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
-        if self.policy.critic is None:
+        if getattr(self.policy, "critic", None) is None:
             raise ConfigurationError(
                 f"{type(self).__name__} needs a critic: leave out model.network's critic: false, "
                 "or use REINFORCE with baseline: false"

@@ -15,6 +15,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
 from rl_lightning.maths.returns import gae
 from rl_lightning.policies.actor_critic import ActorCritic
+from rl_lightning.policies.policy import RolloutPolicy
 
 
 class PPO(Agent):
@@ -50,7 +51,7 @@ class PPO(Agent):
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
-        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], RolloutPolicy] = ActorCritic,
         *,
         gae_lambda: float = 0.95,
         clip_range: float = 0.2,

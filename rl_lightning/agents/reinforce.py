@@ -15,6 +15,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.maths import losses
 from rl_lightning.maths.returns import discounted_returns, ends_within, gae
 from rl_lightning.policies.actor_critic import ActorCritic
+from rl_lightning.policies.policy import RolloutPolicy
 
 
 class REINFORCE(Agent):
@@ -42,7 +43,7 @@ class REINFORCE(Agent):
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
-        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], RolloutPolicy] = ActorCritic,
         *,
         baseline: bool = True,
         entropy_coef: float = 0.0,
@@ -55,8 +56,10 @@ class REINFORCE(Agent):
         check_range("entropy_coef", entropy_coef, 0.0)
         check_range("value_coef", value_coef, 0.0)
         # Built by the command line or by `partial`, a network takes further keywords too.
-        make: Callable[..., ActorCritic] = network
-        self.policy = make(spec, encoder, critic=baseline)
+        make: Callable[..., RolloutPolicy] = network
+        self.policy = make(spec, encoder) if baseline else make(spec, encoder, critic=False)
+        if baseline:
+            self.need_critic()
         self.baseline = baseline
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef

@@ -1,10 +1,10 @@
 """What acts: actor-critics, Q-networks, tables, continuous actors with their critics."""
 
-from rl_lightning.policies.actor_critic import ActorCritic, Evaluation
+from rl_lightning.policies.actor_critic import ActorCritic
 from rl_lightning.policies.continuous import ContinuousNetwork
 from rl_lightning.policies.discrete import DiscreteNetwork
 from rl_lightning.policies.offline import OfflineNetwork
-from rl_lightning.policies.policy import Policy
+from rl_lightning.policies.policy import Evaluation, Policy, RolloutPolicy
 from rl_lightning.policies.q_network import QNetwork, pick
 from rl_lightning.policies.table import Table
 
@@ -16,6 +16,7 @@ __all__ = [
     "OfflineNetwork",
     "Policy",
     "QNetwork",
+    "RolloutPolicy",
     "Table",
     "pick",
 ]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -11,23 +11,14 @@ from torch import Tensor, nn
 from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.sharing import sharing
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
-from rl_lightning.maths import returns
 from rl_lightning.maths.distributions import DiagonalGaussian
 from rl_lightning.nn.heads import make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import MLP, Activation, mlp, orthogonal_, widths
-from rl_lightning.policies.policy import Policy
+from rl_lightning.policies.policy import Evaluation, RolloutPolicy
 
 
-class Evaluation(NamedTuple):
-    """What a loss needs of the current policy, each of the batch's shape, with gradient."""
-
-    log_prob: Tensor
-    entropy: Tensor
-    value: Tensor
-
-
-class ActorCritic(Policy):
+class ActorCritic(RolloutPolicy):
     """Policy π(a|s) and value V(s) over an encoder.
 
     Args:
@@ -180,34 +171,6 @@ class ActorCritic(Policy):
         out = Evaluation(log_prob, distribution.entropy(), value)
         return out if self.memory is None else Evaluation(*(x.view(batch.shape) for x in out))
 
-    def recall(self, steps: TensorDict) -> tuple[Tensor, Tensor]:
-        """log π(aₜ|sₜ) and V(sₜ) at the time of acting, `[T, B]`, without gradient.
-
-        Either acting has noted them, or they are evaluated now, in one batch: the weights are still
-        those that acted.
-        """
-        noted = steps.get("log_prob", None)
-        if noted is not None:
-            return noted, steps.get("value", torch.zeros_like(noted))
-        now = self.evaluate(steps.reshape(-1))
-        return now.log_prob.view(steps.shape), now.value.view(steps.shape)
-
-    def next_values(self, rollout: Rollout, value: Tensor) -> Tensor:
-        """V(sₜ₊₁), where sₜ₊₁ is what step t led to: at a truncation, the final observation.
-
-        Args:
-            rollout: The rollout.
-            value: V(sₜ), `[T, B]`.
-
-        Returns:
-            `[T, B]`, without gradient.
-        """
-        last_value = self.value(rollout.last_obs, rollout.last_state)
-        final_value = None
-        if rollout.final_obs is not None:
-            final_value = self.value(rollout.final_obs, rollout.final_state)
-        return returns.next_values(value, last_value, rollout.final_index, final_value)
-
     def following_values(self, rollout: Rollout, value: Tensor) -> Tensor:
         """The former name of `next_values`."""
         warnings.warn(
@@ -217,13 +180,6 @@ class ActorCritic(Policy):
             stacklevel=2,
         )
         return self.next_values(rollout, value)
-
-    @staticmethod
-    def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:
-        """What a loss reads of a rollout, `[T, B]`: what `evaluate` needs, `valid`, and what the
-        agent computed."""
-        keep = ("obs", "action", "latent", "action_mask", "valid", "state", "start")
-        return steps.select(*keep, strict=False).update(computed)
 
     def _features(self, x: Stored, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actor features `[N, D]`, critic features `[N, D]`, next recurrent state."""

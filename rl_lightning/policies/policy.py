@@ -1,20 +1,30 @@
 """The base of everything that acts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning.core.types import Stored
+from rl_lightning.core.types import Rollout, Stored
+from rl_lightning.maths import returns
+
+
+class Evaluation(NamedTuple):
+    """What a loss needs of the current policy, each of the batch's shape, with gradient."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
 
 
 class Policy(nn.Module):
     """An encoder, and what comes of its features: actions, values, or both.
 
-    Agents ask of it what they need: those that learn from rollouts `act`, `evaluate`, `recall` and
-    `value`, those that learn from replay the networks themselves. All of them can be looked into by
-    `inspect`. A policy that does not offer one says so when it is asked.
+    Agents ask of it what they need: those that learn from rollouts what a `RolloutPolicy` has,
+    those that learn from replay its networks. All of them can be looked into by `inspect`. A policy
+    that does not offer one says so when it is asked.
 
     Attributes:
         encoder: Reads observations.
@@ -51,10 +61,63 @@ class Policy(nn.Module):
         """What it thinks of observations, `[B, ...]` each, by name."""
         raise NotImplementedError(f"{type(self).__name__} cannot be looked into")
 
-    def evaluate(self, batch: TensorDict) -> Any:
+    def evaluate(self, batch: TensorDict) -> Evaluation:
         """log π of stored actions, entropy and value under the current weights, with gradient."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate stored actions")
 
     def recall(self, steps: TensorDict) -> tuple[Tensor, Tensor]:
         """log π and value at the time of acting, `[T, B]` each."""
         raise NotImplementedError(f"{type(self).__name__} does not recall how it acted")
+
+
+class RolloutPolicy(Policy):
+    """A policy for agents that learn from rollouts.
+
+    It is made of `act`, `evaluate` and, if it has a critic, `value`; the rest follows from these.
+
+    Attributes:
+        critic: What makes `value` of features; a policy without need not have it.
+    """
+
+    critic: Any
+
+    def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
+        """V(s) of preprocessed observations `[N, ...]`, `[N]`."""
+        raise NotImplementedError(f"{type(self).__name__} does not value observations")
+
+    # --- what follows from these --------------------------------------------------------------
+
+    def recall(self, steps: TensorDict) -> tuple[Tensor, Tensor]:
+        """log π(aₜ|sₜ) and V(sₜ) at the time of acting, `[T, B]`, without gradient.
+
+        Either acting has noted them, or they are evaluated now, in one batch: the weights are still
+        those that acted.
+        """
+        noted = steps.get("log_prob", None)
+        if noted is not None:
+            return noted, steps.get("value", torch.zeros_like(noted))
+        now = self.evaluate(steps.reshape(-1))
+        return now.log_prob.view(steps.shape), now.value.view(steps.shape)
+
+    def next_values(self, rollout: Rollout, value: Tensor) -> Tensor:
+        """V(sₜ₊₁), where sₜ₊₁ is what step t led to: at a truncation, the final observation.
+
+        Args:
+            rollout: The rollout.
+            value: V(sₜ), `[T, B]`.
+
+        Returns:
+            `[T, B]`, without gradient.
+        """
+        last_value = self.value(rollout.last_obs, rollout.last_state)
+        final_value = None
+        if rollout.final_obs is not None:
+            final_value = self.value(rollout.final_obs, rollout.final_state)
+        return returns.next_values(value, last_value, rollout.final_index, final_value)
+
+    @staticmethod
+    def training_batch(steps: TensorDict, **computed: Tensor) -> TensorDict:
+        """What a loss reads of a rollout, `[T, B]`: what `evaluate` needs, `valid`, and what the
+        agent computed."""
+        keep = ("obs", "action", "latent", "action_mask", "valid", "state", "start")
+        return steps.select(*keep, strict=False).update(computed)
