@@ -61,7 +61,7 @@ def test_what_random_actions_score_can_be_measured_again():
 
 def test_the_readme_shows_the_speeds_that_were_measured():
     readme, folder = (ROOT / "README.md").read_text(), learning.RESULTS / "speed"
-    for name in ("onpolicy.json", "onpolicy_cleanrl.json", "offpolicy.json"):
+    for name in (f"{k}policy{o}.json" for k in ("on", "off") for o in ("", "_cleanrl")):
         for row in json.loads((folder / name).read_text())["settings"].values():
             assert row == {"pairs": row["pairs"], **common.summary(row["pairs"])}
             ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
