@@ -121,3 +121,63 @@ def test_the_signature_of_an_instance_is_that_of_its_call():
     agent = PPO(SPECS.get("PPO", DISCRETE))
     assert inspect.signature(agent) == inspect.signature(agent.__call__)
     assert BOX is DISCRETE.observation_space
+
+
+class Positions(PPO):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Mixin:
+    def __init__(self, *args, extra=1, **kw):
+        super().__init__(*args, **kw)
+        self.extra = extra
+
+
+class Mixed(Mixin, PPO):
+    pass
+
+
+class Deeper(Positions):
+    def __init__(self, spec, *, deep=3, **kw):
+        super().__init__(spec, **kw)
+        self.deep = deep
+
+
+class Takes(PPO):
+    def __init__(self, spec, **kwargs):
+        self_width = kwargs.pop("width", 64)
+        super().__init__(spec, **kwargs)
+        self.width = self_width
+
+
+class Either(PPO):
+    def __init__(self, spec, fixed=False, **kw):
+        if fixed:
+            super().__init__(spec, gamma=0.5, **kw)
+        else:
+            super().__init__(spec, **kw)
+
+
+class Renames(PPO):
+    """Its `network` is another thing than PPO's."""
+
+    def __init__(self, spec, network="small", **kw):
+        super().__init__(spec, network={"small": ActorCritic}[network], **kw)
+
+
+@pytest.mark.parametrize(
+    ("cls", "args", "kwargs"),
+    [
+        (Positions, (DISCRETE,), {"gamma": 0.7}),
+        (Positions, (), {"spec": DISCRETE, "gamma": 0.7}),
+        (Mixed, (DISCRETE,), {"extra": 3, "gamma": 0.7}),
+        (Mixed, (), {"spec": DISCRETE, "gamma": 0.7}),
+        (Deeper, (DISCRETE,), {"deep": 4, "gamma": 0.7}),
+        (Takes, (DISCRETE,), {"width": 3, "gamma": 0.7}),
+        (Either, (DISCRETE,), {"gamma": 0.7}),
+        (Renames, (DISCRETE, "small"), {"gamma": 0.7}),
+    ],
+)
+def test_constructors_of_all_kinds_are_called(cls, args, kwargs):
+    assert cls(*args, **kwargs).gamma == 0.7

@@ -115,10 +115,10 @@ class Agent(
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
-        if getattr(self.policy, "critic", None) is None:
+        if not self.policy.has_critic:
             raise ConfigurationError(
-                f"{type(self).__name__} needs a critic: leave out model.network's critic: false, "
-                "or use REINFORCE with baseline: false"
+                f"{type(self).__name__} needs a critic: leave out model.network's critic: false "
+                "(a policy of your own needs a `value`), or use REINFORCE with baseline: false"
             )
 
     def loss(self, batch: TensorDict) -> Loss:

@@ -1,6 +1,6 @@
 """What is logged of updates: means since the last time, on the axis of environment frames."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_lightning.agents.deprecated import former_log_training, former_should_log
 from rl_lightning.agents.finite import FiniteModule
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.loss import Loss
 from rl_lightning.trainer import is_ever_logged, is_logged, log_again, log_now
 
@@ -69,9 +70,8 @@ class LoggedModule(FiniteModule):
                 noted.setdefault(name, []).append(value)
         self._noted = []
         for name, values in noted.items():
-            tensors = isinstance(values[0], Tensor)
             total, count = self._sums.get(name, (0.0, 0))
-            total = total + (torch.stack(values).sum() if tensors else sum(values))
+            total = total + _sum(name, values)
             self._sums[name] = total, count + len(values)
 
     def mean_metrics(self, keep: bool = False) -> dict[str, Any]:
@@ -97,3 +97,15 @@ class LoggedModule(FiniteModule):
     def has_notes(self) -> bool:
         """Whether there was an update since metrics were logged."""
         return bool(self._noted or self._sums)
+
+
+def _sum(name: str, values: Sequence[Any]) -> Any:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if any(value.numel() != 1 for value in tensors):
+        raise ConfigurationError(
+            f"the metric {name!r} of a loss has {max(v.numel() for v in tensors)} elements; give "
+            "one number, such as its mean"
+        )
+    if len(tensors) < len(values):  # numbers, or now this and now that
+        return sum(value.reshape(()) if isinstance(value, Tensor) else value for value in values)
+    return torch.stack([value.reshape(()) for value in tensors]).sum()

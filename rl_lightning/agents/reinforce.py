@@ -57,7 +57,7 @@ class REINFORCE(Agent):
         check_range("value_coef", value_coef, 0.0)
         # Built by the command line or by `partial`, a network takes further keywords too.
         make: Callable[..., RolloutPolicy] = network
-        self.policy = make(spec, encoder) if baseline else make(spec, encoder, critic=False)
+        self.policy = make(spec, encoder) if baseline else _without_critic(make, spec, encoder)
         if baseline:
             self.need_critic()
         self.baseline = baseline
@@ -107,3 +107,13 @@ class REINFORCE(Agent):
             loss = loss + self.value_coef * value_loss
             metrics["loss/value"] = value_loss
         return Loss(loss, metrics)
+
+
+def _without_critic(make: Callable[..., RolloutPolicy], *args: Any) -> RolloutPolicy:
+    """A policy that has no critic where it can be told so."""
+    try:
+        return make(*args, critic=False)
+    except TypeError as error:
+        if "unexpected keyword argument 'critic'" not in str(error):
+            raise
+        return make(*args)

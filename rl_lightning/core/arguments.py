@@ -64,6 +64,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
+    if hint is typing.Any:
+        return True
     if hint in (None, type(None)):
         return value is None
     if origin is Literal:

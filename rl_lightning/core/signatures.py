@@ -17,7 +17,8 @@ def signature_of(cls: type) -> inspect.Signature:
     that all agents share stand in one place, and are known by name all the same: to `--help`, to a
     notebook, to checkpoints, and to whoever misspells one.
 
-    Where the source is not at hand, or the keywords go elsewhere, they stay what they are.
+    Where the source is not at hand, or the keywords go elsewhere as well, or positions are handed
+    on too, they stay what they are.
     """
     return _merged(cls.__mro__)
 
@@ -26,14 +27,15 @@ def hints_of(cls: type) -> dict[str, Any]:
     """The annotations of a class's arguments, likewise."""
     hints: dict[str, Any] = {}
     for one in reversed(cls.__mro__):
-        if "__init__" in vars(one):
+        if "__init__" in vars(one) and one is not object:
+            for name in inspect.signature(one.__init__).parameters:
+                hints.pop(name, None)  # the same name may mean something else here
             try:
                 hints.update(typing.get_type_hints(one.__init__))
             except (NameError, TypeError, AttributeError):  # of a class elsewhere, TYPE_CHECKING
-                for name in inspect.signature(one.__init__).parameters:
-                    hints.pop(name, None)
+                continue
     known = signature_of(cls).parameters.values()
-    named = {one.name for one in known if one.kind is not one.VAR_KEYWORD}
+    named = {one.name for one in known if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
     return {name: hint for name, hint in hints.items() if name in named}
 
 
@@ -60,7 +62,7 @@ def _merged(order: tuple[type, ...]) -> inspect.Signature:
     above = list(_merged(order[index + 1 :]).parameters.values())[positions:]
     own = own[:-1]
     taken = names | {one.name for one in own}
-    handed = [one for one in above if one.name not in taken]
+    handed = [one for one in above if one.name not in taken and one.kind is not one.VAR_POSITIONAL]
     keyword = [
         one.replace(kind=one.KEYWORD_ONLY) if one.kind is one.POSITIONAL_OR_KEYWORD else one
         for one in handed
@@ -70,14 +72,19 @@ def _merged(order: tuple[type, ...]) -> inspect.Signature:
 
 def _given_above(init: Any, gathered: str) -> tuple[int, set[str]] | None:
     """What a constructor gives the one above besides its gathered keywords: how many by position,
-    and which by name; None if it hands its keywords on to nobody or somebody else."""
+    and which by name; None if its keywords go to nobody, elsewhere, or there in several ways."""
+    if hasattr(init, "__wrapped__"):  # who wraps it may take some for himself
+        return None
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
     except (OSError, TypeError, SyntaxError):
         return None
+    used = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == gathered]
+    if len(used) != 1:
+        return None
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
             spread = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
-            if spread == [gathered]:
+            if spread == [gathered] and not any(isinstance(a, ast.Starred) for a in call.args):
                 return len(call.args), {word.arg for word in call.keywords if word.arg is not None}
     return None

@@ -244,7 +244,6 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
                 self.forget()  # what another agent has done
             self._go_on()
         self.runs = self.agent.plan_updates()
-        self._mode = None  # a callback may have changed what the agent consists of
         if self.frames >= self.total_frames:
             rank_zero_warn(
                 f"nothing to train: {self._budget} are used up by the "

@@ -32,6 +32,7 @@ class ClockModule(L.LightningDataModule):
     _max_epochs: Any
     _planned: int
     _began: tuple[float, int] | None
+    _mode: Any
     _eval_loaders: dict[str, EpisodeLoader]
 
     @property
@@ -64,6 +65,7 @@ class ClockModule(L.LightningDataModule):
 
     def plan(self, epoch: int) -> None:
         """Let the trainer run, from `epoch` on, for as long as the budget lasts."""
+        self._mode = None  # a callback may change what the agent consists of
         trainer = self._trainer
         left = max(self.total_frames - self.frames, 0)
         self._planned = epoch + math.ceil(left / self.epoch_length)

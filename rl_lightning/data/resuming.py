@@ -64,6 +64,9 @@ class ResumingModule(L.LightningDataModule):
         name, path = state_dict.get("texts"), self.trainer and self.trainer.ckpt_path
         self._texts_name = name if isinstance(name, str) else None  # a list: never moved in place
         self._resume_from = None if path is None else Path(path)
+        if self.trainer is not None and self.trainer.state.fn == "fit" and self._restored:
+            # Now: a search for a learning rate removes the checkpoint that it goes back to.
+            self._recall(min(self.trainer.global_rank, len(self._restored) - 1))
 
     def _saved_ranks(self) -> tuple[list[Any], list[str] | None]:
         """The states of all ranks, and the folders where what they remember is spooled."""

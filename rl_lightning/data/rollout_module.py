@@ -143,6 +143,7 @@ class RolloutDataModule(RLDataModule):
             sequences `[L, n]` along 1.
         """
         self.agent.check_loss()  # of the last rollout's last update
+        self._mode = None  # a callback may have changed what the agent consists of
         with self.acting() as agent:
             agent.begin_rollout()
             assert isinstance(self.collector, Collector)

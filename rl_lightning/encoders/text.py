@@ -315,21 +315,28 @@ class LLMEncoder(Encoder):
                 stacklevel=2,
             )
             return
-        if "remembered" in state:
-            texts, vectors, _ = Remembered.of(state["remembered"])
-        else:  # of a version that saved them in checkpoints
-            texts, vectors = state["texts"], state["vectors"]
-        tokens = self.backbone.tokens
-        if state.get("split_special_tokens", False) != tokens.split_special_tokens:
-            # Texts with control tokens were, or were not, read as text. Of a digest nobody knows.
-            same = [i for i, text in enumerate(texts) if _is_plain(text, tokens)]
-            texts, vectors = [texts[i] for i in same], vectors[same]
-        self.cache.load_state(texts, vectors)
+        try:
+            texts, vectors, _ = Remembered.of(state.get("remembered") or _former(state))
+            tokens, splits = self.backbone.tokens, state.get("split_special_tokens", False)
+            if splits != tokens.split_special_tokens:
+                # Of a digest nobody knows whether there were control tokens in its text.
+                same = [i for i, text in enumerate(texts) if _is_plain(text, tokens)]
+                texts, vectors = [texts[i] for i in same], vectors[same]
+            self.cache.load_state(texts, vectors)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            self.cache.clear()
+            told = f"the saved embedding cache is damaged ({error}): starting with an empty one"
+            warnings.warn(told, stacklevel=2)
+            return
         self.cache.hits, self.cache.lookups = state["hits"], state["lookups"]
 
     def _fingerprint(self) -> str:
         parts = [self.backbone.digest(), self.backbone.source["dtype"], self.pooling]
         return " ".join([*parts, str(self.normalize), self.backbone.tokens.fingerprint()])
+
+
+def _former(state: Mapping[str, Any]) -> dict[str, Any]:  # of an earlier version
+    return {"keys": state["texts"], "rows": state["vectors"]}
 
 
 def _is_plain(text: str | bytes, tokens: Tokens) -> bool:

@@ -1,6 +1,7 @@
 """Text → row of a tensor, computed once."""
 
 import hashlib
+import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ LONGEST_KEY = 1024
 _OVERHEAD = 128
 
 Key = str | bytes
+_CACHES = itertools.count()
 
 
 class TextCache:
@@ -63,7 +65,8 @@ class TextCache:
         self.capacity = min(capacity, most)
         self.hits = 0
         self.lookups = 0
-        self._added = 0  # rows ever, also of texts that were dropped or forgotten
+        # Rows ever, also of texts that were dropped or forgotten; higher than any other cache's.
+        self._added = next(_CACHES) << 40
         self.clear()
 
     def __len__(self) -> int:
@@ -183,9 +186,22 @@ class TextCache:
         return Remembered(list(self._slots), self._rows[slots], self._serials[slots])
 
     def load_state(self, keys: Sequence[Key], rows: Tensor) -> None:
-        """Hold what `state` returned and nothing else; where it is too much, its newest part."""
+        """Hold what `state` returned and nothing else; where it is too much, its newest part.
+
+        Raises:
+            ValueError: If these are no finite rows of this width, one for each of different keys.
+        """
         self.clear()
-        self._add([key if isinstance(key, bytes) else _key(key) for key in keys], rows)
+        known = [key if isinstance(key, bytes) else _key(key) for key in keys]
+        if not known:
+            return
+        if not all(isinstance(key, str | bytes) for key in known) or len(set(known)) < len(known):
+            raise ValueError("not every key is another text")
+        if not isinstance(rows, Tensor) or rows.shape != (len(known), self.width):
+            raise ValueError(f"they are not {len(known)} rows of {self.width}")
+        if rows.dtype != self.dtype or not torch.isfinite(rows).all():
+            raise ValueError(f"they are not finite {self.dtype}")
+        self._add(known, rows)
 
 
 def _key(text: str) -> Key:

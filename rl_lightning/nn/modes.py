@@ -29,16 +29,21 @@ class EvalMode:
         ]
         asked = set(map(id, self._asked))
         self._plain = [vars(one) for one in modules if id(one) not in asked]
-        self._switched: list[tuple[list[nn.Module], list[dict]]] = []
+        self._switched: list[tuple[list[nn.Module], list[tuple[nn.Module, bool]], list[dict]]] = []
 
     def __enter__(self) -> None:
         plain = [one for one in self._plain if one["training"]]
         asked = [one for one in self._asked if one.training] if self._asked else self._asked
-        for one in asked:
-            one.train(False)
+        below = [(m, m.training) for one in asked for m in one.modules()]
+        self._switched.append((asked, below, plain))
+        try:
+            for one in asked:
+                one.train(False)
+        except BaseException:
+            self._back()
+            raise
         for one in plain:
             one["training"] = False
-        self._switched.append((asked, plain))
 
     def __exit__(
         self,
@@ -46,8 +51,14 @@ class EvalMode:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        asked, plain = self._switched.pop()
+        self._back()
+
+    def _back(self) -> None:
+        asked, below, plain = self._switched.pop()
         for one in asked:
             one.train(True)
+        for one, training in below:  # which `train` may have taken along
+            if one.training != training:
+                one.training = training
         for one in plain:
             one["training"] = True

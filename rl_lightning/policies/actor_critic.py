@@ -84,6 +84,11 @@ class ActorCritic(RolloutPolicy):
         )
 
     @property
+    def has_critic(self) -> bool:
+        """Whether there is a value head."""
+        return self.critic is not None
+
+    @property
     def mask_dim(self) -> int:
         """Width of the action masks this policy takes; 0 if it takes none."""
         return self.action_head.mask_dim

@@ -23,8 +23,7 @@ class Policy(nn.Module):
     """An encoder, and what comes of its features: actions, values, or both.
 
     Agents ask of it what they need: those that learn from rollouts what a `RolloutPolicy` has,
-    those that learn from replay its networks. All of them can be looked into by `inspect`. A policy
-    that does not offer one says so when it is asked.
+    those that learn from replay its networks. One that does not offer that says so when asked.
 
     Attributes:
         encoder: Reads observations.
@@ -58,8 +57,8 @@ class Policy(nn.Module):
     def inspect(
         self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What it thinks of observations, `[B, ...]` each, by name."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be looked into")
+        """What it thinks of observations, `[B, ...]` each, by name; by itself nothing."""
+        return {}
 
     def evaluate(self, batch: TensorDict) -> Evaluation:
         """log π of stored actions, entropy and value under the current weights, with gradient."""
@@ -74,12 +73,12 @@ class RolloutPolicy(Policy):
     """A policy for agents that learn from rollouts.
 
     It is made of `act`, `evaluate` and, if it has a critic, `value`; the rest follows from these.
-
-    Attributes:
-        critic: What makes `value` of features; a policy without need not have it.
     """
 
-    critic: Any
+    @property
+    def has_critic(self) -> bool:
+        """Whether it can `value` observations."""
+        return type(self).value is not RolloutPolicy.value
 
     def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
         """V(s) of preprocessed observations `[N, ...]`, `[N]`."""
@@ -93,9 +92,9 @@ class RolloutPolicy(Policy):
         Either acting has noted them, or they are evaluated now, in one batch: the weights are still
         those that acted.
         """
-        noted = steps.get("log_prob", None)
-        if noted is not None:
-            return noted, steps.get("value", torch.zeros_like(noted))
+        noted, value = steps.get("log_prob", None), steps.get("value", None)
+        if noted is not None and (value is not None or not self.has_critic):
+            return noted, torch.zeros_like(noted) if value is None else value
         now = self.evaluate(steps.reshape(-1))
         return now.log_prob.view(steps.shape), now.value.view(steps.shape)
 

@@ -401,3 +401,30 @@ def test_nan_in_the_middle_of_a_run_is_told():
     module = rollouts(minibatch_size=None, passes=1)
     with pytest.raises(Exception, match="the loss is nan"):
         fit(Breaks(module.spec), module)
+
+
+class Fickle(PPO):
+    """Its metric is now a tensor, now a number, and of other shapes."""
+
+    kinds = (torch.tensor(1.0), 0.0, torch.tensor([2.0]), 3)
+
+    def loss(self, batch):
+        return Loss(super().loss(batch).value, {"x": self.kinds[self.updates % 4]})
+
+
+def test_a_metric_may_change_its_kind():
+    logger = Points()
+    data = rollouts()
+    fit(Fickle(data.spec), data, logger=logger, log_every_n_steps=4)
+    assert [value for _, value in logger.of("x")] == [1.5] * 12
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_metric_of_many_elements_is_refused_by_name(every):
+    class Many(PPO):
+        def loss(self, batch):
+            return Loss(super().loss(batch).value, {"x": torch.ones(2)})
+
+    data = rollouts()
+    with pytest.raises(ConfigurationError, match="the metric 'x' of a loss has 2 elements"):
+        fit(Many(data.spec), data, log_every_n_steps=every)

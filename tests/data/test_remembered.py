@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -280,3 +281,60 @@ def test_a_checkpoint_that_goes_elsewhere_holds_everything(tmp_path, monkeypatch
     agent, *_ = run(tmp_path, "b", 2, target)
     whole, *_ = run(tmp_path, "c", 2)
     same_weights(whole, agent)
+
+
+def test_checkpoints_of_one_stem_keep_their_folders(tmp_path):
+    *_, trainer, _ = run(tmp_path, "a", 1)
+    for name in ("model.v1", "model.v2", "model"):
+        trainer.save_checkpoint(tmp_path / "b" / name)
+    for name in ("model.v1", "model.v2", "model"):
+        path = tmp_path / "b" / name
+        entry = torch.load(path, weights_only=True)["RolloutDataModule"]
+        assert read(find_sidecar(path, entry["texts"], 0, "texts"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda part: part | {"rows": part["rows"][:, :3]},
+        lambda part: part | {"rows": part["rows"][:, :1]},
+        lambda part: part | {"rows": part["rows"][:, 0]},
+        lambda part: part | {"rows": part["rows"].double()},
+        lambda part: part | {"rows": part["rows"] * float("nan")},
+        lambda part: part | {"keys": [part["keys"][0]] * len(part["keys"])},
+        lambda part: part | {"keys": [["a"]] * len(part["keys"])},
+        lambda part: part | {"serials": part["serials"] * 0},
+        lambda part: part | {"serials": part["serials"].float()},
+    ],
+)
+def test_files_with_other_things_than_rows_are_told_and_computed_anew(change, tmp_path):
+    *_, path = run(tmp_path, "a", 1)
+    (folder,) = sidecars(path)
+    (file,) = (p for p in (folder / "rank0").iterdir() if p.name != "state.pt")
+    torch.save(change(torch.load(file, weights_only=True)), file)
+    with pytest.warns(UserWarning, match=r"damaged .*|computed anew"):
+        agent, *_ = run(tmp_path, "b", 2, path)
+    assert len(agent.encoder.cache) > 5
+
+
+def test_another_cache_in_the_middle_of_a_run_is_saved_as_it_is(tmp_path):
+    files = RememberedFiles()
+    first = TextCache(9, 2)
+    first.get(("1", "2"), rows)
+    write(files, tmp_path / "a", first.state())
+    second = TextCache(9, 2)
+    second.get(("7", "8"), rows)
+    assert equal(read(write(files, tmp_path / "b", second.state()))[0], second.state())
+
+
+def test_a_search_for_a_learning_rate_keeps_what_is_remembered(tmp_path):
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    *_, path = run(tmp_path, "a", 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "what was remembered")
+        agent, data = begin(tmp_path)
+        finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+        make_trainer(max_epochs=3, callbacks=[finder], gradient_clip_val=None).fit(
+            agent, data, ckpt_path=path
+        )

@@ -73,3 +73,25 @@ def test_scripts_are_switched():
     with EvalMode(module):
         assert torch.equal(module(x), x)
     assert not torch.equal(module(x), x)
+
+
+def test_what_is_on_purpose_below_a_train_of_its_own_stays_too():
+    module = nn.Sequential(Stranger())
+    module[0].inner.eval()
+    with EvalMode(module):
+        assert not any(modules := modes(module)), modules
+    assert module[0].training
+    assert not module[0].inner.training
+
+
+def test_a_train_that_fails_leaves_all_as_it_was():
+    class Fails(nn.Module):
+        def train(self, mode=True):
+            if not mode:
+                raise ZeroDivisionError
+            return super().train(mode)
+
+    module = nn.Sequential(Stranger(), Fails(), nn.Dropout(0.5))
+    with pytest.raises(ZeroDivisionError), EvalMode(module):
+        pass
+    assert all(modes(module))

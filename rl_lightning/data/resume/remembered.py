@@ -119,8 +119,12 @@ def read(folder: Path) -> list[Remembered]:
         for p, part in enumerate(parts):
             if not len(part["keys"]) == len(part["rows"]) == len(part["serials"]):
                 raise ValueError("a part has not as many rows as keys")
+            if part["serials"].dtype != torch.int64 or part["rows"].dim() != 2:
+                raise ValueError("a part holds other things than rows")
             places.update({serial: (p, i) for i, serial in enumerate(part["serials"].tolist())})
         wanted = [places[serial] for serial in saved["serials"].tolist()]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError("a row stands there twice")
         keys = [parts[p]["keys"][i] for p, i in wanted]
         starts = torch.tensor([0, *(len(part["keys"]) for part in parts)]).cumsum(0)
         index = torch.tensor([int(starts[p]) + i for p, i in wanted], dtype=torch.int64)

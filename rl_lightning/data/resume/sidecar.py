@@ -186,7 +186,7 @@ class SidecarIO(CheckpointIO):
     def _save_together(
         self, checkpoint: Any, path: Path, spooled: dict[str, list[str]], storage_options: Any
     ) -> None:
-        folders = {k: path.parent / f"{path.stem}.{k}.{uuid.uuid4().hex[:12]}" for k in spooled}
+        folders = {k: path.parent / f"{_name(path)}.{k}.{uuid.uuid4().hex[:12]}" for k in spooled}
         before = _identity(path)
         try:
             with saving(f"checkpoint {path}"):
@@ -278,8 +278,13 @@ def sidecars(path: Path, kinds: Iterable[str] = KINDS) -> list[Path]:
     """The folders that belong to a checkpoint's name, finished or not."""
     if not path.parent.is_dir():
         return []
-    names = tuple(f"{dot}{path.stem}.{kind}." for kind in kinds for dot in ("", "."))
+    names = tuple(f"{dot}{_name(path)}.{kind}." for kind in kinds for dot in ("", "."))
     return [p for p in path.parent.iterdir() if p.is_dir() and p.name.startswith(names)]
+
+
+def _name(path: Path) -> str:
+    """What a checkpoint's folders are named after: `model.v1` is another one than `model.v2`."""
+    return path.name.removesuffix(".ckpt")
 
 
 def _named(checkpoint: Any, key: str) -> set[str]:
