@@ -115,6 +115,7 @@ __all__ = [
     "ReplayAgent",
     "ReplayDataModule",
     "RolloutDataModule",
+    "RolloutPolicy",
     "TableEncoder",
 ]
 

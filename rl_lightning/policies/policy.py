@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import Rollout, Stored
 from rl_lightning.maths import returns
 
@@ -95,7 +96,15 @@ class RolloutPolicy(Policy):
         noted, value = steps.get("log_prob", None), steps.get("value", None)
         if noted is not None and (value is not None or not self.has_critic):
             return noted, torch.zeros_like(noted) if value is None else value
-        now = self.evaluate(steps.reshape(-1))
+        rows = steps.reshape(-1)
+        now = self.evaluate(rows)
+        for name in ("log_prob", "value"):
+            shape = getattr(now, name).shape
+            if shape != rows.batch_size:  # they would spread over each other without a word
+                raise ConfigurationError(
+                    f"{type(self).__name__}.evaluate returned {name} of shape {list(shape)} for a "
+                    f"batch of {list(rows.batch_size)}; each is one number a row"
+                )
         return now.log_prob.view(steps.shape), now.value.view(steps.shape)
 
     def next_values(self, rollout: Rollout, value: Tensor) -> Tensor:

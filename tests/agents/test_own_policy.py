@@ -79,3 +79,14 @@ def test_without_values_only_what_needs_none_learns():
     for agent in (PPO, A2C, REINFORCE):
         with pytest.raises(ConfigurationError, match=r"needs a critic.*needs a `value`"):
             train(agent, Blind)
+
+
+@pytest.mark.parametrize("name", ["log_prob", "value"])
+def test_columns_in_the_place_of_numbers_are_refused(name):
+    class Columns(Least):
+        def evaluate(self, batch):
+            out = super().evaluate(batch)
+            return out._replace(**{name: getattr(out, name)[:, None]})
+
+    with pytest.raises(ConfigurationError, match=rf"Columns.evaluate returned {name} of shape"):
+        train(PPO, Columns)
