@@ -14,6 +14,8 @@ from test_resume import same
 from training import make_trainer
 
 from rl_lightning import DQN, SAC, DictEncoder, LLMEncoder, MLPEncoder, QNetwork, ReplayDataModule
+from rl_lightning.data.resume.remembered import read
+from rl_lightning.data.resume.sidecar import find_sidecar
 from rl_lightning.encoders import MinAtarCNN
 from rl_lightning.exploration import Boltzmann, EpsilonGreedy, OrnsteinUhlenbeck
 
@@ -57,6 +59,9 @@ def train(make_agent, data, folder, epochs, ckpt_path=None):
 def load(path):
     checkpoint = torch.load(path, weights_only=True)
     folder = path.parent / checkpoint["ReplayDataModule"].pop("replay") / "rank0"
+    if name := checkpoint["ReplayDataModule"].pop("texts"):
+        (found,) = read(find_sidecar(path, name, 0, "texts"))
+        checkpoint["texts"] = {"keys": found.keys, "rows": found.rows}
     contents = {f.stem: torch.from_numpy(np.load(f)) for f in folder.glob("*.npy")}
     contents["state"] = torch.load(folder / "state.pt", weights_only=True)
     return {**checkpoint, "contents": contents}
