@@ -53,7 +53,7 @@ def _fit(setting: str, frames: int) -> dict[str, Any]:
     import lightning as L
     import numpy as np
     import torch
-    from common import prepare_process
+    from common import prepare_process, quiet_trainer
 
     import rl_lightning
     from rl_lightning import DQN, PPO, NatureCNN, QNetwork, ReplayDataModule, RolloutDataModule
@@ -103,16 +103,7 @@ def _fit(setting: str, frames: int) -> dict[str, Any]:
             rollouts_per_epoch=10,
         )
         agent = PPO(data.spec)
-    trainer = L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer()
     before = resource.getrusage(resource.RUSAGE_SELF)
     trainer.fit(agent, data)
     after = resource.getrusage(resource.RUSAGE_SELF)

@@ -43,6 +43,23 @@ def prepare_process() -> None:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
+def quiet_trainer(**arguments: Any) -> Any:
+    """A trainer on the CPU that does nothing but train: no bar, logger, checkpoint, validation."""
+    import lightning as L
+
+    quiet: dict[str, Any] = {
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(**{**quiet, **arguments})
+
+
 def timed(call: Callable[[], T]) -> tuple[dict[str, float], T]:
     """What a call took, `seconds` by the clock and `cpu` seconds, and what it returned."""
     began, cpu = time.perf_counter(), time.process_time()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import prepare_process, run_apart
+from common import prepare_process, quiet_trainer, run_apart
 
 
 def usage() -> dict[str, float]:
@@ -65,16 +65,7 @@ def train(kind: str, frames: int) -> list[dict[str, float]]:
             **common,
         )
         agent = DQN(data.spec, network=partial(QNetwork, hidden=(32,)))
-    L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[Watch()],
-    ).fit(agent, data)
+    quiet_trainer(limit_val_batches=1.0, callbacks=[Watch()]).fit(agent, data)
     return samples
 
 

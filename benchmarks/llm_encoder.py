@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import prepare_process, run_apart
+from common import prepare_process, quiet_trainer, run_apart
 
 from rl_lightning.encoders import LLMEncoder
 from rl_lightning.llm import pool
@@ -70,17 +70,7 @@ def run_here(practice: str, frames: int, layers: int) -> None:
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             self.returns.append(module.clock_metrics.get("train/return", 0.0))
 
-    trainer = L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=0.5,
-        callbacks=[Curve()],
-    )
+    trainer = quiet_trainer(gradient_clip_val=0.5, callbacks=[Curve()])
     agent.preprocess(["Warm up."])
     began = time.perf_counter()
     trainer.fit(agent, data)

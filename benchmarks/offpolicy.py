@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import compare, prepare_process, timed
+from common import compare, prepare_process, quiet_trainer, timed
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # One update per frame, as in CleanRL's dqn.py.
@@ -102,15 +102,7 @@ def train_rl_lightning(
             optimizer=optimizer,
             gamma=setting["gamma"],
         )
-    trainer = L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer()
     took, _ = timed(lambda: trainer.fit(agent, data))
     agent.eval()
 

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import compare, prepare_process, timed
+from common import compare, prepare_process, quiet_trainer, timed
 
 CARTPOLE = {
     "env": "CartPole-v1",
@@ -106,16 +106,7 @@ def train_rl_lightning(setting: dict[str, Any], seed: int) -> tuple[dict[str, fl
         clip_range=CLIP,
         entropy_coef=setting["entropy"],
     )
-    trainer = L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=0.5,
-    )
+    trainer = quiet_trainer(gradient_clip_val=0.5)
     took, _ = timed(lambda: trainer.fit(agent, data))
     agent.eval()
 

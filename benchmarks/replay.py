@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from common import prepare_process
+from common import prepare_process, quiet_trainer
 
 FRAMES = 20_000
 
@@ -80,9 +80,13 @@ def memory() -> list[dict[str, Any]]:
         theirs = {}
         for lean in (False, True):
             made = Theirs(
-                64, space, discrete, "cpu", optimize_memory_usage=lean,
+                64,
+                space,
+                discrete,
+                "cpu",
+                optimize_memory_usage=lean,
                 handle_timeout_termination=not lean,
-            )  # fmt: skip
+            )
             names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
             arrays = [getattr(made, n, None) for n in names]
             theirs[lean] = sum(a.nbytes for a in arrays if a is not None) / 64
@@ -143,11 +147,7 @@ def disk_run() -> dict[str, float]:
             nonlocal peak
             peak = max(peak, resident())
 
-    trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        callbacks=[Watch()],
-    )  # fmt: skip
+    trainer = quiet_trainer(callbacks=[Watch()])
     before = resident()
     trainer.fit(agent, data)
     assert data.buffer is not None

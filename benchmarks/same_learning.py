@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import prepare_process, run_apart
+from common import prepare_process, quiet_trainer, run_apart
 from onpolicy import CARTPOLE, SETTINGS, evaluate
 from tqdm import tqdm
 
@@ -87,17 +87,7 @@ def ours(way: dict[str, Any], seed: int) -> list[float]:
         gae_lambda=way["gae_lambda"],
         entropy_coef=way["entropy"],
     )
-    trainer = L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=0.5,
-        callbacks=[Judge()],
-    )
+    trainer = quiet_trainer(gradient_clip_val=0.5, callbacks=[Judge()])
     trainer.fit(agent, data)
     return found
 

@@ -4,7 +4,7 @@ import inspect
 from functools import partial
 
 import pytest
-from every_agent import AGENTS, BOX, DISCRETE, SPECS
+from every_agent import AGENTS, DISCRETE
 from training import fit
 
 import rl_lightning
@@ -118,9 +118,8 @@ def test_a_class_without_source_keeps_its_keywords():
 
 
 def test_the_signature_of_an_instance_is_that_of_its_call():
-    agent = PPO(SPECS.get("PPO", DISCRETE))
+    agent = PPO(DISCRETE)
     assert inspect.signature(agent) == inspect.signature(agent.__call__)
-    assert BOX is DISCRETE.observation_space
 
 
 class Positions(PPO):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_lightning.agents import prediction
 from rl_lightning.agents.masks import reported_mask
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.tree import to_device
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
@@ -30,8 +31,17 @@ class ActingModule(L.LightningModule):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that preprocesses observations."""
-        return self.policy.encoder
+        """The encoder that preprocesses observations.
+
+        Raises:
+            ConfigurationError: If the policy has none.
+        """
+        encoder = getattr(self.policy, "encoder", None)
+        if encoder is None:  # or torch would say that the agent has none
+            raise ConfigurationError(
+                f"{type(self.policy).__name__} has no encoder; set self.encoder = encoder(spec)"
+            )
+        return encoder
 
     @property
     def encoders(self) -> Sequence[Encoder]:

@@ -115,7 +115,8 @@ class Agent(
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
-        if not self.policy.has_critic:
+        known = getattr(self.policy, "critic", None) is not None  # of a policy of another kind
+        if not getattr(self.policy, "has_critic", known):
             raise ConfigurationError(
                 f"{type(self).__name__} needs a critic: leave out model.network's critic: false "
                 "(a policy of your own needs a `value`), or use REINFORCE with baseline: false"

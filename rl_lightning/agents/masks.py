@@ -38,7 +38,7 @@ def reported_mask(info: Mapping[str, Any], width: int, spec: EnvSpec) -> np.ndar
         ]
         mask = np.stack(mask) if len({m.shape for m in mask}) == 1 else np.empty((0, 0))
     if mask.ndim != 2 or mask.shape[1] != width:
-        takes = f"takes masks of {width} actions" if width else "takes no masks"
+        takes = f"takes masks of {width} actions" if width else "takes no masks (mask_dim is 0)"
         raise ConfigurationError(
             f"info['action_mask'] of {spec.id} has shape {list(mask.shape[1:])}, but a "
             f"policy for {shortened(spec.action_space)} {takes}"

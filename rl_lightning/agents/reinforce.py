@@ -57,7 +57,12 @@ class REINFORCE(Agent):
         check_range("value_coef", value_coef, 0.0)
         # Built by the command line or by `partial`, a network takes further keywords too.
         make: Callable[..., RolloutPolicy] = network
-        self.policy = make(spec, encoder) if baseline else _without_critic(make, spec, encoder)
+        try:
+            self.policy = make(spec, encoder, critic=baseline)
+        except TypeError as error:  # of a policy that cannot be told
+            if "unexpected keyword argument 'critic'" not in str(error):
+                raise
+            self.policy = make(spec, encoder)
         if baseline:
             self.need_critic()
         self.baseline = baseline
@@ -107,13 +112,3 @@ class REINFORCE(Agent):
             loss = loss + self.value_coef * value_loss
             metrics["loss/value"] = value_loss
         return Loss(loss, metrics)
-
-
-def _without_critic(make: Callable[..., RolloutPolicy], *args: Any) -> RolloutPolicy:
-    """A policy that has no critic where it can be told so."""
-    try:
-        return make(*args, critic=False)
-    except TypeError as error:
-        if "unexpected keyword argument 'critic'" not in str(error):
-            raise
-        return make(*args)

@@ -173,7 +173,7 @@ def class_names(base: Any, name: str) -> list[str]:
         todo += (children := todo.pop().__subclasses__())
         # Classes that others are derived from are choices too, unless they are bases alone.
         found += [c.__name__ for c in children if c.__module__.startswith(_HOMES)]
-    abstract = ("_", "Abstract", "Dummy", "Lightning", "ReplayAgent")
+    abstract = ("_", "Abstract", "Dummy", "Lightning", "ReplayAgent", "ReplayContents")
     return nearest(name, sorted(f for f in found if not f.startswith(abstract)))
 
 

@@ -18,19 +18,16 @@ from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.evaluating import EvaluatingModule
 from rl_lightning.data.recordings.writer import DatasetWriter
-from rl_lightning.data.remembering import StoredDataModule
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.remembered import RememberedFiles
 from rl_lightning.data.resume.sidecar import Spool, install
 from rl_lightning.data.resuming import ResumingModule
+from rl_lightning.data.stored_module import StoredDataModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.nn.modes import EvalMode
-from rl_lightning.trainer import (
-    max_epochs,
-    set_max_epochs,
-)
+from rl_lightning.trainer import max_epochs, set_max_epochs
 
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
 

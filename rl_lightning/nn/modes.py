@@ -25,7 +25,9 @@ class EvalMode:
         self._asked = [
             one
             for one in modules
-            if type(one).train is not nn.Module.train or "training" not in vars(one)
+            if type(one).train is not nn.Module.train
+            or "train" in vars(one)
+            or "training" not in vars(one)
         ]
         asked = set(map(id, self._asked))
         self._plain = [vars(one) for one in modules if id(one) not in asked]

@@ -79,7 +79,7 @@ def test_what_is_on_purpose_below_a_train_of_its_own_stays_too():
     module = nn.Sequential(Stranger())
     module[0].inner.eval()
     with EvalMode(module):
-        assert not any(modules := modes(module)), modules
+        assert not any(modes(module))
     assert module[0].training
     assert not module[0].inner.training
 
@@ -95,3 +95,17 @@ def test_a_train_that_fails_leaves_all_as_it_was():
     with pytest.raises(ZeroDivisionError), EvalMode(module):
         pass
     assert all(modes(module))
+
+
+def test_a_train_set_on_a_module_is_asked():
+    module = nn.Sequential(nn.Dropout(0.5))
+    told = []
+
+    def train(mode=True):
+        told.append(mode)
+        return nn.Module.train(module[0], mode)
+
+    module[0].train = train
+    with EvalMode(module):
+        assert not module[0].training
+    assert told == [False, True]

@@ -8,6 +8,7 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.protocols import Actor
 from rl_lightning.core.tree import clone, concatenate
 from rl_lightning.core.types import Rollout, Stored
@@ -66,7 +67,17 @@ class Collector(Stepper):
                 buffers.write("action_mask", t, mask)
             if state is not None:
                 buffers.write("state", t, state)
+                if "next_state" not in out:
+                    raise ConfigurationError(
+                        "a policy whose state_dim is not 0 remembers: its act must return the "
+                        "`next_state` that it is given at the step after"
+                    )
                 state = out.pop("next_state")
+            elif "next_state" in out:
+                raise ConfigurationError(
+                    "act returned a `next_state`, but nobody keeps it: set the policy's state_dim "
+                    "to its width"
+                )
             for key, value in out.items():
                 buffers.write(key, t, value)
             step = self.step(agent, out["action"], state, "truncated")

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +274,11 @@ def saves_beside(trainer: Any) -> bool:
     return isinstance(trainer.strategy.checkpoint_io, SidecarIO)
 
 
-def sidecars(path: Path, kinds: Iterable[str] = KINDS) -> list[Path]:
+def sidecars(path: Path) -> list[Path]:
     """The folders that belong to a checkpoint's name, finished or not."""
     if not path.parent.is_dir():
         return []
-    names = tuple(f"{dot}{_name(path)}.{kind}." for kind in kinds for dot in ("", "."))
+    names = tuple(f"{dot}{_name(path)}.{kind}." for kind in KINDS for dot in ("", "."))
     return [p for p in path.parent.iterdir() if p.is_dir() and p.name.startswith(names)]
 
 
