@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MLPEncoder,
         NatureCNN,
         TableEncoder,
+        TextActionEncoder,
     )
     from rl_lightning.policies import (
         ActorCritic,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         Policy,
         QNetwork,
         RolloutPolicy,
+        ScoringPolicy,
+        ScoringQNetwork,
     )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
@@ -82,6 +85,9 @@ _HOMES = {
     "ReplayAgent": "agents",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
+    "TextActionEncoder": "encoders",
+    "ScoringPolicy": "policies",
+    "ScoringQNetwork": "policies",
 }
 __all__ = [
     "A2C",
@@ -116,7 +122,10 @@ __all__ = [
     "ReplayDataModule",
     "RolloutDataModule",
     "RolloutPolicy",
+    "ScoringPolicy",
+    "ScoringQNetwork",
     "TableEncoder",
+    "TextActionEncoder",
 ]
 
 

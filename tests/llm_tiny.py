@@ -7,8 +7,9 @@ from typing import Any, Literal
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-Kind = Literal["bert", "gpt2", "llama", "t5"]
+Kind = Literal["bert", "gpt2", "llama", "t5", "qwen3", "gemma2", "mamba"]
 KINDS: tuple[Kind, ...] = ("bert", "gpt2", "llama", "t5")
+WRITERS: tuple[Kind, ...] = ("gpt2", "llama", "qwen3", "gemma2")  # decoders that choose actions
 
 CORPUS = [
     "go to the red ball",
@@ -20,6 +21,11 @@ CORPUS = [
 ]
 
 
+def _like(kind: Kind) -> str:
+    """The kind whose tokenizer it has."""
+    return kind if kind in KINDS else "llama"
+
+
 def _tokenizer(kind: Kind) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -29,7 +35,7 @@ def _tokenizer(kind: Kind) -> Any:
         "gpt2": ["<|endoftext|>"],
         "llama": ["<s>", "</s>"],
         "t5": ["<pad>", "</s>"],
-    }[kind]
+    }[_like(kind)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,7 +51,7 @@ def _tokenizer(kind: Kind) -> Any:
         "gpt2": (None, {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
         "llama": ("<s> $A", {"bos_token": "<s>", "eos_token": "</s>"}),
         "t5": ("$A </s>", {"pad_token": "<pad>", "eos_token": "</s>"}),
-    }[kind]
+    }[_like(kind)]
     if template:
         used = [(t, tokenizer.token_to_id(t)) for t in special if t in template.split()]
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -54,18 +60,28 @@ def _tokenizer(kind: Kind) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
-def tiny_model(kind: Kind, folder: Any, *, layers: int = 3, hidden: int = 32, seed: int = 0) -> str:
+def tiny_model(
+    kind: Kind,
+    folder: Any,
+    *,
+    layers: int = 3,
+    hidden: int = 32,
+    seed: int = 0,
+    window: int = 4096,
+) -> str:
     """Save a random model and its tokenizer to `folder` and return the folder's name.
 
     Any text can be tokenised; known words are few tokens. Dropout probabilities are 0.1, weights
     are larger than is usual, so that features of different texts differ clearly.
 
     Args:
-        kind: `"bert"` (encoder), `"gpt2"`, `"llama"` (decoders, no pad token) or `"t5"`.
+        kind: `"bert"` (encoder), `"gpt2"`, `"llama"` (decoders, no pad token), `"t5"`, `"qwen3"`,
+            `"gemma2"` (soft caps, a window) or `"mamba"` (no attention).
         folder: Where to save.
         layers: Transformer layers.
         hidden: Width.
         seed: Of the weights; torch's own state is left as it was.
+        window: Tokens that every other layer of a gemma2 looks back.
     """
     import torch
     import transformers as t
@@ -115,6 +131,34 @@ def tiny_model(kind: Kind, folder: Any, *, layers: int = 3, hidden: int = 32, se
                 eos_token_id=1,
             ),
         )
+    elif kind in ("qwen3", "gemma2"):
+        sizes = {
+            "vocab_size": size,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": hidden // 4,
+            "intermediate_size": 2 * hidden,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": None,
+        }
+        if kind == "qwen3":
+            model_class, config = t.Qwen3ForCausalLM, t.Qwen3Config(**sizes)
+        else:
+            model_class = t.Gemma2ForCausalLM
+            config = t.Gemma2Config(**sizes, sliding_window=window, query_pre_attn_scalar=8)
+    elif kind == "mamba":
+        model_class, config = (
+            t.MambaForCausalLM,
+            t.MambaConfig(
+                vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, state_size=4,
+                initializer_range=0.5, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+            ),
+        )  # fmt: skip
     else:
         model_class, config = (
             t.T5ForConditionalGeneration,

@@ -18,7 +18,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.exploration import EpsilonGreedy, ValueExploration, greedy_action
 from rl_lightning.maths import losses
 from rl_lightning.nn.target import make_target
-from rl_lightning.policies.q_network import QNetwork, pick
+from rl_lightning.policies.q_network import ActionValues, QNetwork, pick
 
 
 class DQN(ReplayAgent):
@@ -55,7 +55,7 @@ class DQN(ReplayAgent):
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
-        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], QNetwork] = QNetwork,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActionValues] = QNetwork,
         *,
         exploration: Callable[[], ValueExploration] | None = EpsilonGreedy,
         double: bool = False,
@@ -90,7 +90,7 @@ class DQN(ReplayAgent):
         if not low < high:
             raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
         # Built by the command line or by `partial`, a network takes further keywords too.
-        make: Callable[..., QNetwork] = network
+        make: Callable[..., ActionValues] = network
         self.policy = make(spec, encoder, outputs=outputs)
         self.target = make_target(self.policy)
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]

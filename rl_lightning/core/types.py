@@ -7,7 +7,7 @@ Shape legend, used in every docstring and trailing comment:
     A  action dimensions / logits  L  tokens, or steps of a recurrent sequence
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +37,26 @@ class EnvSpec:
         observation_space: Space of one observation of one environment.
         action_space: Space of one action of one environment.
         id: Gymnasium id, for messages only.
+        action_names: What its discrete actions are called in words, for language models that choose
+            among them; None where nobody says.
     """
 
     def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, id: str = "environment"
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        id: str = "environment",
+        action_names: Sequence[str] | None = None,
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
         self.id = id
+        self.action_names = None if action_names is None else tuple(action_names)
         self._described: tuple[gym.Space, gym.Space, dict[str, Any]] | None = None
 
     def with_observation_space(self, space: gym.Space) -> "EnvSpec":
         """The same environment seen through `space`, e.g. one entry of a `Dict`."""
-        return EnvSpec(space, self.action_space, self.id)
+        return EnvSpec(space, self.action_space, self.id, self.action_names)
 
     def __getstate__(self) -> dict[str, Any]:
         # Kept: on the way to another process, tensors must live until that has started.
@@ -59,12 +66,15 @@ class EnvSpec:
                 *spaces,
                 {name: space_to_data(getattr(self, name)) for name in SPACES},
             )
-        return {**known[2], "id": self.id}
+        named = {} if self.action_names is None else {"action_names": list(self.action_names)}
+        return {**known[2], "id": self.id, **named}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.observation_space = space_from_data(state["observation_space"])
         self.action_space = space_from_data(state["action_space"])
         self.id = state["id"]
+        names = state.get("action_names")  # of a newer version
+        self.action_names = None if names is None else tuple(map(str, names))
         self._described = None
 
     def __eq__(self, other: object) -> bool:

@@ -25,6 +25,7 @@ from rl_lightning.data.resuming import ResumingModule
 from rl_lightning.data.stored_module import StoredDataModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
+from rl_lightning.envs.describe.actions import action_names
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.nn.modes import EvalMode
 from rl_lightning.trainer import max_epochs, set_max_epochs
@@ -183,8 +184,11 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         """The spaces of one environment, read off a spare one."""
         env = self._spare
         if isinstance(env, VectorEnv):
-            return EnvSpec(env.single_observation_space, env.single_action_space, self.env)
-        return EnvSpec(env.observation_space, env.action_space, self.env)
+            spaces = env.single_observation_space, env.single_action_space
+        else:
+            spaces = env.observation_space, env.action_space
+        actions = int(spaces[1].n) if isinstance(spaces[1], gym.spaces.Discrete) else 0
+        return EnvSpec(*spaces, self.env, action_names(self.env, actions))
 
     @cached_property
     def snapshots(self) -> Snapshots:

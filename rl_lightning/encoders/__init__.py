@@ -1,5 +1,6 @@
 """Encoders: observation → features, one file a modality."""
 
+from rl_lightning.encoders.actions import TextActionEncoder
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
@@ -16,4 +17,5 @@ __all__ = [
     "MinAtarCNN",
     "NatureCNN",
     "TableEncoder",
+    "TextActionEncoder",
 ]

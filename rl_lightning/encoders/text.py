@@ -1,33 +1,19 @@
 """Text observations, read by a language model."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.core.remembered import Remembered
-from rl_lightning.core.sharing import shared
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec, Stored
-from rl_lightning.encoders.encoder import Encoder
-from rl_lightning.llm import (
-    Backbone,
-    Dtype,
-    Pooling,
-    TextCache,
-    Tokens,
-    TruncationSide,
-    Tune,
-    pool,
-)
-from rl_lightning.llm.chunks import MOST_PADDING, like_lengths
-from rl_lightning.nn.norm import RunningMoments, RunningNorm
+from rl_lightning.encoders.reading import ReadingEncoder
+from rl_lightning.llm import Backbone, Dtype, Pooling, TruncationSide, Tune, pool
 
 
-class LLMEncoder(Encoder):
+class LLMEncoder(ReadingEncoder):
     """One vector per text, from a frozen or a fine-tuned language model.
 
     Frozen (the default), `preprocess` does everything: tokenise, run the model, pool. Its result is
@@ -110,7 +96,6 @@ class LLMEncoder(Encoder):
         cache_bytes: int = 1_000_000_000,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
         space = spec.observation_space
         if not is_text(space):
             raise ConfigurationError(
@@ -120,9 +105,7 @@ class LLMEncoder(Encoder):
             )
         if pooling not in get_args(Pooling):
             raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(Pooling)}")
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}: give 1 or more")
-        self.backbone = Backbone(
+        backbone = Backbone(
             model,
             tune=tune,
             layers=layers,
@@ -138,36 +121,19 @@ class LLMEncoder(Encoder):
             split_special_tokens=split_special_tokens,
             trust_remote_code=trust_remote_code,
         )
-        self.frozen = tune == "frozen"
+        super().__init__(
+            backbone,
+            frozen_width=backbone.hidden_size,
+            token_width=max_length + 1,  # ids, then their number
+            batch_size=batch_size,
+            standardize=standardize,
+            cache_size=cache_size,
+            cache_bytes=cache_bytes,
+            rules=(max_length, truncation_side, split_special_tokens, pooling, normalize),
+        )
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.out_dim = self.backbone.hidden_size
-        self.norm = RunningNorm(self.out_dim) if standardize else None
-        # What a tuned model's first rollout says; `norm` takes it over when the second begins.
-        self._first = RunningMoments(self.out_dim) if standardize and not self.frozen else None
-        self._gathering = False  # asked of the statistics once a rollout, not at every step
-        self._observed: tuple[Any, Tensor | None] = (None, None)
-        own = (
-            TextCache(cache_size, self.out_dim, max_bytes=cache_bytes)
-            if self.frozen
-            # Ids, then their number.
-            else TextCache(cache_size, max_length + 1, torch.int32, max_bytes=cache_bytes)
-        )
-        self.cache = own
-        if self.frozen and self.backbone.reloadable:
-            model_here = id(self.backbone.model)  # kept alive by what shares it
-            texts = (max_length, truncation_side, split_special_tokens, pooling, normalize)
-            size = (cache_size, cache_bytes, batch_size)
-            self.cache = shared((TextCache, model_here, texts, size), lambda: own)
-        self._speaks = self.cache is own  # one of those who share it counts and saves it
-        self.register_load_state_dict_post_hook(_forget_vectors)
-        self.register_buffer("_here", torch.zeros(1), persistent=False)  # knows the device
-
-    @property
-    def device(self) -> torch.device:
-        return self._here.device  # type: ignore[return-value]
 
     def preprocess(self, obs: Sequence[str]) -> Stored:
         """Texts → what storage keeps.
@@ -179,58 +145,27 @@ class LLMEncoder(Encoder):
             Features, float32 `[B, out_dim]`, of a frozen model. Else `input_ids`, int32, and
             `attention_mask`, bool, both `[B, max_length]`.
         """
-        return self.standardized(self.preprocess_raw(obs))
+        return super().preprocess(obs)
 
-    def preprocess_raw(self, obs: Sequence[str]) -> Stored:
+    def _texts(self, obs: Sequence[str]) -> Sequence[str]:
         if isinstance(obs, str):
             raise TypeError(
                 "preprocess takes a sequence of texts, one per environment, not one text"
             )
+        return obs
+
+    def _stored(self, rows: Tensor) -> Stored:
         if self.frozen:
-            seen, features = self._observed
-            if features is None or seen is not obs:
-                features = self.cache.get(obs, self._embed).to(self.device)
-            return features
-        rows = self.cache.get(obs, self._tokenize)  # [B, max_length + 1]
+            return rows.to(self.device)
         mask = torch.arange(self.max_length) < rows[:, -1:]
         ids = rows[:, :-1] * mask  # zeros behind the end, which storage leaves out
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
-    def standardized(self, x: Any) -> Any:
-        # A tuned model's vectors exist in `forward` only, and are standardised there.
-        return self.norm(x) if self.frozen and self.norm is not None else x
+    def _features_in(self, stored: Any) -> Tensor:
+        return stored
 
-    def repeats(self) -> bool:
-        return True
-
-    def observe(self, obs: Sequence[str]) -> None:
-        if self.norm is None:
-            return
-        if self.frozen:
-            features = self.cache.get(obs, self._embed).to(self.device)
-            self.norm.update(features)
-            self._observed = (obs, features)  # `preprocess` is asked for the same texts next
-        elif self._first is not None and self._gathering:
-            self._first.update(self._read(self.preprocess(obs)).detach())
-
-    def begin_rollout(self) -> None:
-        self.cache.hits = self.cache.lookups = 0  # evaluation has counted too
-        if self._first is not None and self.norm is not None and not self.norm.running.count:
-            self.norm.running.moments.copy_(self._first.moments)
-            self._gathering = not self.norm.running.count
-
-    def synchronize(self) -> None:
-        if self._first is not None:
-            self._first.synchronize()
-        elif self.norm is not None:
-            self.norm.synchronize()
-
-    def forward(self, x: Any) -> Tensor:
-        """Features `[N, out_dim]` of what `preprocess` returned, or of a TensorDict of it."""
-        if self.frozen:
-            return x
-        features = self._read(x)
-        return features if self.norm is None else self.norm(features)
+    def _with_features(self, stored: Any, features: Tensor) -> Any:
+        return features
 
     def _read(self, x: Any) -> Tensor:
         """What a tuned model makes of tokens, once for each different row."""
@@ -254,97 +189,19 @@ class LLMEncoder(Encoder):
         padded, mask = self.backbone.tokens.pad(ids, self.max_length)
         return torch.cat([padded, mask.sum(1, keepdim=True)], dim=1)
 
-    def _embed(self, texts: list[str]) -> Tensor:
+    def _read_frozen(self, texts: list[str]) -> Tensor:
         ids = self.backbone.tokens(texts)
         out = torch.empty(len(ids), self.out_dim, dtype=torch.float32)  # not the default dtype
-        # Elsewhere than on a CPU, beginning a chunk costs more than some padding.
-        padding = MOST_PADDING if self.device.type == "cpu" else 1.0
-        for rows in like_lengths([len(row) for row in ids], self.batch_size, padding):
+        for rows in self.chunks([len(row) for row in ids]):
             padded, mask = self.backbone.tokens.pad([ids[i] for i in rows])
             # A vector must not depend on the precision of the training step it was first met in.
             with torch.autocast(self.device.type, enabled=False):
                 features = self._features(padded.to(self.device), mask.to(self.device))
             out[rows] = features.cpu()
-        if not torch.isfinite(out).all():
-            raise FloatingPointError(
-                f"the model gave inf or nan in dtype={self.backbone.source['dtype']!r}: use "
-                "'bfloat16' or 'float32'"
-            )
-        return out
+        return self._check_read(out)
 
-    def metrics(self) -> dict[str, float]:
-        """Since the last call: the share of texts that needed no model, and the texts remembered.
-
-        A text that occurs twice in one batch needs the model once: the second counts as a hit. Of
-        encoders that share a cache, one speaks for all.
-        """
-        if not self.frozen or not self._speaks:
-            return {}
-        out = {"llm/cache_size": float(len(self.cache))}
-        if self.cache.lookups:
-            out["llm/cache_hit_rate"] = self.cache.hits / self.cache.lookups
-        self.cache.hits = self.cache.lookups = 0
-        return out
-
-    def collection_state(self) -> dict[str, Any]:
-        """The remembered vectors: with them a resumed run is bit for bit the uninterrupted one."""
-        if not self.frozen or not self._speaks:
-            return {}
-        return {
-            "fingerprint": self._fingerprint(),
-            "split_special_tokens": self.backbone.tokens.split_special_tokens,
-            "remembered": self.cache.state(),
-            "hits": self.cache.hits,
-            "lookups": self.cache.lookups,
-        }
-
-    def load_collection_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `collection_state`; one of another model is refused, with a warning."""
-        if not self.frozen or not state:
-            return
-        if not self._speaks:
-            # Of a time when it had a cache of its own: the run goes on with that, bit for bit.
-            cache = self.cache
-            self.cache = TextCache(cache.capacity, cache.width, max_bytes=cache.max_bytes)
-            self._speaks = True
-        self.cache.clear()
-        if state["fingerprint"] != self._fingerprint():
-            warnings.warn(
-                "the saved embedding cache belongs to another model, or to other `layers`, "
-                "`dtype`, `pooling`, `normalize` or `max_length`: starting with an empty one",
-                stacklevel=2,
-            )
-            return
-        try:
-            texts, vectors, _ = Remembered.of(state.get("remembered") or _former(state))
-            tokens, splits = self.backbone.tokens, state.get("split_special_tokens", False)
-            if splits != tokens.split_special_tokens:
-                # Of a digest nobody knows whether there were control tokens in its text.
-                same = [i for i, text in enumerate(texts) if _is_plain(text, tokens)]
-                texts, vectors = [texts[i] for i in same], vectors[same]
-            self.cache.load_state(texts, vectors)
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-            self.cache.clear()
-            told = f"the saved embedding cache is damaged ({error}): starting with an empty one"
-            warnings.warn(told, stacklevel=2)
-            return
-        self.cache.hits, self.cache.lookups = state["hits"], state["lookups"]
+    _decided_by = "`layers`, `dtype`, `pooling`, `normalize` or `max_length`"
 
     def _fingerprint(self) -> str:
         parts = [self.backbone.digest(), self.backbone.source["dtype"], self.pooling]
         return " ".join([*parts, str(self.normalize), self.backbone.tokens.fingerprint()])
-
-
-def _former(state: Mapping[str, Any]) -> dict[str, Any]:  # of an earlier version
-    return {"keys": state["texts"], "rows": state["vectors"]}
-
-
-def _is_plain(text: str | bytes, tokens: Tokens) -> bool:
-    return isinstance(text, str) and not tokens.has_control_token(text)
-
-
-def _forget_vectors(encoder: nn.Module, incompatible: Any) -> None:
-    """A random model's weights come with the checkpoint: what older weights said is void."""
-    assert isinstance(encoder, LLMEncoder)
-    if encoder.frozen and not encoder.backbone.reloadable:
-        encoder.cache.clear()

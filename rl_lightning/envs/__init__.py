@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 
-from rl_lightning.envs.describe import Describe, register_describer
+from rl_lightning.envs.describe import Describe, register_action_names, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
 from rl_lightning.envs.wrappers import BinaryImage, ClipObservation, SelectObservation
 
@@ -18,5 +18,6 @@ __all__ = [
     "SelectObservation",
     "make_env",
     "make_vector_env",
+    "register_action_names",
     "register_describer",
 ]

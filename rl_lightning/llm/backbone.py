@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.sharing import shared
 from rl_lightning.llm.load import Dtype, load_backbone
+from rl_lightning.llm.logits import Logits, read_logits
 from rl_lightning.llm.tokens import Tokens, TruncationSide
 from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
 from rl_lightning.nn.compiled import name_inside
@@ -39,10 +40,14 @@ class Backbone(nn.Module):
         config_overrides: Their sizes, see `rl_lightning.llm.load.load_backbone`.
         truncation_side: See `rl_lightning.llm.tokens.Tokens`, as for `split_special_tokens`.
         trust_remote_code: See `rl_lightning.llm.load.load_backbone`.
+        head: Keep what predicts the next token, for `logits`; `forward` is for models without.
 
     Attributes:
         tokens: The tokenizer, see `rl_lightning.llm.tokens.Tokens`.
         hidden_size: Width of the hidden states.
+        encoder_decoder: Whether it reads by one half and writes by the other.
+        positions: Tokens it can read, or None without limit.
+        embedding_size: Width of what it knows tokens by; 0 without head.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Backbone(nn.Module):
         truncation_side: TruncationSide | None = None,
         split_special_tokens: bool = True,
         trust_remote_code: bool = False,
+        head: bool = False,
     ) -> None:
         super().__init__()
         self.source = {"model": model, "layers": str(layers), "dtype": dtype}
@@ -76,16 +82,20 @@ class Backbone(nn.Module):
                 pretrained=pretrained,
                 config_overrides=config_overrides,
                 trust_remote_code=trust_remote_code,
+                head=head,
             )
 
         if self.reloadable and not config_overrides:
-            key = (load_backbone, model, layers, dtype, trust_remote_code)
+            key = (load_backbone, model, layers, dtype, trust_remote_code, head)
             loaded, tokenizer = shared(key, load, None if tune == "frozen" else _twin)
         else:
             loaded, tokenizer = load()
         self.hidden_size: int = loaded.config.hidden_size
+        self.encoder_decoder = head and bool(loaded.config.is_encoder_decoder)
+        self.positions = _positions(loaded)
+        self.embedding_size = int(loaded.get_input_embeddings().weight.shape[-1]) if head else 0
         self.tokens = Tokens(
-            tokenizer, max_length, _positions(loaded), truncation_side, split_special_tokens
+            tokenizer, max_length, self.positions, truncation_side, split_special_tokens
         )
         self.model: Any = tune_backbone(
             loaded,
@@ -115,6 +125,14 @@ class Backbone(nn.Module):
             The last layer's output `[N, L, D]`; what stands on padding means nothing.
         """
         return self.model(input_ids=ids.long(), attention_mask=mask.long()).last_hidden_state
+
+    def logits(self, select: Tensor, **inputs: Any) -> Logits:
+        """Hidden states and some positions' logits, see `rl_lightning.llm.logits.read_logits`."""
+        return read_logits(self.model, select, **inputs)
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """What the model knows tokens by, `[..., D]`, float32, without gradient."""
+        return self.model.get_input_embeddings().weight.detach()[ids.long()].float()
 
     def digest(self) -> str:
         """A digest of the weights that training does not change (about a second per GB, once)."""

@@ -14,7 +14,7 @@ from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
 from rl_lightning.llm.find import find_model, not_found
 from rl_lightning.llm.tokens import control_tokens
-from rl_lightning.llm.trial import try_out
+from rl_lightning.llm.trial import try_out, try_out_head
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -27,12 +27,14 @@ def load_backbone(
     pretrained: bool = True,
     config_overrides: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    head: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a transformer stack without heads, and its tokenizer.
+    """Load a transformer stack, without heads or as the whole that writes, and its tokenizer.
 
     Encoder-only, decoder-only and encoder-decoder models all end up as one module from token ids to
     hidden states; of an encoder-decoder the encoder is kept. Every dropout probability is set to 0
-    and poolers are removed: they would be untrained or unused.
+    and poolers are removed: they would be untrained or unused. With `head`, the module gives the
+    next token's logits, and an encoder-decoder stays whole.
 
     `layers=k` really removes the layers after the k-th; the model's own final norm, where it has
     one (GPT-2, Llama, T5; not BERT), is applied to what is left. So the result is the whole model's
@@ -48,6 +50,7 @@ def load_backbone(
             random weights, which alone can have another size.
         trust_remote_code: Run the Python code that comes with the model, and whatever else its
             config asks for: quantisers, kernels. Otherwise nothing of a model is run.
+        head: Keep what predicts the next token.
 
     Returns:
         A `PreTrainedModel` in eval mode and its tokenizer.
@@ -77,11 +80,13 @@ def load_backbone(
         with _explained(model, path, "its tokenizer"):
             tokenizer = _tokenizer(model, path, trust_remote_code)
         with _explained(model, path, "its weights"):
+            made = _auto_class(config, model, head)
             if pretrained:
-                whole, missing = _weights(path, config, dtype, trust_remote_code)
+                whole, missing = _weights(made, path, config, dtype, trust_remote_code)
             else:
-                whole, missing = _random(config, config_overrides, dtype, trust_remote_code), []
-        backbone = whole.get_encoder() if config.is_encoder_decoder else whole
+                whole = _random(made, config, config_overrides, dtype, trust_remote_code)
+                missing = []
+        backbone = whole.get_encoder() if config.is_encoder_decoder and not head else whole
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None
         if layers is not None:
@@ -93,8 +98,32 @@ def load_backbone(
                 f"the weights of model={model!r} lack {shortened(absent, 300)}"
             )
         backbone.eval()
-        try_out(backbone, tokenizer, described)
+        if head:
+            try_out_head(backbone, tokenizer, described)
+        else:
+            try_out(backbone, tokenizer, described)
     return backbone, tokenizer
+
+
+def _auto_class(config: Any, model: str, head: bool) -> Any:
+    """What loads a model of this config, with or without its head."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto import modeling_auto as auto
+
+    if not head:
+        return AutoModel
+    if config.is_encoder_decoder:
+        made, known = AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    else:
+        made, known = AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    from_transformers = type(config).__module__.startswith("transformers.")
+    if from_transformers and type(config) not in known:
+        raise ConfigurationError(
+            f"model={model!r} is a {config.model_type}, which reads and does not write: to choose "
+            "actions by it, give a causal or an encoder-decoder model (GPT-2, Llama, Qwen, T5 …), "
+            "or read with it by LLMEncoder"
+        )
+    return made
 
 
 def _config(model: str, path: str, trust: bool) -> Any:
@@ -130,11 +159,9 @@ def _tokenizer(model: str, path: str, trust: bool) -> Any:
     return tokenizer
 
 
-def _weights(path: str, config: Any, dtype: Dtype, trust: bool) -> tuple[Any, list[str]]:
+def _weights(made: Any, path: str, config: Any, dtype: Dtype, trust: bool) -> tuple[Any, list[str]]:
     """The pretrained model, and the names of the weights it should have and has not."""
-    from transformers import AutoModel
-
-    whole, info = AutoModel.from_pretrained(
+    whole, info = made.from_pretrained(
         path,
         config=config,
         dtype=getattr(torch, dtype),
@@ -154,11 +181,11 @@ def _override(config: Any, overrides: Mapping[str, Any]) -> None:
         raise _no_model(overrides, error) from error
 
 
-def _random(config: Any, overrides: Mapping[str, Any] | None, dtype: Dtype, trust: bool) -> Any:
-    from transformers import AutoModel
-
+def _random(
+    made: Any, config: Any, overrides: Mapping[str, Any] | None, dtype: Dtype, trust: bool
+) -> Any:
     try:
-        return AutoModel.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust)
+        return made.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust)
     except (ValueError, TypeError, RuntimeError, LookupError) as error:
         if not overrides:
             raise

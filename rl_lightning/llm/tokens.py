@@ -93,6 +93,25 @@ class Tokens:
                 )
         return [row or [self.pad_id] for row in ids]
 
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text by itself: without what the template puts around it, never cut."""
+        split = self.split_special_tokens
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, split_special_tokens=split
+        )["input_ids"]
+        if not split or self._control_ids.isdisjoint(ids):
+            return ids
+        unknown = self.tokenizer.unk_token_id
+        instead = [] if unknown is None else [unknown]
+        return [
+            i for token in ids for i in ([token] if token not in self._control_ids else instead)
+        ]
+
+    @property
+    def around(self) -> tuple[int, int]:
+        """How many control tokens the template puts before and behind a text."""
+        return self._template
+
     def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         if not texts:
             return []

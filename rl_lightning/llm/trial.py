@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.llm.logits import read_logits
 
 
 def try_out(model: Any, tokenizer: Any, name: str) -> None:
@@ -72,10 +73,52 @@ def called_layers(model: Any) -> set[str]:
         if isinstance(module, nn.Module)
     ]
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder and hasattr(model, "get_decoder"):
+        inputs["decoder_input_ids"] = ids
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return called
+
+
+def try_out_head(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a model that cannot say what comes next: by its logits, from what stood before alone.
+
+    Args:
+        model: With its head, in eval mode, on the CPU.
+        tokenizer: Its tokenizer.
+        name: How messages call the model.
+
+    Raises:
+        ConfigurationError: That names the model and its type.
+    """
+    kind = f"{name} is a {model.config.model_type}"
+    ids = tokenizer("a b", add_special_tokens=False, verbose=False)["input_ids"] or [0]
+    first, second = ids[0], ids[-1] if ids[-1] != ids[0] else ids[0] + 1
+    tokens = torch.tensor([[first, second], [first, first]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if model.config.is_encoder_decoder:
+                inputs: dict[str, Any] = {"decoder_input_ids": tokens, "input_ids": tokens[:, :1]}
+            else:
+                inputs = {"input_ids": tokens, "attention_mask": mask}
+            read = read_logits(model, torch.ones(2, 2, dtype=torch.bool), **inputs)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a foreign module may do
+        raise ConfigurationError(
+            f"{kind}, which gives no logits of tokens alone ({shortened(error)}): give another "
+            "model"
+        ) from error
+    logits = read.logits.view(2, 2, -1).float()
+    if (logits[0, 0] - logits[1, 0]).abs().max() > 0.01 * logits.abs().max():
+        raise ConfigurationError(
+            f"{kind}, which sees the tokens that it is to predict: to choose actions by it, give a "
+            "causal or an encoder-decoder model (GPT-2, Llama, Qwen, T5 …), or read with it by "
+            "LLMEncoder"
+        )

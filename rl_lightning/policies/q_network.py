@@ -13,7 +13,23 @@ from rl_lightning.nn.noisy import NoisyLinear, resample_noise, silence_noise
 from rl_lightning.policies.policy import Policy
 
 
-class QNetwork(Policy):
+class ActionValues(Policy):
+    """Q(s, ·) of the actions of a `Discrete` space: what `DQN` learns.
+
+    Attributes:
+        actions: A.
+    """
+
+    actions: int
+
+    def resample(self) -> None:
+        """Draw new noise, of a noisy network."""
+
+    def silence(self) -> None:
+        """Remove the noise, of a noisy network."""
+
+
+class QNetwork(ActionValues):
     """Features → `outputs` numbers for each action of a `Discrete` space.
 
     Args:
@@ -73,12 +89,10 @@ class QNetwork(Policy):
         return out
 
     def resample(self) -> None:
-        """Draw new noise, of a noisy network."""
         if self.noisy:
             resample_noise(self)
 
     def silence(self) -> None:
-        """Remove the noise, of a noisy network."""
         if self.noisy:
             silence_noise(self)
 

@@ -195,9 +195,9 @@ def test_a_frozen_model_reads_each_text_once(tmp_path, monkeypatch):
     data = offline(path, observation="text")
     agent = BC(data.spec, partial(LLMEncoder, model=tiny_model("bert", tmp_path / "bert")))
     read = []
-    inner = agent.encoder._embed
+    inner = agent.encoder._read_frozen
     monkeypatch.setattr(
-        agent.encoder, "_embed", lambda texts: [read.extend(texts), inner(texts)][1]
+        agent.encoder, "_read_frozen", lambda texts: [read.extend(texts), inner(texts)][1]
     )
     buffer = attached(agent, data)
     assert len(read) == 3

@@ -288,7 +288,7 @@ def test_two_caches_of_an_earlier_version_stay_two(tiny):
     spec = SPEC.with_observation_space(TWO["goal"])
     apart = {name: LLMEncoder(spec, tiny["bert"]) for name in ("goal", "seen")}
     for shift, (name, each) in enumerate(apart.items()):
-        rows = each._embed(["go", name]) + shift
+        rows = each._read_frozen(["go", name]) + shift
         each.cache.get(("go", name), lambda _, rows=rows: rows)
     state = {name: saved(each.collection_state()) for name, each in apart.items()}
     for each in state.values():

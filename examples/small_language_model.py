@@ -1,0 +1,144 @@
+r"""Make a small language model that knows the words of an environment, and no others.
+
+    python examples/small_language_model.py configs/ppo/textmaze-scoring-full.yaml \
+        --out checkpoints/models/textmaze
+
+A byte-level vocabulary is made of what a random policy sees, and a Llama of a few layers learns to
+go on with that text, prompts and the names of actions. The folder is an ordinary model: `model:
+checkpoints/models/textmaze` in a configuration loads it, as `AutoModelForCausalLM.from_pretrained`
+does. Beginning with it a policy knows which words follow each other, and nothing of what pays.
+"""
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import yaml
+from tqdm import tqdm
+
+from rl_lightning.envs import make_env
+from rl_lightning.envs.describe import action_names
+from rl_lightning.llm.prompt import Template
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path, help="its environment and template are used")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--frames", type=int, default=20_000, help="steps of the random policy")
+    parser.add_argument("--vocabulary", type=int, default=512, help="most tokens")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=500, help="of training; 0: random weights")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    config = yaml.safe_load(args.config.read_text())
+    texts = play(config, args.frames, args.seed)
+    tokenizer = make_tokenizer(texts, args.vocabulary)
+    model = make_model(len(tokenizer), args.layers, args.hidden, args.heads)
+    loss = train(model, tokenizer, texts, args.steps, args.batch, args.lr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{args.out}: {size:,} parameters, {len(tokenizer)} tokens, {loss:.3f} nats a token")
+
+
+def play(config: dict[str, Any], frames: int, seed: int) -> list[str]:
+    """Prompts with the action that was drawn behind them, of a uniformly random policy."""
+    data = config["data"]["init_args"]
+    agent = config["model"]["init_args"]
+    encoder = agent.get("encoder", {}).get("init_args", {})
+    env = make_env(data["env"], data.get("env_kwargs"), data.get("wrappers") or ())
+    space = env.observation_space
+    fields = list(space.spaces) if isinstance(space, gym.spaces.Dict) else ["observation"]
+    template = Template(encoder.get("template"), [*fields, *({"actions"} - set(fields))])
+    names = encoder.get("actions") or action_names(data["env"], int(env.action_space.n))
+    texts = []
+    obs, _ = env.reset(seed=seed)
+    for step in tqdm(range(frames), desc="playing", unit="step"):
+        values = dict(obs) if isinstance(obs, dict) else {"observation": obs}
+        allowed = values["actions"].split("\n") if "actions" in values else list(names)
+        values["actions"] = ", ".join(allowed)
+        action = random.randrange(len(allowed))
+        texts.append(f"{template(values)} {allowed[action].strip()}")
+        obs, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            obs, _ = env.reset(seed=seed + step + 1)
+    env.close()
+    return texts
+
+
+def make_tokenizer(texts: list[str], size: int) -> Any:
+    """A byte-level BPE vocabulary of these texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def make_model(vocabulary: int, layers: int, hidden: int, heads: int) -> Any:
+    """A Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=4 * hidden,
+            max_position_embeddings=2048,
+            bos_token_id=0,
+            eos_token_id=1,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def train(model: Any, tokenizer: Any, texts: list[str], steps: int, batch: int, lr: float) -> float:
+    """Next-token prediction; the mean loss of the last tenth of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+    losses = []
+    for _ in tqdm(range(steps), desc="training", unit="step"):
+        ids = tokenizer(random.sample(texts, batch))["input_ids"]
+        width = max(map(len, ids))
+        tokens = torch.tensor([row + [1] * (width - len(row)) for row in ids])
+        there = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        labels = tokens.masked_fill(there == 0, -100)
+        loss = model(input_ids=tokens, attention_mask=there, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss))
+    last = losses[-max(len(losses) // 10, 1) :]
+    return sum(last) / len(last) if last else float("nan")
+
+
+if __name__ == "__main__":
+    main()

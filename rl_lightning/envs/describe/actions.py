@@ -1,0 +1,47 @@
+"""What discrete actions of known environments are called in words."""
+
+from collections.abc import Sequence
+
+from rl_lightning.core.errors import ConfigurationError
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "TextMaze-": ("north", "east", "south", "west"),
+    "CartPole-": ("push left", "push right"),
+    "MountainCar-": ("push left", "do nothing", "push right"),
+    "Acrobot-": ("push left", "do nothing", "push right"),
+    "LunarLander-": ("do nothing", "fire left", "fire up", "fire right"),
+    "FrozenLake": ("left", "down", "right", "up"),
+    "CliffWalking": ("up", "right", "down", "left"),
+    "Taxi-": ("south", "north", "east", "west", "pick up", "drop off"),
+    "Blackjack-": ("stick", "hit"),
+    "MiniGrid-": ("turn left", "turn right", "go forward", "pick up", "drop", "toggle", "done"),
+    "BabyAI-": ("turn left", "turn right", "go forward", "pick up", "drop", "toggle", "done"),
+}
+
+
+def register_action_names(id_or_prefix: str, names: Sequence[str]) -> None:
+    """Let language models know what an environment's discrete actions are called.
+
+    Args:
+        id_or_prefix: Gymnasium id, or how ids begin. The longest match wins.
+        names: One for each action, in the order of the actions.
+
+    Raises:
+        ConfigurationError: If there is nothing in one of the two.
+    """
+    if not isinstance(id_or_prefix, str) or not id_or_prefix:
+        raise ConfigurationError(
+            f"id_or_prefix={id_or_prefix!r}: expected an environment id or its start"
+        )
+    texts = tuple(names) if not isinstance(names, str) else ()
+    if not texts or not all(isinstance(name, str) and name.strip() for name in texts):
+        raise ConfigurationError(f"names={names!r}: expected a text for each action")
+    _NAMES[id_or_prefix] = texts
+
+
+def action_names(env_id: str, count: int) -> tuple[str, ...] | None:
+    """What the `count` actions of an environment are called; None if nobody said."""
+    name = env_id.rpartition(":")[2]
+    known = [key for key in _NAMES if name.startswith(key)]
+    found = _NAMES[max(known, key=len)] if known else None
+    return found if found is not None and len(found) == count else None

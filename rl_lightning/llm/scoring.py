@@ -1,0 +1,350 @@
+"""log p(candidate | prompt) of several texts after one prompt, in one row of tokens.
+
+A row holds a prompt and all its candidates, one after the other. In the packed form each candidate
+sees the prompt and itself (a 4-D attention mask) at the positions it would have alone, so that one
+pass reads the prompt once; a candidate's last token need not be read at all, and one logit row says
+the first token of all candidates. Scoring K whole pairs reads the prompt K times.
+
+Shapes: N rows, W tokens of a row, A candidates.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.logits import log_probs
+
+Method = Literal["auto", "packed", "cached", "pairs"]
+PADDING = -1
+
+
+class Rows(NamedTuple):
+    """Prompts and their candidates.
+
+    `ids` are token ids `[N, W]`; `part` says whose they are, `[N, W]`: 0 the prompt's, k ≥ 1
+    candidate k−1's, −1 padding. A row begins with its prompt; candidates follow in order.
+    """
+
+    ids: Tensor
+    part: Tensor
+
+
+class Scores(NamedTuple):
+    """`log_prob` float32 `[N, A]`, 0 where there is no candidate; `hidden` `[N, D]`: what the
+    model's head was given at the prompt's last token (of an encoder-decoder: the encoder's)."""
+
+    log_prob: Tensor
+    hidden: Tensor
+
+
+def make_rows(
+    prompts: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    pad_id: int,
+    width: int | None = None,
+) -> Rows:
+    """Rows of token ids, int64 and int16, right-padded to `width` or to the longest.
+
+    Args:
+        prompts: Token ids of each prompt.
+        candidates: Of each prompt, the token ids of its candidates.
+        pad_id: What stands on padding.
+        width: W.
+    """
+    lengths = [len(p) + sum(map(len, own)) for p, own in zip(prompts, candidates, strict=True)]
+    width = max(lengths) if width is None else width
+    ids = torch.full((len(prompts), width), pad_id)
+    part = torch.full((len(prompts), width), PADDING, dtype=torch.int16)
+    for n, (prompt, own) in enumerate(zip(prompts, candidates, strict=True)):
+        tokens = [*prompt, *(t for c in own for t in c)]
+        parts = [0] * len(prompt) + [k for k, c in enumerate(own, 1) for _ in c]
+        ids[n, : lengths[n]] = torch.tensor(tokens)
+        part[n, : lengths[n]] = torch.tensor(parts, dtype=torch.int16)
+    return Rows(ids, part)
+
+
+def score(backbone: Backbone, rows: Rows, actions: int, method: Method) -> Scores:
+    """log p of every candidate, with gradient where the model is trained.
+
+    Args:
+        backbone: With its head.
+        rows: Of this many rows at once.
+        actions: A, at least as many as any row has.
+        method: `packed`, `cached` (the prompt's keys and values are shared) or `pairs`; an
+            encoder-decoder has a way of its own.
+    """
+    longest = max(int((rows.part != PADDING).sum(1).max()), 1)
+    rows = Rows(rows.ids[:, :longest].long(), rows.part[:, :longest].long())
+    if backbone.encoder_decoder:
+        return _by_decoder(backbone, rows, actions)
+    return _METHODS[method](backbone, rows, actions)
+
+
+def choose_method(backbone: Backbone, wanted: Method, longest: int) -> Method:
+    """How to score with a model: the fastest way in which it gives what whole pairs give.
+
+    It is found by trying, not by the model's name: what its attention makes of a mask of ours, or
+    whether it has keys and values to share, only it knows. A model whose attention looks back over
+    a window is tried with a prompt beyond it.
+
+    Args:
+        backbone: With its head.
+        wanted: `auto`, or a method that must work.
+        longest: Most tokens of a prompt and a candidate together.
+
+    Raises:
+        ConfigurationError: If `wanted` does not work, or is unknown.
+    """
+    if wanted not in get_args(Method):
+        raise ConfigurationError(f"method={wanted!r}: use one of {get_args(Method)}")
+    if backbone.encoder_decoder or wanted == "pairs":
+        return "pairs"
+    tried: Sequence[Method] = ("packed", "cached") if wanted == "auto" else (wanted,)
+    rows = _trial_rows(backbone, longest)
+    with torch.no_grad(), torch.autocast(rows.ids.device.type, enabled=False):
+        expected = score(backbone, rows, 3, "pairs").log_prob
+        why = ""
+        for method in tried:
+            try:
+                found = score(backbone, rows, 3, method).log_prob
+            except Exception as error:  # whatever a foreign model may say to it
+                why = shortened(error, 120)
+                continue
+            off = float((found - expected).abs().max())
+            if off <= _TOLERANCE[backbone.source["dtype"]] * float(expected.abs().max()):
+                return method
+            why = f"off by {off:.3g} nats"
+    kind = f"this {backbone.model.config.model_type}"
+    if wanted != "auto":
+        raise ConfigurationError(
+            f"method={wanted!r}: {kind} does not score so what it scores alone ({why}); leave it "
+            "out"
+        )
+    warnings.warn(
+        f"{kind} cannot read several candidates behind one prompt ({why}), so each is read with a "
+        "prompt of its own: exact, but slow",
+        stacklevel=2,
+    )
+    return "pairs"
+
+
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
+
+
+def _trial_rows(backbone: Backbone, longest: int) -> Rows:
+    config = backbone.model.config
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_window", None)
+    length = max(min(9, longest - 3), 1)
+    if isinstance(window, int) and window < longest:
+        length = window + 9
+    device = next(backbone.model.parameters()).device
+    vocabulary = min(int(config.vocab_size), 1000)
+    first = [i * 7 % vocabulary for i in range(3, 3 + length)]
+    ids = [[5, 8, 3], [8], [2, 9]]
+    own = [[i % vocabulary for i in c] for c in ids]
+    rows = make_rows([first, first[:5]], [own, own[:2]], backbone.tokens.pad_id)
+    return Rows(rows.ids.to(device).long(), rows.part.to(device).long())
+
+
+# --- packed -----------------------------------------------------------------------------------
+
+
+def _packed(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+    return _in_rows(backbone, rows, actions, tree=True)
+
+
+def _in_rows(backbone: Backbone, rows: Rows, actions: int, tree: bool) -> Scores:
+    """Score rows as they are: with a mask that keeps candidates apart, or of one candidate each."""
+    ids, part = rows
+    count, width = ids.shape
+    at = torch.arange(width, device=ids.device)
+    prompt = (part == 0).sum(1, keepdim=True)  # [N, 1]
+    begins = torch.zeros_like(part, dtype=torch.bool)
+    begins[:, 1:] = (part[:, 1:] > 0) & (part[:, 1:] != part[:, :-1])
+    first = torch.where(begins, at, 0).cummax(1).values  # where a token's candidate begins
+    position = torch.where(part > 0, prompt + at - first, at)
+
+    # What is read: all but the candidates' last tokens, moved together.
+    follows = torch.zeros_like(begins)
+    follows[:, :-1] = part[:, :-1] == part[:, 1:]
+    read = (part == 0) | ((part > 0) & follows)
+    length = max(int(read.sum(1).max()), 1)
+    order = torch.sort(~read, dim=1, stable=True).indices[:, :length]  # [N, L]
+    here = read.gather(1, order)
+    own = torch.where(here, part.gather(1, order), PADDING)
+    tokens = torch.where(here, ids.gather(1, order), backbone.tokens.pad_id)
+    place = torch.where(here, position.gather(1, order), 0)
+
+    last = torch.zeros_like(here).scatter_(1, (prompt - 1).clamp(min=0), True)
+    select = (own > 0) | (last & (own == 0))
+    inputs = {"input_ids": tokens, "position_ids": place, "use_cache": False}
+    if tree:
+        inputs["attention_mask"] = _tree_mask(own, backbone.model.dtype)
+    else:
+        inputs["attention_mask"] = here.long()
+    out = backbone.logits(select, **inputs)
+
+    # Which logits say a token: the prompt's last, or those of the token before it.
+    row = select.flatten().cumsum(0).view_as(select) - 1  # [N, L]
+    compact = read.cumsum(1) - 1  # where a token that is read went
+    before = torch.where(begins, prompt - 1, compact.roll(1, 1)).clamp(min=0)
+    n, w = (part > 0).nonzero(as_tuple=True)
+    said = log_probs(out.logits, row[n, before[n, w]], ids[n, w])
+    total = said.new_zeros(count * actions).index_add(0, n * actions + part[n, w] - 1, said)
+    hidden = out.hidden[torch.arange(count, device=ids.device), (prompt - 1).clamp(min=0)[:, 0]]
+    return Scores(total.view(count, actions), hidden)
+
+
+def _tree_mask(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, `[N, 1, L, L]`: a token sees the prompt and its own
+    candidate up to itself, padding only itself."""
+    length = part.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=part.device).tril()
+    query, key = part[:, :, None], part[:, None, :]
+    itself = torch.eye(length, dtype=torch.bool, device=part.device)
+    seen = ((key == 0) | (key == query)) & (key != PADDING) & causal | itself
+    mask = torch.zeros(seen.shape, dtype=dtype, device=part.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+# --- one candidate a row ----------------------------------------------------------------------
+
+
+def _pairs(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+    owner, candidate, pair = _split(rows)
+    if not len(owner):
+        return _in_rows(backbone, rows, actions, tree=False)
+    out = _in_rows(backbone, pair, 1, tree=False)
+    count = len(rows.ids)
+    total = out.log_prob.new_zeros(count * actions)
+    total = total.index_add(0, owner * actions + candidate, out.log_prob[:, 0])
+    first = torch.zeros(count, dtype=torch.long, device=owner.device)
+    first.scatter_reduce_(0, owner, torch.arange(len(owner), device=owner.device), "amin",
+                          include_self=False)  # fmt: skip
+    return Scores(total.view(count, actions), out.hidden[first])
+
+
+def _split(rows: Rows) -> tuple[Tensor, Tensor, Rows]:
+    """Of each candidate: its row, its number from 0, and prompt and candidate in a row."""
+    ids, part = rows
+    most = int(part.max()) if part.numel() else 0
+    has = torch.stack([(part == k).any(1) for k in range(1, most + 1)], 1) if most else None
+    if has is None:
+        empty = torch.zeros(0, dtype=torch.long, device=ids.device)
+        return empty, empty, Rows(ids[:0], part[:0])
+    owner, candidate = has.nonzero(as_tuple=True)
+    of = part[owner]  # [R, W]
+    kept = (of == 0) | (of == candidate[:, None] + 1)
+    order = torch.sort(~kept, dim=1, stable=True).indices[:, : int(kept.sum(1).max())]
+    own = torch.where(kept, of.clamp(max=1), PADDING).gather(1, order)
+    return owner, candidate, Rows(ids[owner].gather(1, order), own)
+
+
+# --- one prompt, many continuations -----------------------------------------------------------
+
+
+class _Continuations(NamedTuple):
+    """Candidates by themselves: ids `[R, a]`, which of them are there, and whose they are."""
+
+    owner: Tensor
+    candidate: Tensor
+    ids: Tensor
+    there: Tensor
+
+
+def _continuations(rows: Rows, pad_id: int) -> _Continuations:
+    owner, candidate, pair = _split(rows)
+    of = pair.part == 1
+    width = max(int(of.sum(1).max()), 1) if len(owner) else 1
+    order = torch.sort(~of, dim=1, stable=True).indices[:, :width]
+    there = of.gather(1, order)
+    ids = torch.where(there, pair.ids.gather(1, order), pad_id)
+    return _Continuations(owner, candidate, ids, there)
+
+
+def _cached(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+    """The prompt once, its keys and values shared by the candidates."""
+    ids, part = rows
+    pad = backbone.tokens.pad_id
+    mask = part == 0
+    lengths = mask.sum(1)
+    width = max(int(lengths.max()), 1)
+    mask = mask[:, :width]
+    prompt = torch.where(mask, ids[:, :width], pad)
+    every = torch.arange(len(ids), device=ids.device)
+    last = torch.zeros_like(mask).scatter_(1, (lengths - 1).clamp(min=0)[:, None], True)
+    place = torch.arange(width, device=ids.device).expand_as(prompt)
+    out = backbone.logits(
+        last, input_ids=prompt, attention_mask=mask.long(), position_ids=place, use_cache=True
+    )
+    own = _continuations(rows, pad)
+    hidden = out.hidden[every, (lengths - 1).clamp(min=0)]
+    said = log_probs(out.logits, own.owner, own.ids[:, 0])  # of the first tokens
+    if own.ids.shape[1] > 1 and len(own.owner):
+        out.cache.batch_select_indices(own.owner)
+        given, there = own.ids[:, :-1], own.there[:, 1:]
+        place = lengths[own.owner, None] + torch.arange(given.shape[1], device=ids.device)
+        more = backbone.logits(
+            there,
+            input_ids=given,
+            attention_mask=torch.cat([mask[own.owner], own.there[:, :-1]], 1).long(),
+            position_ids=place,
+            past_key_values=out.cache,
+            use_cache=True,
+        )
+        said = said + _rest(more.logits, own.ids[:, 1:], there)
+    return Scores(_gather(said, own, len(ids), actions), hidden)
+
+
+def _by_decoder(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+    """An encoder-decoder: the prompt is encoded once, the decoder says the candidates."""
+    ids, part = rows
+    pad = backbone.tokens.pad_id
+    mask = part == 0
+    lengths = mask.sum(1)
+    width = max(int(lengths.max()), 1)
+    mask = mask[:, :width]
+    prompt = torch.where(mask, ids[:, :width], pad)
+    model = backbone.model
+    read = model.get_encoder()(input_ids=prompt, attention_mask=mask.long())
+    states = read.last_hidden_state
+    every = torch.arange(len(ids), device=ids.device)
+    hidden = states[every, (lengths - 1).clamp(min=0)]
+    own = _continuations(rows, pad)
+    if not len(own.owner):
+        return Scores(hidden.new_zeros(len(ids), actions, dtype=torch.float32), hidden)
+    start = torch.full_like(own.ids[:, :1], model.config.decoder_start_token_id)
+    given = torch.cat([start, own.ids[:, :-1]], 1)
+    out = backbone.logits(
+        own.there,
+        encoder_outputs=(states[own.owner],),
+        attention_mask=mask[own.owner].long(),
+        decoder_input_ids=given,
+        use_cache=False,
+    )
+    said = _rest(out.logits, own.ids, own.there)
+    return Scores(_gather(said, own, len(ids), actions), hidden)
+
+
+def _rest(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
+    """Sums of log p over the tokens that are there, `[R]`."""
+    r, column = there.nonzero(as_tuple=True)
+    said = log_probs(logits, torch.arange(len(r), device=ids.device), ids[r, column])
+    return said.new_zeros(len(ids)).index_add(0, r, said)
+
+
+def _gather(said: Tensor, own: _Continuations, count: int, actions: int) -> Tensor:
+    total = said.new_zeros(count * actions)
+    return total.index_add(0, own.owner * actions + own.candidate, said).view(count, actions)
+
+
+_METHODS: dict[str, Callable[[Backbone, Rows, int], Scores]] = {
+    "packed": _packed,
+    "cached": _cached,
+    "pairs": _pairs,
+}
