@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         ActorCritic,
         ContinuousNetwork,
         DiscreteNetwork,
+        GeneratingPolicy,
         OfflineNetwork,
         Policy,
         QNetwork,
@@ -86,6 +87,7 @@ _HOMES = {
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
     "TextActionEncoder": "encoders",
+    "GeneratingPolicy": "policies",
     "ScoringPolicy": "policies",
     "ScoringQNetwork": "policies",
 }
@@ -107,6 +109,7 @@ __all__ = [
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",
+    "GeneratingPolicy",
     "ImpalaCNN",
     "LLMEncoder",
     "Loss",

@@ -68,9 +68,8 @@ class A2C(Agent):
         _, value = self.policy.recall(steps)
         next_value = self.policy.next_values(rollout, value)
         terminated, done = steps["terminated"], steps["terminated"] | steps["truncated"]
-        advantage = gae(
-            steps["reward"], value, next_value, terminated, done, self.gamma, self.gae_lambda
-        )
+        reward = self.policy.rewards(steps)
+        advantage = gae(reward, value, next_value, terminated, done, self.gamma, self.gae_lambda)
         target = advantage + value
         self.note_critic(value, target, steps.get("valid", None))
         return self.policy.training_batch(steps, value=value, advantage=advantage, target=target)

@@ -14,6 +14,7 @@ from rl_lightning.core.tree import to_device
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.exploration import uniform_action
+from rl_lightning.policies.policy import Policy
 
 
 class ActingModule(L.LightningModule):
@@ -128,6 +129,8 @@ class ActingModule(L.LightningModule):
         """Called before collecting: until the next call only updates may change features."""
         for encoder in self.encoders:
             encoder.begin_rollout()
+        if isinstance(self.policy, Policy):
+            self.policy.begin_rollout()
 
     def synchronize(self) -> None:
         """Make running statistics equal on all ranks; called after collecting."""
@@ -139,8 +142,9 @@ class ActingModule(L.LightningModule):
         return self.encoder.repeats()
 
     def encoder_metrics(self) -> Mapping[str, float]:
-        """What the encoder has to log since the last call."""
-        return self.encoder.metrics()
+        """What encoder and policy have to log since the last call."""
+        own = self.policy.metrics() if isinstance(self.policy, Policy) else {}
+        return {**self.encoder.metrics(), **own}
 
     def collection_state(self) -> dict[str, Any]:
         """What exact resuming needs beyond weights, e.g. a cache."""

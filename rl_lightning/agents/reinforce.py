@@ -74,7 +74,7 @@ class REINFORCE(Agent):
 
     def prepare(self, rollout: Rollout) -> TensorDict:
         steps = rollout.steps
-        reward, terminated = steps["reward"], steps["terminated"]
+        reward, terminated = self.policy.rewards(steps), steps["terminated"]
         done = terminated | steps["truncated"]
         if self.baseline:
             _, value = self.policy.recall(steps)

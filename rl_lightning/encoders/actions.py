@@ -224,10 +224,36 @@ class TextActionEncoder(ReadingEncoder):
             tokens = x["tokens"].float()
             return Scored(x["features"], x["log_prob"], tokens, words, tokens > 0)
         log_prob, features = self._scores(x)
-        if self.norm is not None:
-            features = self.norm(features)
+        features = self.normalized(features)
         tokens = lengths(x["part"], self.choices.count).float()
         return Scored(features, log_prob, tokens, words, tokens > 0)
+
+    def prompts(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Token ids of the prompts, right-padded, int64 `[N, P]`, and their lengths `[N]`.
+
+        Args:
+            x: Of a tuned model, what `preprocess` returned, or a TensorDict of it.
+        """
+        ids, part = x["ids"].to(self.device), x["part"].to(self.device)
+        length = (part == 0).sum(1)
+        return ids[:, : max(int(length.max()), 1)].long(), length
+
+    def action_texts(self, x: Any) -> list[list[str]]:
+        """What may be done in each state, in words."""
+        if self.choices.names is not None:
+            return [self.choices.names] * len(x["part"])
+        ids, part = x["ids"].tolist(), x["part"].tolist()
+        return [self._said(*row) for row in zip(ids, part, strict=True)]
+
+    def _said(self, ids: list[int], part: list[int]) -> list[str]:
+        own = [
+            [t for t, k in zip(ids, part, strict=True) if k == n] for n in range(1, max(part) + 1)
+        ]
+        return self.backbone.tokens.tokenizer.batch_decode(own)
+
+    def normalized(self, features: Tensor) -> Tensor:
+        """Features as `forward` would give them."""
+        return features if self.norm is None else self.norm(features)
 
     def candidate_vectors(self, x: Any) -> Tensor:
         """Each candidate as the mean of what the model knows its tokens by, `[N, A, D]`."""

@@ -129,6 +129,8 @@ class Choices:
         return shown, [text for text in rest.split(_BETWEEN) if text]
 
     def _candidates(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # where an episode has ended there may be nothing left to do
+            return []
         check_candidates(texts, self.count, f"the observation's entry {ENTRY!r}")
         ids = [self.prompter.candidate(text) for text in texts]
         if (total := sum(map(len, ids))) > self.budget:

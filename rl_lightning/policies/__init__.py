@@ -3,6 +3,7 @@
 from rl_lightning.policies.actor_critic import ActorCritic
 from rl_lightning.policies.continuous import ContinuousNetwork
 from rl_lightning.policies.discrete import DiscreteNetwork
+from rl_lightning.policies.generating import GeneratingPolicy
 from rl_lightning.policies.offline import OfflineNetwork
 from rl_lightning.policies.policy import Evaluation, Policy, RolloutPolicy
 from rl_lightning.policies.q_network import ActionValues, QNetwork, pick
@@ -15,6 +16,7 @@ __all__ = [
     "ContinuousNetwork",
     "DiscreteNetwork",
     "Evaluation",
+    "GeneratingPolicy",
     "OfflineNetwork",
     "Policy",
     "QNetwork",

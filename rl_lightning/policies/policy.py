@@ -61,6 +61,13 @@ class Policy(nn.Module):
         """What it thinks of observations, `[B, ...]` each, by name; by itself nothing."""
         return {}
 
+    def begin_rollout(self) -> None:
+        """Called before collecting, as an encoder's."""
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log since the last call, by name."""
+        return {}
+
     def evaluate(self, batch: TensorDict) -> Evaluation:
         """log π of stored actions, entropy and value under the current weights, with gradient."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate stored actions")
@@ -84,6 +91,11 @@ class RolloutPolicy(Policy):
     def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
         """V(s) of preprocessed observations `[N, ...]`, `[N]`."""
         raise NotImplementedError(f"{type(self).__name__} does not value observations")
+
+    def rewards(self, steps: TensorDict) -> Tensor:
+        """The rewards of a rollout that are learned from, `[T, B]`: those of the environment,
+        unless how a policy has acted is paid for too."""
+        return steps["reward"]
 
     # --- what follows from these --------------------------------------------------------------
 

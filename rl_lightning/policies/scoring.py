@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError, check_range
+from rl_lightning.core.errors import ConfigurationError, RunError, check_range
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.actions import Scored, TextActionEncoder
 from rl_lightning.maths.distributions import Categorical, mask_logits
@@ -114,15 +114,8 @@ class ScoringPolicy(RolloutPolicy):
         self.scores = ActionScores(self.encoder, normalize, temperature, head)
         self.mask_dim = self.encoder.choices.count
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
-        features = self.encoder.out_dim
-        last = hidden[-1] if hidden else features
-        self.critic = (
-            MLP(
-                *mlp(features, hidden, critic_activation), orthogonal_(nn.Linear(last, 1), gain=1.0)
-            )
-            if critic
-            else None
-        )
+        size = self.encoder.out_dim
+        self.critic = value_head(size, hidden, critic_activation) if critic else None
         self.detach_critic = detach_critic
         # A frozen model's scores are stored; a tuned one has done the work when it acts.
         self.evaluates_while_acting = not self.encoder.frozen
@@ -140,6 +133,7 @@ class ScoringPolicy(RolloutPolicy):
         mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         scored = self.encoder.score(x)
+        check_choice(scored.exists)
         distribution = self._distribution(x, scored, mask)
         latent = distribution.sample() if explore else distribution.mode()
         out = {"action": latent + self.start if self.start else latent}
@@ -229,6 +223,25 @@ class ScoringQNetwork(ActionValues):
         scores = self.scores(self.encoder, x, scored) * scored.exists
         mean = scores.sum(-1, keepdim=True) / scored.exists.sum(-1, keepdim=True).clamp(min=1)
         return self.value(scored.features).float() + self.scale * (scores - mean)
+
+
+def check_choice(exists: Tensor) -> None:
+    """Refuse to act where there is nothing to choose from, bool `[N, A]`.
+
+    Raises:
+        RunError: If a row has no candidate.
+    """
+    if not bool(exists.any(-1).all()):
+        raise RunError(
+            "the observation's entry 'actions' is empty: there is no candidate to choose from; "
+            "an environment must offer something to do until its episode ends"
+        )
+
+
+def value_head(size: int, hidden: Sequence[int], activation: Activation) -> MLP:
+    """Features `[N, size]` → `[N, 1]`."""
+    last = hidden[-1] if hidden else size
+    return MLP(*mlp(size, hidden, activation), orthogonal_(nn.Linear(last, 1), gain=1.0))
 
 
 def scoring_encoder(

@@ -357,7 +357,6 @@ def test_what_cannot_be_scored_is_refused(models):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "there is no candidate"),
         ("go\ngo", "'go' stands there twice"),
         ("\n".join("abcdefg"), "7 candidates for an action space of 6"),
         ("go to the " * 40, "tokens together, and max_actions_length is 90"),
@@ -367,3 +366,14 @@ def test_a_state_with_no_choice_is_told(models, lines, message):
     encoder = listed(models["llama"])
     with pytest.raises(RunError, match=message):
         encoder.preprocess({"observation": ("x",), "actions": (lines,)})
+
+
+def test_where_nothing_may_be_done_there_is_a_value_but_no_choice(models):
+    for tune in ("frozen", "lora"):
+        encoder = partial(TextActionEncoder, model=models["llama"], tune=tune, max_length=48)
+        policy = ScoringPolicy(spec_of(Listed()), encoder)
+        x = policy.encoder.preprocess({"observation": ("x", "x"), "actions": ("", "go\nwait")})
+        value = policy.value(x)
+        torch.testing.assert_close(value[0], value[1])  # the prompt is the same
+        with pytest.raises(RunError, match="there is no candidate to choose from"):
+            policy.act(x)
