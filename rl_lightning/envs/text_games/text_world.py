@@ -211,7 +211,7 @@ def make_text_world(max_actions: int = 32, **game: Any) -> gym.Env:
         **game: Arguments of `TextWorldGame`.
     """
     made = TextWorldGame(**game)
-    longest = 200 + 200 * made.settings.quest_length
+    longest = 500 + 200 * made.settings.quest_length
     return AdmissibleActions(
         made,
         max_actions,
