@@ -14,7 +14,7 @@ STOREYS = [
     {"nn"},
     {"llm", "exploration"},
     {"encoders", "envs"},
-    {"policies", "hyperparameters"},
+    {"policies", "hyperparameters", "envs/text_games"},
     {"agents", "data/replay"},
     {"data/recordings"},
     {"data/collect", "data/resume"},

@@ -4,18 +4,25 @@ import gymnasium as gym
 
 from rl_lightning.envs.describe import Describe, register_action_names, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
+from rl_lightning.envs.text_games import AdmissibleActions, TextHistory
 from rl_lightning.envs.wrappers import BinaryImage, ClipObservation, SelectObservation
 
 if "TextMaze-v0" not in gym.registry:
     gym.register("TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")
 if "BitFlip-v0" not in gym.registry:
     gym.register("BitFlip-v0", entry_point="rl_lightning.envs.bit_flip:BitFlipEnv")
+if "TextWorld-v0" not in gym.registry:
+    gym.register(
+        "TextWorld-v0", entry_point="rl_lightning.envs.text_games.text_world:make_text_world"
+    )
 
 __all__ = [
+    "AdmissibleActions",
     "BinaryImage",
     "ClipObservation",
     "Describe",
     "SelectObservation",
+    "TextHistory",
     "make_env",
     "make_vector_env",
     "register_action_names",

