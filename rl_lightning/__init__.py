@@ -46,7 +46,14 @@ if TYPE_CHECKING:
         QNetwork,
         RolloutPolicy,
     )
-    from rl_lightning.rewards import Reward, StateReward
+    from rl_lightning.rewards import (
+        CountBonus,
+        GoalSimilarity,
+        Reward,
+        RNDBonus,
+        StateReward,
+        TextFunction,
+    )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -81,8 +88,12 @@ _HOMES = {
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "ReplayAgent": "agents",
+    "CountBonus": "rewards",
+    "GoalSimilarity": "rewards",
+    "RNDBonus": "rewards",
     "Reward": "rewards",
     "StateReward": "rewards",
+    "TextFunction": "rewards",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
 }
@@ -99,11 +110,13 @@ __all__ = [
     "ActorCritic",
     "Agent",
     "ContinuousNetwork",
+    "CountBonus",
     "DictEncoder",
     "DiscreteNetwork",
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",
+    "GoalSimilarity",
     "ImpalaCNN",
     "LLMEncoder",
     "Loss",
@@ -115,6 +128,7 @@ __all__ = [
     "Policy",
     "QNetwork",
     "QTable",
+    "RNDBonus",
     "ReplayAgent",
     "ReplayDataModule",
     "Reward",
@@ -122,6 +136,7 @@ __all__ = [
     "RolloutPolicy",
     "StateReward",
     "TableEncoder",
+    "TextFunction",
 ]
 
 
