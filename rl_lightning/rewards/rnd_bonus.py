@@ -77,6 +77,8 @@ class RNDBonus(Reward):
         self.passes = whole("data.rewards: passes", passes, 1)
         self.bonus_gamma = bonus_gamma
         widths = [whole("data.rewards: hidden", width, 1) for width in hidden]
+        if not widths:
+            raise ConfigurationError("data.rewards: hidden must name one width at least, not []")
         out_dim = whole("data.rewards: out_dim", out_dim, 1)
         self.entry = Entry(spec, entry)
         self.embedder: TextEmbedder | None = None
