@@ -111,7 +111,12 @@ def test_the_first_observation_after_a_reset_of_all_starts_episodes():
 
 def test_actions_are_shown_as_given_whatever_environments_make_of_them():
     data = RolloutDataModule(
-        "Exact-v0", num_envs=2, rollout_steps=6, total_frames=12, rewards=[Lever]
+        "Exact-v0",
+        num_envs=2,
+        rollout_steps=12,
+        total_frames=24,
+        vectorization="native",
+        rewards=[Lever],
     )
     make_trainer().fit(PPO(data.spec), data)
     shown = {action for step in Diary.shown for action in step.action.tolist()}
