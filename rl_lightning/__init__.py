@@ -50,6 +50,14 @@ if TYPE_CHECKING:
         ScoringPolicy,
         ScoringQNetwork,
     )
+    from rl_lightning.rewards import (
+        CountBonus,
+        GoalSimilarity,
+        Reward,
+        RNDBonus,
+        StateReward,
+        TextFunction,
+    )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -84,6 +92,12 @@ _HOMES = {
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "ReplayAgent": "agents",
+    "CountBonus": "rewards",
+    "GoalSimilarity": "rewards",
+    "RNDBonus": "rewards",
+    "Reward": "rewards",
+    "StateReward": "rewards",
+    "TextFunction": "rewards",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
     "TextActionEncoder": "encoders",
@@ -104,12 +118,14 @@ __all__ = [
     "ActorCritic",
     "Agent",
     "ContinuousNetwork",
+    "CountBonus",
     "DictEncoder",
     "DiscreteNetwork",
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",
     "GeneratingPolicy",
+    "GoalSimilarity",
     "ImpalaCNN",
     "LLMEncoder",
     "Loss",
@@ -121,14 +137,18 @@ __all__ = [
     "Policy",
     "QNetwork",
     "QTable",
+    "RNDBonus",
     "ReplayAgent",
     "ReplayDataModule",
+    "Reward",
     "RolloutDataModule",
     "RolloutPolicy",
     "ScoringPolicy",
     "ScoringQNetwork",
+    "StateReward",
     "TableEncoder",
     "TextActionEncoder",
+    "TextFunction",
 ]
 
 

@@ -12,6 +12,7 @@ from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.choices import Choices
 from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm import Backbone, Dtype, TruncationSide, Tune
+from rl_lightning.llm.embed import check_read
 from rl_lightning.llm.scoring import PADDING, Method, Rows, choose_method, make_rows, score
 
 
@@ -181,7 +182,7 @@ class TextActionEncoder(ReadingEncoder):
             order = torch.sort(rows.part <= 0, dim=1, stable=True).indices[:, :budget]
             part = rows.part.gather(1, order).clamp(min=0)
             out += [(rows.ids.gather(1, order) * (part > 0)).float(), part.float()]
-        return self._check_read(torch.cat(out, 1))
+        return check_read(torch.cat(out, 1), self.backbone)
 
     def _stored(self, rows: Tensor) -> Stored:
         count, budget, device = self.choices.count, self.choices.budget, self.device

@@ -169,14 +169,6 @@ class ReadingEncoder(Encoder):
         padding = MOST_PADDING if self.device.type == "cpu" else 1.0
         return like_lengths(lengths, self.batch_size, padding)
 
-    def _check_read(self, rows: Tensor) -> Tensor:
-        if not torch.isfinite(rows).all():
-            raise FloatingPointError(
-                f"the model gave inf or nan in dtype={self.backbone.source['dtype']!r}: use "
-                "'bfloat16' or 'float32'"
-            )
-        return rows
-
     # --- what it remembers --------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.reading import ReadingEncoder
-from rl_lightning.llm import Backbone, Dtype, Pooling, TruncationSide, Tune, pool
+from rl_lightning.llm import Backbone, Dtype, Pooling, TruncationSide, Tune, embed, pool
 
 
 class LLMEncoder(ReadingEncoder):
@@ -190,15 +190,14 @@ class LLMEncoder(ReadingEncoder):
         return torch.cat([padded, mask.sum(1, keepdim=True)], dim=1)
 
     def _read_frozen(self, texts: list[str]) -> Tensor:
-        ids = self.backbone.tokens(texts)
-        out = torch.empty(len(ids), self.out_dim, dtype=torch.float32)  # not the default dtype
-        for rows in self.chunks([len(row) for row in ids]):
-            padded, mask = self.backbone.tokens.pad([ids[i] for i in rows])
-            # A vector must not depend on the precision of the training step it was first met in.
-            with torch.autocast(self.device.type, enabled=False):
-                features = self._features(padded.to(self.device), mask.to(self.device))
-            out[rows] = features.cpu()
-        return self._check_read(out)
+        return embed(
+            self.backbone,
+            texts,
+            self.device,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            batch_size=self.batch_size,
+        )
 
     _decided_by = "`layers`, `dtype`, `pooling`, `normalize` or `max_length`"
 
