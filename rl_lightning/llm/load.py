@@ -14,7 +14,7 @@ from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
 from rl_lightning.llm.find import find_model, not_found
 from rl_lightning.llm.tokens import control_tokens
-from rl_lightning.llm.trial import try_out
+from rl_lightning.llm.trial import is_causal, try_out
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -95,6 +95,61 @@ def load_backbone(
         backbone.eval()
         try_out(backbone, tokenizer, described)
     return backbone, tokenizer
+
+
+def load_causal(model: str, dtype: Dtype = "float32") -> tuple[Any, Any]:
+    """Load a frozen causal language model, with its head, and its tokenizer.
+
+    No code comes with it, as with `load_backbone`; dropout is off.
+
+    Args:
+        model: See `find_model`.
+        dtype: Of the weights, whatever the checkpoint's is.
+
+    Returns:
+        A `PreTrainedModel` in eval mode, whose parameters need no gradient, and its tokenizer.
+
+    Raises:
+        ConfigurationError: As `load_backbone`, and if the model is not causal: if it has no head, or
+            one that sees what comes after a token.
+    """
+    if dtype not in get_args(Dtype):
+        raise ConfigurationError(f"dtype={dtype!r} is unknown: use one of {get_args(Dtype)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    path = find_model(model)
+    with _quiet():
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+        with _explained(model, path, "its config"):
+            config = _config(model, path, False)
+        kind = f"model={model!r} is a {config.model_type}"
+        if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ConfigurationError(
+                f"{kind}, which does not continue texts: give a causal language model, such as a "
+                "Llama, Qwen or GPT-2"
+            )
+        no_dropout(config)
+        with _explained(model, path, "its tokenizer"):
+            tokenizer = _tokenizer(model, path, False)
+        with _explained(model, path, "its weights"):
+            whole, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,
+            )
+        if info["missing_keys"]:
+            absent = shortened(sorted(info["missing_keys"]), 300)
+            raise ConfigurationError(f"the weights of model={model!r} lack {absent}")
+        whole.eval().requires_grad_(False)
+        if not is_causal(whole):
+            raise ConfigurationError(
+                f"{kind} that sees what comes after a token, so its probabilities are not those of "
+                "a text: give a causal language model"
+            )
+    return whole, tokenizer
 
 
 def _config(model: str, path: str, trust: bool) -> Any:

@@ -55,6 +55,15 @@ def read_twice(model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
     return together.float(), alone.float()
 
 
+@torch.no_grad()
+def is_causal(model: Any) -> bool:
+    """Whether what a model with a head says of a token does not depend on the token after it."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([[1, 2], [1, 3]], device=device)
+    first, second = model(input_ids=tokens).logits[:, 0].float()
+    return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
+
+
 def called_layers(model: Any) -> set[str]:
     """Names of the modules that run when a text is read.
 

@@ -1,0 +1,20 @@
+"""Labels: questions about texts, answered by a rule, a file, a language model here or elsewhere."""
+
+from rl_lightning.rewards.labels.endpoint import EndpointLabeller
+from rl_lightning.rewards.labels.labeller import Labeller, Unreadable
+from rl_lightning.rewards.labels.language_model import OptionLabeller, SimilarityLabeller
+from rl_lightning.rewards.labels.questions import Question
+from rl_lightning.rewards.labels.rule import FileLabeller, RuleLabeller
+from rl_lightning.rewards.labels.verdict import Verdict
+
+__all__ = [
+    "EndpointLabeller",
+    "FileLabeller",
+    "Labeller",
+    "OptionLabeller",
+    "Question",
+    "RuleLabeller",
+    "SimilarityLabeller",
+    "Unreadable",
+    "Verdict",
+]
