@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         QNetwork,
         RolloutPolicy,
     )
+    from rl_lightning.rewards import Reward, StateReward
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -80,6 +81,8 @@ _HOMES = {
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "ReplayAgent": "agents",
+    "Reward": "rewards",
+    "StateReward": "rewards",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
 }
@@ -114,8 +117,10 @@ __all__ = [
     "QTable",
     "ReplayAgent",
     "ReplayDataModule",
+    "Reward",
     "RolloutDataModule",
     "RolloutPolicy",
+    "StateReward",
     "TableEncoder",
 ]
 

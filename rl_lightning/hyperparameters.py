@@ -24,8 +24,9 @@ from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import check_import, find_named, is_trusted
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.exploration import ActionNoise, ValueExploration
+from rl_lightning.rewards import Reward
 
-# What a checkpoint may name: parts of agents, and wrappers of environments.
+# What a checkpoint may name: parts of agents, wrappers of environments, rewards.
 _ROLES = (
     nn.Module,
     torch.optim.Optimizer,
@@ -34,6 +35,7 @@ _ROLES = (
     gym.Wrapper,
     ActionNoise,
     ValueExploration,
+    Reward,
 )
 # Functions do anything, and one may be given what another returned. So of this library's only those
 # that describe observations may be named, of other installed packages those of trusted ones.

@@ -22,10 +22,12 @@ _ROLES = {
     "optimizer": ("optimizer", "torch.optim.Optimizer"),
     "exploration": ("exploration", "rl_lightning.exploration.ValueExploration"),
     "noise": ("action noise", "rl_lightning.exploration.ActionNoise"),
+    "rewards": ("reward", "rl_lightning.rewards.Reward"),
     "logger": ("logger", "lightning.pytorch.loggers.Logger"),
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
 }
 _SPELLING = "a class is written as NAME, or {class_path: NAME, init_args: {argument: value}}"
+_ABSTRACT = ("ReplayAgent", "ReplayContents", "StateReward")
 _MANY = 12  # names are more than a reader looks through
 _HELP = "; --help lists the arguments"
 _CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
@@ -173,7 +175,15 @@ def class_names(base: Any, name: str) -> list[str]:
         todo += (children := todo.pop().__subclasses__())
         # Classes that others are derived from are choices too, unless they are bases alone.
         found += [c.__name__ for c in children if c.__module__.startswith(_HOMES)]
-    abstract = ("_", "Abstract", "Dummy", "Lightning", "ReplayAgent", "ReplayContents")
+    abstract = (
+        "_",
+        "Abstract",
+        "Dummy",
+        "Lightning",
+        "ReplayAgent",
+        "ReplayContents",
+        "StateReward",
+    )
     return nearest(name, sorted(f for f in found if not f.startswith(abstract)))
 
 

@@ -24,8 +24,18 @@ from rl_lightning.core.signatures import hints_of
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
+from rl_lightning.rewards import Reward, StateReward
 
-_BASES = (Agent, ReplayAgent, RLDataModule, Encoder, ActionNoise, ValueExploration)
+_BASES = (
+    Agent,
+    ReplayAgent,
+    RLDataModule,
+    Encoder,
+    ActionNoise,
+    ValueExploration,
+    Reward,
+    StateReward,
+)
 _CONTAINERS: Any = (list, tuple, set, Sequence, Iterable)
 _NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-\.?(inf|nan)", re.IGNORECASE)
 

@@ -1,6 +1,6 @@
 """What all data modules share: environments, evaluation, the frame clock and exact resuming."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rl_lightning.core.errors import check_finite, whole, whole_seed
+from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.clock import ClockModule
 from rl_lightning.data.collect.evaluation import EpisodeLoader
+from rl_lightning.data.collect.reward_stage import RewardStage
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.evaluating import EvaluatingModule
 from rl_lightning.data.recordings.writer import DatasetWriter
@@ -27,6 +28,7 @@ from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.nn.modes import EvalMode
+from rl_lightning.rewards import Reward, check_makers, make_rewards
 from rl_lightning.trainer import max_epochs, set_max_epochs
 
 MOST_ENVS = 1_000_000  # more is a slip of the keyboard, and would fill any memory
@@ -56,6 +58,10 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         val_explore: Evaluate the stochastic policy; otherwise the greedy one.
         val_transcript_steps: Steps of one evaluation episode to write to the text panel.
         record: HDF5 file that `predict` writes its episodes to, behind those it holds already.
+        rewards: What steps of training are worth beside what the environment pays, see
+            `rl_lightning.rewards`. Learned from is `env_reward_weight · r_env + Σ weightᵢ · rᵢ`;
+            `train/return` and all of evaluation stay the environment's own.
+        env_reward_weight: Weight of what the environment pays; 0 learns from `rewards` alone.
 
     Raises:
         ConfigurationError: If the environment or a number is wrong.
@@ -83,6 +89,8 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         val_explore: bool = False,
         val_transcript_steps: int = 8,
         record: str | None = None,
+        rewards: list[Callable[[EnvSpec], Reward]] | None = None,
+        env_reward_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.remember_arguments()
@@ -102,6 +110,11 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         self.val_explore = val_explore
         self.val_transcript_steps = whole("data.val_transcript_steps", val_transcript_steps, 0)
         self.record = record
+        self.rewards = check_makers(rewards)
+        if env_reward_weight is None:
+            raise ConfigurationError("data.env_reward_weight must be a finite number, not None")
+        check_finite("data.env_reward_weight", env_reward_weight)
+        self.env_reward_weight = float(env_reward_weight)
         self.clear()
 
     def clear(self) -> None:
@@ -150,6 +163,13 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
             self.env, self.num_envs, self.vectorization, self.env_kwargs, self.wrappers
         )
         self.collector = self.make_collector(self._train_env, seed)
+        if self.rewards or self.env_reward_weight != 1.0:
+            self.collector.stage = self._make_stage()
+
+    def _make_stage(self) -> RewardStage:
+        agent = self.agent
+        rewards = make_rewards(self.rewards, self.spec, self.num_envs, agent.gamma, agent.device)
+        return RewardStage(rewards, self.num_envs, agent.device, self.env_reward_weight, self.env)
 
     def make_collector(self, env: VectorEnv, seed: int) -> Stepper:
         """What steps the training environments."""

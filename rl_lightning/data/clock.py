@@ -90,8 +90,10 @@ class ClockModule(L.LightningDataModule):
 
     def metrics(self) -> dict[str, float]:
         """Statistics of data collection on this rank, for the logger."""
+        stage = None if self.collector is None else self.collector.stage
         return {
             **self.episode_metrics(),
+            **({} if stage is None else stage.metrics()),
             **self.agent.encoder_metrics(),
             "time/frames": float(self.frames),
             "time/fps": self.fps(),

@@ -72,6 +72,12 @@ class OfflineDataModule(RLDataModule):
         **shared: Any,
     ) -> None:
         super().__init__(env, num_envs=1, total_frames=total_updates, seed=None, **shared)
+        if self.rewards or self.env_reward_weight != 1.0:
+            raise ConfigurationError(
+                "data.rewards, data.env_reward_weight: they judge steps while these are taken, and "
+                "recorded ones are read as they are; leave them out, or record episodes of an "
+                "environment that pays what you want (data.wrappers)"
+            )
         check_storage(obs_dtype, storage, storage_dir)
         self.dataset = dataset
         self.batch_size = whole("data.batch_size", batch_size, 1)

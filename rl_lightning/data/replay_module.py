@@ -110,6 +110,14 @@ class ReplayDataModule(ReplayContents):
         check_multiple("collect_frames", collect_frames, "num_envs", num_envs)
         check_multiple("frames_per_epoch", frames_per_epoch, "collect_frames", collect_frames)
         check_storage(obs_dtype, storage, storage_dir)
+        judged = bool(self.rewards) or self.env_reward_weight != 1.0
+        for name, other in (("her_goals", her_goals), ("dataset", dataset)):
+            if judged and other:
+                raise ConfigurationError(
+                    f"data.{name}: {other} brings rewards of the environment alone into the "
+                    "buffer, beside rows that data.rewards and data.env_reward_weight have "
+                    f"judged; leave out these, or data.{name}"
+                )
         if her_goals and n_step > 1:
             raise ConfigurationError(
                 f"data.n_step: {n_step} cannot be relabelled: rewards of later steps belong to the "
@@ -270,6 +278,8 @@ class ReplayDataModule(ReplayContents):
         """All frames of an epoch are in: agree with the other ranks, plan the next one."""
         assert self.buffer is not None
         self.agent.synchronize()
+        if self.collector is not None and self.collector.stage is not None:
+            self.collector.stage.synchronize()
         self.buffer.arena.release()
         self.plan(self.epoch + 1)
 

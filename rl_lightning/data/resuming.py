@@ -147,12 +147,14 @@ class ResumingModule(L.LightningDataModule):
             except StateError as error:  # a spare one could be copied
                 envs, reason = None, f"the state of {self.env!r} cannot be saved now: {error}"
                 warnings.warn(reason, stacklevel=2)
+        stage = self.collector.stage
         return {
             "num_envs": self.num_envs,
             "rng": rng_state(self._trainer.strategy.root_device),
             "envs": envs,
             "collector": self.collector.state_dict(),
             "encoder": self.agent.collection_state(),
+            **({} if stage is None else {"rewards": stage.learned_state()}),
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -161,6 +163,7 @@ class ResumingModule(L.LightningDataModule):
         assert self._train_env is not None
         agent = self.agent
         agent.load_collection_state(state["encoder"])
+        self._load_rewards(state)
         reason = self._put_back(state["envs"])
         if reason is None:
             self.collector.load_state_dict(state["collector"], agent.device)
@@ -188,6 +191,11 @@ class ResumingModule(L.LightningDataModule):
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Restore of `rank_state` what any number of environments and ranks can go on from."""
         self.agent.load_collection_state(state["encoder"])
+        self._load_rewards(state)
+
+    def _load_rewards(self, state: dict[str, Any]) -> None:
+        if self.collector is not None and self.collector.stage is not None:
+            self.collector.stage.load_learned_state(state.get("rewards"))
 
     def gather(self, own: Any) -> list[Any]:
         """What every rank gives, in the order of ranks."""

@@ -153,6 +153,8 @@ class RolloutDataModule(RLDataModule):
                 agent.explain(error)
                 raise
             agent.synchronize()
+            if self.collector.stage is not None:
+                self.collector.stage.synchronize()
             steps = rollout.steps
             valid = steps.get("valid", None)
             if self._reward_norm is not None:

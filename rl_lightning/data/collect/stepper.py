@@ -1,5 +1,6 @@
 """Stepping vector environments, whatever for."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from rl_lightning.core.spaces import action_writer
 from rl_lightning.core.tree import clone, rows, to_device
 from rl_lightning.core.types import Stored
 from rl_lightning.data.collect.checks import FiniteCheck
+from rl_lightning.data.collect.raw import final_info, with_rows
+from rl_lightning.data.collect.reward_stage import RewardStage
 from rl_lightning.data.collect.statistics import EpisodeStatistics, Finished
 from rl_lightning.envs.failures import failed
 
@@ -35,6 +38,8 @@ class Taken(NamedTuple):
 
 class Outcome(NamedTuple):
     """What a step led to, each `[B]`; where it leads to next, the stepper knows.
+
+    `reward` is what is learned from: of a stepper with a `stage`, what that makes of the step.
 
     `valid` is False where a NEXT_STEP env spent the step on a reset, None if there is no such.
     Final observations of the environments `final_index` `[F]` come preprocessed, with masks and
@@ -71,6 +76,8 @@ class Stepper:
     Attributes:
         obs: What the last reset or step returned, and the environments may overwrite.
         info: Likewise.
+        stage: What judges the steps of `step` (never those of `advance`); None: the environments
+            alone do.
         action: What the environments were given last, `[B, ...]`.
     """
 
@@ -95,6 +102,7 @@ class Stepper:
             )
         self.env = env
         self.to_env = action_writer(env.single_action_space)
+        self.stage: RewardStage | None = None
         self.check = FiniteCheck(env, during)
         self.observed, self.keeps_action = observed, keeps_action
         self.seed = seed
@@ -119,6 +127,8 @@ class Stepper:
         except (Exception, SystemExit) as error:
             raise failed(self.env, error, "reset") from error
         self.check.reset(self.obs)
+        if self.stage is not None:
+            self.stage.begin(self.obs)
         self.state = agent.initial_state(self.env.num_envs)
         self.resetting = np.zeros(self.env.num_envs, bool)
 
@@ -141,7 +151,8 @@ class Stepper:
         try:
             self.action = given = self.to_env(action)
             # Of an action that somebody will still ask for, the environments get a copy.
-            step = self.env.step(given.copy() if self.keeps_action else given)
+            kept = self.keeps_action or self.stage is not None
+            step = self.env.step(given.copy() if kept else given)
             self.obs, reward, terminated, truncated, self.info = step
             reward = self.check.step(self.obs, reward, before if self.next_step_reset else None)
         except (Exception, SystemExit) as error:
@@ -178,6 +189,7 @@ class Stepper:
             RunError: See `advance`.
         """
         took = self.advance(action)
+        reward = took.reward if self.stage is None else self._judged(self.stage, took)
         done, had_mask = took.done, self.mask is not None
         x, mask = self._look(agent, done if self.next_step_reset else None)
         if (mask is not None) != had_mask:
@@ -203,7 +215,7 @@ class Stepper:
         self.carry(state, took)
         self.x, self.mask = x, mask
         return Outcome(
-            took.reward,
+            reward,
             took.terminated,
             took.truncated,
             done,
@@ -213,6 +225,17 @@ class Stepper:
             final_mask,
             final_state,
         )
+
+    def _judged(self, stage: RewardStage, took: Taken) -> np.ndarray:
+        """What is learned from a step that has just been taken, `[B]`."""
+        obs, info = self.obs, self.info
+        if took.finished and not self.next_step_reset:
+            ended = np.flatnonzero(took.done)
+            final = _pick(info["final_obs"], ended, self.env)
+            self.check.final(final, ended)
+            obs = with_rows(self.env.single_observation_space, obs, ended, final)
+            info = final_info(info, took.done)
+        return stage(self.action, took, (obs, info), self.obs, not self.next_step_reset)
 
     def _look(self, agent: Actor, resetting: np.ndarray | None) -> tuple[Stored, Tensor | None]:
         """What an agent makes of the last observations, and which actions are allowed."""
@@ -238,10 +261,20 @@ class Stepper:
             "state": self.state,
             "resetting": torch.from_numpy(self.resetting.copy()),
             "episodes": self.episodes.state_dict(),
+            **({} if self.stage is None else {"stage": self.stage.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from `state_dict`; the environments must have been put back too."""
+        if self.stage is not None:
+            if "stage" not in state:
+                warnings.warn(
+                    "the checkpoint does not hold the observations that data.rewards go on from: "
+                    "training goes on with fresh episodes",
+                    stacklevel=2,
+                )
+                return
+            self.stage.load_state_dict(state["stage"])
         here: dict[str, Any] = {
             key: None if state[key] is None else to_device(state[key], device)
             for key in ("x", "mask", "state")

@@ -1,15 +1,18 @@
 """A data module's arguments, out of a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+from jsonargparse import ArgumentError, ArgumentParser
 
 import rl_lightning.envs
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import find_named, loading_stranger
+from rl_lightning.core.types import EnvSpec
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.rewards import Reward
 
 # Where to write, and whom to ask (and with which key), is for whoever runs it to say.
 _NOT_FROM_A_FILE = ("record", "storage", "storage_dir", "labeller")
@@ -55,6 +58,34 @@ def stored_arguments(
         if name not in known:
             raise ConfigurationError(f"checkpoint {where}: {made.__name__} has no argument {name}")
     return made, {**given, **kwargs}
+
+
+def built_rewards(given: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
+    """Arguments with what makes rewards in the place of its description.
+
+    Args:
+        given: As `stored_arguments` returned them; what a caller gave as objects stays.
+        trusted: Packages that the checkpoint may name.
+
+    Raises:
+        ConfigurationError: If a description leads to no reward.
+    """
+    described = given.get("rewards")
+    if not described or any(callable(one) for one in described):
+        return dict(given)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--rewards", type=list[Callable[[EnvSpec], Reward]])
+    with loading_stranger(trusted):
+        try:
+            parsed = parser.parse_object({"rewards": list(described)})
+            return {**given, "rewards": parser.instantiate(parsed).rewards}
+        except ConfigurationError:
+            raise
+        except (ArgumentError, TypeError, ValueError, ImportError) as error:
+            raise ConfigurationError(
+                f"the checkpoint's data.rewards cannot be built: {error}; give others, "
+                "load_from_checkpoint(path, rewards=...)"
+            ) from error
 
 
 def _check_wrapper(name: str) -> None:
