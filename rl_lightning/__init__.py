@@ -24,9 +24,15 @@ if TYPE_CHECKING:
         QTable,
         ReplayAgent,
     )
+    from rl_lightning.agents.reward_model import RewardModel
     from rl_lightning.core.loss import Loss
     from rl_lightning.core.types import EnvSpec
-    from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
+    from rl_lightning.data import (
+        OfflineDataModule,
+        PreferenceDataModule,
+        ReplayDataModule,
+        RolloutDataModule,
+    )
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
@@ -62,7 +68,9 @@ _HOMES = {
     "DiscreteSAC": "agents",
     "QNetwork": "policies",
     "QTable": "agents",
+    "PreferenceDataModule": "data",
     "ReplayDataModule": "data",
+    "RewardModel": "agents.reward_model",
     "SAC": "agents",
     "TD3": "agents",
     "PPO": "agents",
@@ -113,6 +121,7 @@ __all__ = [
     "OfflineDataModule",
     "OfflineNetwork",
     "Policy",
+    "PreferenceDataModule",
     "QNetwork",
     "QTable",
     "ReplayAgent",

@@ -154,14 +154,21 @@ class RewardModel(Agent):
         if self.objective == "preferences":
             hits, pairs = preference_hits(r, label)
             return {
-                "loss": bradley_terry(r, label).sum(), "count": count, "hits": hits, "pairs": pairs
+                "loss": bradley_terry(r, label).sum(),
+                "count": count,
+                "hits": hits,
+                "pairs": pairs,
             }
         r = r[:, 0]
         if self.objective == "classification":
             loss = F.binary_cross_entropy_with_logits(r, label, reduction="sum")
             hits, pairs = preference_hits(torch.stack([torch.zeros_like(r), r], 1), label)
             return {"loss": loss, "count": count, "hits": hits, "pairs": pairs}
-        return {"loss": (r - label).square().sum(), "count": count, "error": (r - label).abs().sum()}
+        return {
+            "loss": (r - label).square().sum(),
+            "count": count,
+            "error": (r - label).abs().sum(),
+        }
 
     # --- evaluation ---------------------------------------------------------------------------
 

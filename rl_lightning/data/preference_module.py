@@ -86,7 +86,7 @@ class PreferenceDataModule(RLDataModule):
         self.val_share = val_share
         self.batch_size = whole("data.batch_size", batch_size, 1)
         self.updates_per_epoch = whole("data.updates_per_epoch", updates_per_epoch, 1)
-        self.seed = whole_seed("data.seed", seed)
+        self.draw_seed = self.seed = whole_seed("data.seed", seed)
 
     def clear(self) -> None:
         super().clear()
@@ -167,7 +167,7 @@ class PreferenceDataModule(RLDataModule):
     def questions(self) -> dict[str, Questions]:
         """By stage, with the labels that the file has."""
         size = 2 if self._learner.objective == "preferences" else 1
-        drawn = self.source.questions(self.pairs, self.val_share, size, self.seed)
+        drawn = self.source.questions(self.pairs, self.val_share, size, self.draw_seed)
         return dict(zip(STAGES, drawn, strict=True))
 
     def labelled(self, stage: str) -> Questions:
@@ -284,7 +284,7 @@ class PreferenceDataModule(RLDataModule):
         while size:
             number, begin = divmod(first, total)
             rank = self._trainer.global_rank
-            rng = np.random.default_rng([self.seed, 1 + rank, number])
+            rng = np.random.default_rng([self.draw_seed, 1 + rank, number])
             part = rng.permutation(total)[begin : begin + size]
             out.append(part)
             first, size = first + len(part), size - len(part)
@@ -358,4 +358,3 @@ class _Batches:
 def _training_rows(held: "weakref.ref[PreferenceDataModule]") -> Iterable[TensorDict]:
     data = held()
     return () if data is None else data.training_rows()
-

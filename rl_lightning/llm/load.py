@@ -110,8 +110,8 @@ def load_causal(model: str, dtype: Dtype = "float32") -> tuple[Any, Any]:
         A `PreTrainedModel` in eval mode, whose parameters need no gradient, and its tokenizer.
 
     Raises:
-        ConfigurationError: As `load_backbone`, and if the model is not causal: if it has no head, or
-            one that sees what comes after a token.
+        ConfigurationError: As `load_backbone`, and if the model is not causal: if it has no head,
+            or one that sees what comes after a token.
     """
     if dtype not in get_args(Dtype):
         raise ConfigurationError(f"dtype={dtype!r} is unknown: use one of {get_args(Dtype)}")
@@ -132,7 +132,7 @@ def load_causal(model: str, dtype: Dtype = "float32") -> tuple[Any, Any]:
         with _explained(model, path, "its tokenizer"):
             tokenizer = _tokenizer(model, path, False)
         with _explained(model, path, "its weights"):
-            whole, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -140,6 +140,7 @@ def load_causal(model: str, dtype: Dtype = "float32") -> tuple[Any, Any]:
                 trust_remote_code=False,
                 weights_only=True,
             )
+            whole, info = loaded
         if info["missing_keys"]:
             absent = shortened(sorted(info["missing_keys"]), 300)
             raise ConfigurationError(f"the weights of model={model!r} lack {absent}")

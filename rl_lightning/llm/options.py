@@ -12,7 +12,7 @@ from rl_lightning.llm.tokens import Tokens
 
 
 class OptionScorer:
-    """log p(option | prompt) of a frozen model: Σₜ log p(wₜ | prompt, w₍<ₜ₎) over the option's tokens.
+    """log p(option | prompt) = Σₜ log p(wₜ | prompt, w₁ … wₜ₋₁) over an option's tokens, frozen.
 
     Prompt and option are tokenised as one text, since the tokens of both together may be others
     than those of each: what counts are the tokens from the first one on that holds a letter of the

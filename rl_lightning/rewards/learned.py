@@ -9,16 +9,18 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.checkpoints import read_checkpoint
-from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole
 from rl_lightning.core.names import present_path
 from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.rewards.observations import observation_keys, select
+from rl_lightning.rewards.observations import same_kind, select
+from rl_lightning.rewards.places import Place, exact_places, pack, unpack
 from rl_lightning.rewards.reward import Reward, Step
-from rl_lightning.rewards.statistics import quantile
+from rl_lightning.rewards.statistics import quantile as quantile_of
 
 Counting = Literal["episode", "lifetime"]
 
@@ -39,7 +41,7 @@ class LearnedReward(Reward):
         quantile: Share of the training observations below which nothing is paid; None pays all.
         count_power: p; 0 pays the same however often an observation is reached.
         count: Whether N begins anew with each `episode`, or goes on for a `lifetime`, over all
-            environments of a rank.
+            environments.
         remember: Most observations whose reward is remembered; 0 remembers none.
         trusted: Packages outside this library whose classes the checkpoint may name.
         weight: See `Reward`, as for
@@ -86,11 +88,12 @@ class LearnedReward(Reward):
             # A model that says the same of everything has no spread to divide by.
             self._mean, self._std = statistics["mean"], statistics["std"] or 1.0
         if quantile is not None and statistics is not None:
-            self._least = least_of(statistics, quantile)
+            self._least = quantile_of(statistics, quantile)
         self._digest = hashlib.blake2b(Path(ckpt_path).read_bytes(), digest_size=16).hexdigest()
-        self._known: dict[bytes, float] = {}
-        self._lifetime: Counter[bytes] = Counter()
-        self._episodes: list[Counter[bytes]] = []
+        self._known: dict[Place, float] = {}
+        self._common: Counter[Place] = Counter()  # visits that all ranks know of
+        self._own: Counter[Place] = Counter()  # and those since, of this one
+        self._episodes: list[Counter[Place]] = []
         self._hits = self._seen = self._paid = 0
 
     def setup(self, num_envs: int, gamma: float, device: torch.device) -> None:
@@ -100,13 +103,13 @@ class LearnedReward(Reward):
 
     def __call__(self, step: Step) -> np.ndarray:
         transition = self.model.inputs == "transition"
-        after = observation_keys(self.spec.observation_space, step.next_obs)  # [B]
+        rows = range(len(step.valid))
+        after = exact_places(self.spec.observation_space, step.next_obs, rows)  # [B]
         keys = after
         if transition:
-            before = observation_keys(self.spec.observation_space, step.obs)
-            actions = [np.asarray(action).tobytes() for action in step.action]
-            parts = zip(before, actions, after, strict=True)
-            keys = [hashlib.blake2b(b"".join(p), digest_size=16).digest() for p in parts]
+            before = exact_places(self.spec.observation_space, step.obs, rows)
+            action = exact_places(self.spec.action_space, step.action, rows)
+            keys = [_both(*parts) for parts in zip(before, action, after, strict=True)]
         raw = self._judge(step, keys, transition)
         reward = np.where(raw >= self._least, (raw - self._mean) / self._std, 0.0)
         if self.count_power:
@@ -114,10 +117,10 @@ class LearnedReward(Reward):
         self._paid += int((reward != 0)[step.valid].sum())
         return reward
 
-    def _judge(self, step: Step, keys: Sequence[bytes], transition: bool) -> np.ndarray:
+    def _judge(self, step: Step, keys: Sequence[Place], transition: bool) -> np.ndarray:
         """rφ, float64 `[B]`; the model reads what is new, each once."""
-        known: dict[bytes, float] = {}
-        new: dict[bytes, int] = {}
+        known: dict[Place, float] = {}
+        new: dict[Place, int] = {}
         for b, key in enumerate(keys):
             if not step.valid[b]:
                 continue  # nothing happened there
@@ -142,17 +145,27 @@ class LearnedReward(Reward):
                     self._known[key] = value
         return np.array([known.get(key, 0.0) for key in keys])
 
-    def _visits(self, step: Step, keys: Sequence[bytes]) -> np.ndarray:
+    def _visits(self, step: Step, places: Sequence[Place]) -> np.ndarray:
         """N of where each step led to, float64 `[B]`."""
-        out = np.ones(len(keys))
-        for b, key in enumerate(keys):
+        out = np.ones(len(places))
+        for b, place in enumerate(places):
             if self.count == "episode" and step.started[b]:
                 self._episodes[b].clear()
-            if step.valid[b]:
-                counter = self._lifetime if self.count == "lifetime" else self._episodes[b]
-                counter[key] += 1
-                out[b] = counter[key]
+            if not step.valid[b]:
+                continue
+            counter = self._own if self.count == "lifetime" else self._episodes[b]
+            counter[place] += 1
+            out[b] = counter[place] + (self._common[place] if self.count == "lifetime" else 0)
         return out
+
+    def synchronize(self) -> None:
+        ranks: list[Any] = [self._own]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._own)
+        for own in ranks:
+            self._common.update(own)
+        self._own = Counter()
 
     def metrics(self) -> dict[str, float]:
         """Since the last call: share of steps that needed no model, and that were paid for."""
@@ -163,39 +176,31 @@ class LearnedReward(Reward):
     # --- resuming -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Which file it was, and what it has said: with that a resumed run is the same."""
+        """Which file it was, how often was reached what, and what the model has said: with that a
+        resumed run is the same."""
         return {
             "checkpoint": self._digest,
-            "keys": _packed(self._known),
+            "places": pack(list(self._known)),
             "rewards": torch.tensor(list(self._known.values()), dtype=torch.float64),
+            "visits": _saved(self._common),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._common = _loaded(state["visits"])
         if state["checkpoint"] != self._digest:
             rank_zero_warn(
                 f"data.rewards: {self.ckpt_path} is another file than the one that this run was "
                 "rewarded by: it goes on with what is there now"
             )
             return
-        self._known = dict(zip(_unpacked(state["keys"]), state["rewards"].tolist(), strict=True))
+        self._known = dict(zip(unpack(state["places"]), state["rewards"].tolist(), strict=True))
 
     def episode_state(self) -> dict[str, Any]:
-        """How often was reached what; of a lifetime, on this rank."""
-        counters = [self._lifetime, *self._episodes] if self.count_power else []
-        return {
-            "counters": [
-                {"keys": _packed(c), "counts": torch.tensor(list(c.values()), dtype=torch.int64)}
-                for c in counters
-            ]
-        }
+        return {"own": _saved(self._own), "episodes": [_saved(one) for one in self._episodes]}
 
     def load_episode_state(self, state: Mapping[str, Any]) -> None:
-        counters = [
-            Counter(dict(zip(_unpacked(c["keys"]), c["counts"].tolist(), strict=True)))
-            for c in state["counters"]
-        ]
-        if counters:
-            self._lifetime, *self._episodes = counters
+        self._own = _loaded(state["own"])
+        self._episodes = [_loaded(one) for one in state["episodes"]]
 
 
 def load_reward_model(path: str, spec: EnvSpec, trusted: Sequence[str] = ()) -> Any:
@@ -224,23 +229,23 @@ def load_reward_model(path: str, spec: EnvSpec, trusted: Sequence[str] = ()) -> 
         )
     model: Any = made.load_from_checkpoint(path, trusted=trusted)
     judged, there = model.spec.observation_space, spec.observation_space
-    if not alike(judged, there):
+    if not same_kind(judged, there):
         raise ConfigurationError(
-            f"ckpt_path: {path} judges observations of {judged}, and {spec.id} has {there}"
+            f"ckpt_path: {path} judges observations of {shortened(judged)}, and {spec.id} has "
+            f"{shortened(there)}"
         )
     model.requires_grad_(False)
     return model.eval()
 
 
-def least_of(statistics: Mapping[str, Any], share: float) -> float:
-    """The reward from which on something is paid."""
-    return quantile(statistics, share)
+def _both(*parts: bytes) -> Place:
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
-def _packed(keys: Mapping[bytes, Any]) -> torch.Tensor:
-    """Keys of 16 bytes as one tensor, uint8 `[n, 16]`."""
-    return torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16).copy())
+def _saved(counts: Counter[Place]) -> dict[str, torch.Tensor]:
+    visits = torch.tensor(list(counts.values()), dtype=torch.int64)
+    return {"places": pack(list(counts)), "visits": visits}
 
 
-def _unpacked(keys: torch.Tensor) -> list[bytes]:
-    return [row.tobytes() for row in keys.numpy()]
+def _loaded(state: Mapping[str, torch.Tensor]) -> Counter[Place]:
+    return Counter(dict(zip(unpack(state["places"]), state["visits"].tolist(), strict=True)))

@@ -89,6 +89,8 @@ class RewardNetwork(nn.Module):
 class _ActionReader(nn.Module):
     """The environment's actions as numbers: those of a Box as they are, others one-hot."""
 
+    start: Tensor
+
     def __init__(self, space: gym.Space) -> None:
         super().__init__()
         s = gym.spaces

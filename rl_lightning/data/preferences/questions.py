@@ -14,7 +14,7 @@ TRIES = 100  # at drawing a second text that differs from the first
 
 @dataclass
 class Questions:
-    """P questions about K = 2 items each, which of them is better, or about K = 1, what it is worth.
+    """P questions: which of K = 2 items is the better one, or what K = 1 item is worth.
 
     Attributes:
         items: Numbers of items of a source, int64 `[P, K]`.
@@ -82,7 +82,7 @@ def split(keys: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarra
 def draw(
     rows: np.ndarray, keys: np.ndarray, count: int, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw items uniformly from rows, pairs so that the keys of the two differ, int64 `[count, size]`.
+    """Draw items uniformly from rows, int64 `[count, size]`; the keys of the two of a pair differ.
 
     Args:
         rows: Numbers of the items to draw from.

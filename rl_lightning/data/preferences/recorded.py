@@ -23,8 +23,8 @@ def opened(path: str) -> tuple[Dataset, EnvSpec]:
     dataset = read_dataset(path)
     if dataset.spec is None:
         raise ConfigurationError(
-            f"data.dataset: {path} does not say the spaces of its environment; record it again with "
-            "data.record"
+            f"data.dataset: {path} does not say the spaces of its environment; record it again "
+            "with data.record"
         )
     return dataset, dataset.spec
 

@@ -1,7 +1,7 @@
 """Labels: questions about texts, answered by a rule, a file, a language model here or elsewhere."""
 
 from rl_lightning.rewards.labels.endpoint import EndpointLabeller
-from rl_lightning.rewards.labels.labeller import Labeller, Unreadable
+from rl_lightning.rewards.labels.labeller import Labeller, UnreadableError
 from rl_lightning.rewards.labels.language_model import OptionLabeller, SimilarityLabeller
 from rl_lightning.rewards.labels.questions import Question
 from rl_lightning.rewards.labels.rule import FileLabeller, RuleLabeller
@@ -15,6 +15,6 @@ __all__ = [
     "Question",
     "RuleLabeller",
     "SimilarityLabeller",
-    "Unreadable",
+    "UnreadableError",
     "Verdict",
 ]

@@ -10,7 +10,7 @@ from threading import Event, Lock
 from typing import Any, Literal
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole
-from rl_lightning.rewards.labels.http import RequestFailed, check_url, post_json
+from rl_lightning.rewards.labels.http import RequestError, check_url, post_json
 from rl_lightning.rewards.labels.labeller import MOST_FAILURES, Labeller, OnFailure
 from rl_lightning.rewards.labels.questions import Question, as_data, fill
 from rl_lightning.rewards.labels.verdict import WHOLE, Verdict
@@ -116,7 +116,7 @@ class EndpointLabeller(Labeller):
         self.budget = None if budget is None else whole("budget", budget, 0)
         self.requests = 0
         """Requests made."""
-        self._dice = random.Random()  # noqa: S311  (not the run's random numbers)
+        self._dice = random.Random()
 
     def identity(self) -> Any:
         return [self.url, self.request, self.system, self.template]
@@ -167,7 +167,7 @@ class EndpointLabeller(Labeller):
                 for future in done:
                     error = future.exception()
                     in_a_row = 0 if error is None else in_a_row + 1
-                    if error is not None and not isinstance(error, RequestFailed):
+                    if error is not None and not isinstance(error, RequestError):
                         stop = stop if isinstance(stop, RunError) else _as_exception(error)
                     elif error is not None and stop is None:
                         stop = self._verdict_on(error, in_a_row)
@@ -175,7 +175,7 @@ class EndpointLabeller(Labeller):
             # Interrupted: no new requests, and the answers under way are still kept.
             interrupted.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        if stop is not None and not isinstance(stop, RequestFailed):
+        if stop is not None and not isinstance(stop, RequestError):
             raise stop
 
     def _verdict_on(self, error: Any, in_a_row: int) -> Exception | None:
@@ -193,23 +193,23 @@ class EndpointLabeller(Labeller):
         for attempt in range(self.retries + 1):
             with lock:
                 if self.budget is not None and self.requests >= self.budget:
-                    raise RequestFailed(
+                    raise RequestError(
                         f"the budget of {self.budget} requests is used up", hopeless=True
                     )
                 self.requests += 1
             try:
                 reply = post_json(self.url, body, key, self.connect_timeout, self.read_timeout)
                 return _content(reply)
-            except RequestFailed as error:
+            except RequestError as error:
                 told = self._without_key(str(error), key)
-                failed = RequestFailed(told, error.again, error.hopeless, error.wait)
+                failed = RequestError(told, error.again, error.hopeless, error.wait)
             if not failed.again or attempt == self.retries or interrupted.is_set():
                 raise failed
             seconds = min(self.backoff * 2**attempt, self.longest_wait)
             seconds *= 0.5 + 0.5 * self._dice.random()
             if failed.wait is not None:
                 if failed.wait > self.longest_wait:
-                    raise RequestFailed(
+                    raise RequestError(
                         f"{failed}; it asks to wait {failed.wait:.0f} s, and longest_wait is "
                         f"{self.longest_wait:g} s"
                     )
@@ -253,5 +253,5 @@ def _content(reply: Any) -> str:
     except (KeyError, IndexError, TypeError):
         content = None
     if not isinstance(content, str):
-        raise RequestFailed("the answer holds no choices[0].message.content", again=True)
+        raise RequestError("the answer holds no choices[0].message.content", again=True)
     return content

@@ -20,7 +20,7 @@ TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 HOPELESS = frozenset({401, 402, 403, 404, 405, 407})
 
 
-class RequestFailed(Exception):
+class RequestError(Exception):
     """A request without an answer.
 
     Args:
@@ -75,7 +75,7 @@ def post_json(
         read_timeout: Seconds from then until the answer is complete.
 
     Raises:
-        RequestFailed: If there is no such answer, whatever the reason.
+        RequestError: If there is no such answer, whatever the reason.
     """
     request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")
     request.add_header("Content-Type", "application/json")
@@ -92,7 +92,7 @@ def post_json(
     except urllib.error.HTTPError as error:
         with error:
             raise _refused(error) from None
-    except RequestFailed:
+    except RequestError:
         raise
     except Exception as error:  # sockets, TLS, half an answer: each in many ways
         reason = getattr(error, "reason", error)
@@ -104,13 +104,13 @@ def post_json(
         # The name alone: a message may hold what was sent.
         if isinstance(error, ValueError):
             told = f"the request cannot be sent ({type(error).__name__})"
-        raise RequestFailed(
+        raise RequestError(
             told, again=not certificate and not isinstance(error, ValueError), hopeless=certificate
         ) from None
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise RequestFailed("the answer is no JSON", again=True) from None
+        raise RequestError("the answer is no JSON", again=True) from None
 
 
 def _read(response: Any, end: float) -> bytes:
@@ -119,20 +119,20 @@ def _read(response: Any, end: float) -> bytes:
     while piece := response.read1(65536):
         raw += piece
         if len(raw) > MOST_BYTES:
-            raise RequestFailed(f"the answer is larger than {MOST_BYTES >> 20} MiB")
+            raise RequestError(f"the answer is larger than {MOST_BYTES >> 20} MiB")
         if time.monotonic() > end:
-            raise RequestFailed("the answer was not complete in time", again=True)
+            raise RequestError("the answer was not complete in time", again=True)
     if response.length:  # `read1` does not mind
-        raise RequestFailed("the connection ended in the middle of the answer", again=True)
+        raise RequestError("the connection ended in the middle of the answer", again=True)
     return bytes(raw)
 
 
-def _refused(error: urllib.error.HTTPError) -> RequestFailed:
+def _refused(error: urllib.error.HTTPError) -> RequestError:
     try:
         told = shortened(error.read(2000).decode("utf-8", "replace"))
     except Exception:
         told = ""
-    return RequestFailed(
+    return RequestError(
         f"status {error.code}{told and ': '}{told}",
         again=error.code in TRY_AGAIN,
         hopeless=error.code in HOPELESS or 300 <= error.code < 400,

@@ -15,7 +15,7 @@ OnFailure = Literal["stop", "skip"]
 MOST_FAILURES = 10  # in a row, then nobody is asked any more
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """An answer that is no number. No defect of the run: it is counted."""
 
 
@@ -82,11 +82,11 @@ class Labeller:
         """An answer as a number.
 
         Raises:
-            Unreadable: If it is none.
+            UnreadableError: If it is none.
         """
         if isinstance(answer, bool | int | float):
             return float(answer)
-        raise Unreadable(repr(answer))
+        raise UnreadableError(repr(answer))
 
     # --- what everybody calls -----------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Labeller:
             return None
         try:
             return self.read(self._known[key])
-        except Unreadable as error:
+        except UnreadableError as error:
             self.counts["unreadable"] += 1
             if self.on_unreadable == "stop":
                 raise RunError(

@@ -61,16 +61,14 @@ class OptionLabeller(Labeller):
         if len(self.options) < 2 or not all(self.options):
             raise ConfigurationError(f"options must be two answers or more, not {self.options!r}")
         self.model, self.template, self.soft = model, template, soft
-        self._arguments = (model, dtype, whole("max_length", max_length, 2))
-        self.dtype, self.max_length, self.device = dtype, max_length, device
+        self.dtype: Dtype = dtype
+        self.max_length, self.device = whole("max_length", max_length, 2), device
         self.batch_size = whole("batch_size", batch_size, 1)
 
     @cached_property
     def answer_options(self) -> Callable[[Sequence[str], Sequence[str]], torch.Tensor]:
         """Log-probabilities `[N, K]` of options after prompts; the model is loaded when asked."""
-        return OptionScorer(
-            self.model, self.dtype, self.max_length, self.batch_size, self.device
-        )
+        return OptionScorer(self.model, self.dtype, self.max_length, self.batch_size, self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "answer_options"}
@@ -91,10 +89,7 @@ class OptionLabeller(Labeller):
         numbers = torch.tensor(list(self.options.values()))
         for start in range(0, len(prompts), BLOCK):
             scores = self.answer_options(prompts[start : start + BLOCK], list(self.options))
-            if self.soft:
-                answers = scores.softmax(1) @ numbers
-            else:
-                answers = numbers[scores.argmax(1)]
+            answers = scores.softmax(1) @ numbers if self.soft else numbers[scores.argmax(1)]
             for offset, answer in enumerate(answers.tolist()):
                 keep(start + offset, answer)
 

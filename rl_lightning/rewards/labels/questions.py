@@ -19,11 +19,11 @@ def as_data(question: Question) -> Any:
     """
     if isinstance(question, str):
         return question
-    parts = list(question) if isinstance(question, Sequence) else []
+    parts: list[Any] = list(question) if isinstance(question, Sequence) else []
     if len(parts) == 2 and all(isinstance(part, str) for part in parts):
         return parts
     if parts and all(isinstance(part, Mapping) for part in parts):
-        messages: Any = [dict(part) for part in parts]
+        messages: list[dict[str, Any]] = [dict(part) for part in parts]
         if all(isinstance(m.get("role"), str) and "content" in m for m in messages):
             return messages
     raise ConfigurationError(

@@ -44,7 +44,7 @@ class RuleLabeller(Labeller):
     def ask(self, questions: Sequence[Question], keep: Callable[[int, Any], None]) -> None:
         for index, question in enumerate(questions):
             try:
-                answer = self.function(question)
+                answer: Any = self.function(question)
             except Exception as error:
                 if self.on_failure == "stop":
                     raise RunError(

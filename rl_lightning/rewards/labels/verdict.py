@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.rewards.labels.labeller import Unreadable
+from rl_lightning.rewards.labels.labeller import UnreadableError
 
 # Nothing but the verdict, whatever marks stand around it.
 WHOLE = r"^[\s\"'*`(\[]*(.+?)[\s\"'*`)\].!]*$"
@@ -49,16 +49,13 @@ class Verdict:
         """The number.
 
         Raises:
-            Unreadable: If there is none, or one that is not finite.
+            UnreadableError: If there is none, or one that is not finite.
         """
         if not isinstance(text, str):
-            raise Unreadable(repr(text))
-        if self.parse is not None:
-            number = self.parse(text)
-        else:
-            number = self._find(text)
+            raise UnreadableError(repr(text))
+        number = self._find(text) if self.parse is None else self.parse(text)
         if number is None or not math.isfinite(number):
-            raise Unreadable(shortened(repr(text), 120))
+            raise UnreadableError(shortened(repr(text), 120))
         return float(number)
 
     def _find(self, text: str) -> float | None:
