@@ -52,7 +52,14 @@ if TYPE_CHECKING:
         QNetwork,
         RolloutPolicy,
     )
-    from rl_lightning.rewards import Reward, StateReward
+    from rl_lightning.rewards import (
+        CountBonus,
+        GoalSimilarity,
+        Reward,
+        RNDBonus,
+        StateReward,
+        TextFunction,
+    )
 
 # Names are imported when they are first used, so that `import rl_lightning` costs nothing.
 _HOMES = {
@@ -89,8 +96,12 @@ _HOMES = {
     "MinAtarCNN": "encoders",
     "NatureCNN": "encoders",
     "ReplayAgent": "agents",
+    "CountBonus": "rewards",
+    "GoalSimilarity": "rewards",
+    "RNDBonus": "rewards",
     "Reward": "rewards",
     "StateReward": "rewards",
+    "TextFunction": "rewards",
     "RolloutDataModule": "data",
     "TableEncoder": "encoders",
 }
@@ -107,11 +118,13 @@ __all__ = [
     "ActorCritic",
     "Agent",
     "ContinuousNetwork",
+    "CountBonus",
     "DictEncoder",
     "DiscreteNetwork",
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",
+    "GoalSimilarity",
     "ImpalaCNN",
     "LLMEncoder",
     "Loss",
@@ -124,6 +137,7 @@ __all__ = [
     "PreferenceDataModule",
     "QNetwork",
     "QTable",
+    "RNDBonus",
     "ReplayAgent",
     "ReplayDataModule",
     "Reward",
@@ -131,6 +145,7 @@ __all__ = [
     "RolloutPolicy",
     "StateReward",
     "TableEncoder",
+    "TextFunction",
 ]
 
 

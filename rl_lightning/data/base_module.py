@@ -27,6 +27,7 @@ from rl_lightning.data.stored_module import StoredDataModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
+from rl_lightning.llm import frozen_models
 from rl_lightning.nn.modes import EvalMode
 from rl_lightning.rewards import Reward, check_makers, make_rewards
 from rl_lightning.trainer import max_epochs, set_max_epochs
@@ -167,8 +168,9 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
             self.collector.stage = self._make_stage()
 
     def _make_stage(self) -> RewardStage:
-        agent = self.agent
-        rewards = make_rewards(self.rewards, self.spec, self.num_envs, agent.gamma, agent.device)
+        agent: Any = self.agent
+        place = self.num_envs, agent.gamma, agent.device
+        rewards = make_rewards(self.rewards, self.spec, *place, frozen_models(agent))
         return RewardStage(rewards, self.num_envs, agent.device, self.env_reward_weight, self.env)
 
     def make_collector(self, env: VectorEnv, seed: int) -> Stepper:

@@ -20,7 +20,7 @@ from rl_lightning.data.preferences.labelling import answered, checked
 from rl_lightning.data.preferences.lines import Lines
 from rl_lightning.data.preferences.questions import Questions, Source
 from rl_lightning.data.preferences.recorded import RecordedSteps, opened
-from rl_lightning.data.preferences.table import READ_ROWS, Table, make_table
+from rl_lightning.data.preferences.table import READ_ROWS, Batches, Table, make_table
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.rewards.labels import Labeller
@@ -93,6 +93,7 @@ class PreferenceDataModule(RLDataModule):
         self._tables: dict[str, Table] = {}
         self._labelled: dict[str, Questions] = {}
         self._asked_for: Any = None
+        self._order: tuple[tuple[int, int], torch.Tensor] | None = None  # of the present pass
         for name in ("source", "questions", "spec"):
             self.__dict__.pop(name, None)
 
@@ -276,26 +277,29 @@ class PreferenceDataModule(RLDataModule):
     def order(self, update: int, total: int) -> torch.Tensor:
         """Which comparisons an update learns from, int64 `[batch_size]`.
 
-        The passes over all of them, each in an order of its own, follow each other; where an update
-        stands in them depends on nothing but its number, so a resumed run needs to know no more.
+        Passes over all of them, each in an order of its own, follow each other. Where an update
+        stands in them depends on its number alone, so a resumed run needs to know no more.
         """
-        first = update * self.batch_size
-        out, size = [], self.batch_size
+        first, parts, size = update * self.batch_size, [], self.batch_size
         while size:
             number, begin = divmod(first, total)
-            rank = self._trainer.global_rank
-            rng = np.random.default_rng([self.draw_seed, 1 + rank, number])
-            part = rng.permutation(total)[begin : begin + size]
-            out.append(part)
+            part = self._pass(number, total)[begin : begin + size]
+            parts.append(part)
             first, size = first + len(part), size - len(part)
-        return torch.from_numpy(np.concatenate(out))
+        return torch.cat(parts)
+
+    def _pass(self, number: int, total: int) -> torch.Tensor:
+        if self._order is None or self._order[0] != (number, total):
+            rng = np.random.default_rng([self.draw_seed, 1 + self._trainer.global_rank, number])
+            self._order = (number, total), torch.from_numpy(rng.permutation(total))
+        return self._order[1]
 
     def val_dataloader(self) -> Any:
-        return self._evaluated("val")
+        return self._evaluated()
 
     def test_dataloader(self) -> Any:
         """The comparisons that were held out, too: there are no others."""
-        return self._evaluated("test")
+        return self._evaluated()
 
     def predict_dataloader(self) -> Any:
         raise ConfigurationError(
@@ -303,12 +307,13 @@ class PreferenceDataModule(RLDataModule):
             "judges, and RewardModel.load_from_checkpoint(path).score(observations) how"
         )
 
-    def _evaluated(self, stage: str) -> "_Batches | list":
+    def _evaluated(self) -> Any:
         self.check(self.agent)
         self._ask_anew((self._learner.inputs, self._learner.objective))
         if not len(self.questions["validation"]):
             return []
-        return _Batches(self)
+        size = max(self.batch_size, READ_ROWS)
+        return Batches(lambda: self.table("validation"), size, lambda: self.agent.device)
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
@@ -337,22 +342,6 @@ class PreferenceDataModule(RLDataModule):
                 f"comparisons, and here are {now['comparisons']}, or others, or with other labels: "
                 "it goes on with what is there now"
             )
-
-
-class _Batches:
-    """The validation comparisons, once through."""
-
-    def __init__(self, data: PreferenceDataModule) -> None:
-        self._data = data
-        self._size = max(data.batch_size, READ_ROWS)
-
-    def __len__(self) -> int:
-        return -(-len(self._data.labelled("validation")) // self._size)
-
-    def __iter__(self) -> Iterator[TensorDict]:
-        table, device = self._data.table("validation"), self._data.agent.device
-        for which in torch.arange(len(table)).split(self._size):
-            yield table.batch(which, device)
 
 
 def _training_rows(held: "weakref.ref[PreferenceDataModule]") -> Iterable[TensorDict]:

@@ -21,9 +21,9 @@ from rl_lightning.llm import (
     Tokens,
     TruncationSide,
     Tune,
+    embed,
     pool,
 )
-from rl_lightning.llm.chunks import MOST_PADDING, like_lengths
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
 
 
@@ -255,22 +255,14 @@ class LLMEncoder(Encoder):
         return torch.cat([padded, mask.sum(1, keepdim=True)], dim=1)
 
     def _embed(self, texts: list[str]) -> Tensor:
-        ids = self.backbone.tokens(texts)
-        out = torch.empty(len(ids), self.out_dim, dtype=torch.float32)  # not the default dtype
-        # Elsewhere than on a CPU, beginning a chunk costs more than some padding.
-        padding = MOST_PADDING if self.device.type == "cpu" else 1.0
-        for rows in like_lengths([len(row) for row in ids], self.batch_size, padding):
-            padded, mask = self.backbone.tokens.pad([ids[i] for i in rows])
-            # A vector must not depend on the precision of the training step it was first met in.
-            with torch.autocast(self.device.type, enabled=False):
-                features = self._features(padded.to(self.device), mask.to(self.device))
-            out[rows] = features.cpu()
-        if not torch.isfinite(out).all():
-            raise FloatingPointError(
-                f"the model gave inf or nan in dtype={self.backbone.source['dtype']!r}: use "
-                "'bfloat16' or 'float32'"
-            )
-        return out
+        return embed(
+            self.backbone,
+            texts,
+            self.device,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            batch_size=self.batch_size,
+        )
 
     def metrics(self) -> dict[str, float]:
         """Since the last call: the share of texts that needed no model, and the texts remembered.

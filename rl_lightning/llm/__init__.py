@@ -4,8 +4,9 @@ The only package that imports transformers or peft, and only inside functions, s
 is quick.
 """
 
-from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.backbone import Backbone, frozen_models
 from rl_lightning.llm.cache import TextCache
+from rl_lightning.llm.embed import embed
 from rl_lightning.llm.find import find_model
 from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.pool import Pooling, pool
@@ -20,7 +21,9 @@ __all__ = [
     "Tokens",
     "TruncationSide",
     "Tune",
+    "embed",
     "find_model",
+    "frozen_models",
     "load_backbone",
     "pool",
     "tune_backbone",

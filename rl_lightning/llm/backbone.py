@@ -67,6 +67,7 @@ class Backbone(nn.Module):
         self.source = {"model": model, "layers": str(layers), "dtype": dtype}
         self.tune = tune
         self.reloadable = pretrained and tune != "full"
+        self._key: Any = None  # by which `sharing` knows what was loaded
 
         def load() -> tuple[Any, Any]:
             return load_backbone(
@@ -79,8 +80,8 @@ class Backbone(nn.Module):
             )
 
         if self.reloadable and not config_overrides:
-            key = (load_backbone, model, layers, dtype, trust_remote_code)
-            loaded, tokenizer = shared(key, load, None if tune == "frozen" else _twin)
+            self._key = (load_backbone, model, layers, dtype, trust_remote_code)
+            loaded, tokenizer = shared(self._key, load, None if tune == "frozen" else _twin)
         else:
             loaded, tokenizer = load()
         self.hidden_size: int = loaded.config.hidden_size
@@ -177,6 +178,16 @@ class Backbone(nn.Module):
         """What training does not change, by its name in `model` when nothing is compiled."""
         tensors = self.model.state_dict(keep_vars=True)
         return {name: tensors[name_inside(self.model, name)] for name in self._fixed}
+
+
+def frozen_models(module: nn.Module) -> dict[Any, Any]:
+    """Frozen language models inside a module, for `sharing`: who reads with the same one, and goes
+    wherever the module goes, need not load it again."""
+    return {
+        part._key: (part.model, part.tokens.tokenizer)
+        for part in module.modules()
+        if isinstance(part, Backbone) and part.tune == "frozen" and part._key is not None
+    }
 
 
 def _same_storage(tensor: Tensor) -> Tensor:

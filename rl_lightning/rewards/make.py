@@ -1,7 +1,7 @@
 """Rewards out of their descriptions: one object each, under a name of its own."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,12 @@ def check_makers(makers: Any) -> list[MakesReward]:
 
 
 def make_rewards(
-    makers: Sequence[MakesReward], spec: EnvSpec, num_envs: int, gamma: float, device: torch.device
+    makers: Sequence[MakesReward],
+    spec: EnvSpec,
+    num_envs: int,
+    gamma: float,
+    device: torch.device,
+    models: Mapping[Any, Any] | None = None,
 ) -> dict[str, Reward]:
     """Rewards by name, ready for their first step; those that read with one model load it once.
 
@@ -49,12 +54,13 @@ def make_rewards(
         num_envs: B.
         gamma: The agent's γ.
         device: The agent's.
+        models: Frozen language models of the agent's that they may read with, see `sharing`.
 
     Raises:
         ConfigurationError: If one cannot read the environment, is no reward, or has another's name.
     """
     named: dict[str, Reward] = {}
-    with sharing():
+    with sharing(models):
         for index, maker in enumerate(makers):
             reward = maker(spec)
             if not isinstance(reward, Reward):

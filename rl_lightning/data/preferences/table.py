@@ -1,6 +1,6 @@
 """Labelled comparisons as tensors: what an encoder makes of each item once, and batches of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,29 @@ class Table:
         for start in range(0, len(flat), size):
             rows: Any = self.rows[flat[start : start + size]]
             yield rows.to(device)
+
+
+class Batches:
+    """All questions of a table once through, as a loader.
+
+    Args:
+        table: Makes it, when it is first needed.
+        size: Of a batch.
+        device: Where batches are wanted.
+    """
+
+    def __init__(
+        self, table: Callable[[], Table], size: int, device: Callable[[], torch.device]
+    ) -> None:
+        self._table, self._size, self._device = table, size, device
+
+    def __len__(self) -> int:
+        return -(-len(self._table()) // self._size)
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        table = self._table()
+        for which in torch.arange(len(table)).split(self._size):
+            yield table.batch(which, self._device())
 
 
 def make_table(

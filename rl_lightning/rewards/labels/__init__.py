@@ -1,10 +1,10 @@
-"""Labels: questions about texts, answered by a rule, a file, a language model here or elsewhere."""
+"""Labels: questions about texts, answered by a rule, words, a file, a language model here or elsewhere."""
 
 from rl_lightning.rewards.labels.endpoint import EndpointLabeller
 from rl_lightning.rewards.labels.labeller import Labeller, UnreadableError
 from rl_lightning.rewards.labels.language_model import OptionLabeller, SimilarityLabeller
 from rl_lightning.rewards.labels.questions import Question
-from rl_lightning.rewards.labels.rule import FileLabeller, RuleLabeller
+from rl_lightning.rewards.labels.rule import FileLabeller, RuleLabeller, WordLabeller
 from rl_lightning.rewards.labels.verdict import Verdict
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "SimilarityLabeller",
     "UnreadableError",
     "Verdict",
+    "WordLabeller",
 ]

