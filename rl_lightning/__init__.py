@@ -141,6 +141,7 @@ __all__ = [
     "ReplayAgent",
     "ReplayDataModule",
     "Reward",
+    "RewardModel",
     "RolloutDataModule",
     "RolloutPolicy",
     "StateReward",

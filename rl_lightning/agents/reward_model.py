@@ -198,7 +198,7 @@ class RewardModel(Agent):
         if self._rows is None or self._measured_at == self.updates:
             return
         with EvalMode(self):
-            r = [self.rewards(rows).cpu() for rows in self._rows()]
+            r = [self.rewards(rows).reshape(-1).cpu() for rows in self._rows()]
         if r:
             self.statistics, self._measured_at = statistics_of(torch.cat(r)), self.updates
 

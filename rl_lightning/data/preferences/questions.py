@@ -99,8 +99,8 @@ def draw(
     different = len(np.unique(keys[rows]))
     if different < size:
         raise ConfigurationError(
-            f"data.dataset: {different} different observations to draw from are too few for "
-            "comparisons: record more episodes, or change data.val_share"
+            f"data.dataset: a comparison needs {size} different observations, and there are "
+            f"{different} to draw from: record more episodes, or change data.val_share"
         )
     drawn = rng.choice(rows, (count, size))
     for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""Labels: questions about texts, answered by a rule, words, a file, a language model here or elsewhere."""
+"""Labels: questions about texts, answered by words, rules, files and language models."""
 
 from rl_lightning.rewards.labels.endpoint import EndpointLabeller
 from rl_lightning.rewards.labels.labeller import Labeller, UnreadableError

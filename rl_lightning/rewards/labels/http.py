@@ -1,5 +1,6 @@
 """One request of JSON over HTTP, with time-outs, and errors that say whether to try again."""
 
+import functools
 import http.client
 import json
 import socket
@@ -82,9 +83,7 @@ def post_json(
     request.add_header("User-Agent", "rl-lightning")
     if key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
-    opener = urllib.request.build_opener(
-        _NoRedirect(), _Plain(connect_timeout, read_timeout), _Secure(connect_timeout, read_timeout)
-    )
+    opener = _opener(connect_timeout, read_timeout)
     end = time.monotonic() + connect_timeout + read_timeout
     try:
         with opener.open(request, timeout=connect_timeout) as response:
@@ -111,6 +110,12 @@ def post_json(
         return json.loads(raw)
     except (ValueError, RecursionError):
         raise RequestError("the answer is no JSON", again=True) from None
+
+
+@functools.cache  # certificates take longer to read than a small answer
+def _opener(connect: float, read: float) -> urllib.request.OpenerDirector:
+    handlers = _NoRedirect(), _Plain(connect, read), _Secure(connect, read)
+    return urllib.request.build_opener(*handlers)
 
 
 def _read(response: Any, end: float) -> bytes:

@@ -1,5 +1,6 @@
 """The protocol between questions about observations and whoever answers them."""
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -84,7 +85,7 @@ class Labeller:
         Raises:
             UnreadableError: If it is none.
         """
-        if isinstance(answer, bool | int | float):
+        if isinstance(answer, bool | int | float) and math.isfinite(answer):
             return float(answer)
         raise UnreadableError(repr(answer))
 

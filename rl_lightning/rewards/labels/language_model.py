@@ -159,11 +159,12 @@ class SimilarityLabeller(Labeller):
             texts = [text for one in block for text in ([one] if isinstance(one, str) else one)]
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigurationError("SimilarityLabeller compares texts, and reads no chats")
-            near = iter(self.nearness(texts).tolist())
+            different = list(dict.fromkeys(texts))  # a text is as near as itself, to the last bit
+            near = dict(zip(different, self.nearness(different).tolist(), strict=True))
             for offset, one in enumerate(block):
                 if isinstance(one, str):
-                    keep(start + offset, next(near))
+                    keep(start + offset, near[one])
                     continue
-                first, second = next(near), next(near)
+                first, second = near[one[0]], near[one[1]]
                 tie = abs(first - second) <= self.margin
                 keep(start + offset, 0.5 if tie else float(second > first))

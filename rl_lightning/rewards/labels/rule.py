@@ -23,7 +23,8 @@ class RuleLabeller(Labeller):
 
     Args:
         function: Takes a text, a pair of texts or a list of messages; returns a number, or None
-            where it has no answer. In a configuration its import path, `my_module.my_function`.
+            where it has no answer (`on_unreadable`). In a configuration its import path,
+            `my_module.my_function`.
         cache: See `Labeller`. Rules are fast: leave it out, or change the file with the function,
             which is told from others by its name alone.
         on_failure: See `Labeller`; an exception of the function is a failure.
