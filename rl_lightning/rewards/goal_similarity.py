@@ -85,7 +85,8 @@ class GoalSimilarity(StateReward):
                 "not; leave out one of them"
             )
         goals = [goal] if isinstance(goal, str) else goal
-        if goals is not None and not (goals and all(isinstance(g, str) and g for g in goals)):
+        texts = isinstance(goals, Sequence) and all(isinstance(g, str) and g for g in goals)
+        if goals is not None and not (texts and goals):
             raise ConfigurationError(
                 f"data.rewards: goal must be a text or a list of texts, not {goal!r}; leave it out "
                 "to read it from goal_entry"

@@ -69,7 +69,7 @@ def make_rewards(
                     "derive it from rl_lightning.rewards.Reward"
                 )
             if reward.name is None:
-                reward.name = _free(_words(type(reward).__name__), named)
+                reward.name = _free(name_of(type(reward)), named)
             elif reward.name in named or reward.name == ENVIRONMENT:
                 raise ConfigurationError(
                     f"data.rewards[{index}]: the name {reward.name!r} is taken; give another"
@@ -79,9 +79,10 @@ def make_rewards(
     return named
 
 
-def _words(name: str) -> str:
+def name_of(cls: type) -> str:
     """`GoalSimilarity` → `goal_similarity`, `RNDBonus` → `rnd_bonus`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    words = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+    return re.sub(words, "_", cls.__name__).lower()
 
 
 def _free(name: str, taken: Any) -> str:

@@ -24,9 +24,9 @@ class RNDBonus(Reward):
 
     Vectors are normalised by their running mean and deviation and clipped to ±5; σ is the running
     deviation of the discounted sum of bonuses, which goes on across episodes. Every `update_frames`
-    frames p is trained on what was seen since, and the statistics take it in. Nothing is paid before
-    σ is known, which is from the second training on: at first all is new. Ranks train p together and
-    share all statistics.
+    frames p is trained on what was seen since, and the statistics take it in. Nothing is paid
+    before σ is known, which is from the second training on: at first all is new. Ranks train p
+    together and share all statistics.
 
     Args:
         spec: Of an environment whose observations are vectors (Box, MultiBinary) or texts.
@@ -77,6 +77,8 @@ class RNDBonus(Reward):
         self.passes = whole("data.rewards: passes", passes, 1)
         self.bonus_gamma = bonus_gamma
         widths = [whole("data.rewards: hidden", width, 1) for width in hidden]
+        if not widths:
+            raise ConfigurationError("data.rewards: hidden must name one width at least, not []")
         out_dim = whole("data.rewards: out_dim", out_dim, 1)
         self.entry = Entry(spec, entry)
         self.embedder: TextEmbedder | None = None

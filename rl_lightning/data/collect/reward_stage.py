@@ -11,7 +11,7 @@ import torch
 from rl_lightning.core.errors import RunError, shortened
 from rl_lightning.data.collect.raw import copied, plain, restored
 from rl_lightning.rewards import Reward, Step
-from rl_lightning.rewards.make import ENVIRONMENT
+from rl_lightning.rewards.make import ENVIRONMENT, name_of
 from rl_lightning.rewards.reward import as_numbers
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class RewardStage:
 
     def _numbers(self, name: str, judge: Reward, values: Any, valid: np.ndarray) -> np.ndarray:
         """What a reward returned, `[B]`, with 0 where nothing happened."""
-        told = judge.label if judge.name == name else f"{judge.label} ({name})"
+        told = judge.label if name == name_of(type(judge)) else f"{judge.label} ({name})"
         try:
             part = as_numbers(values)
         except (TypeError, ValueError):

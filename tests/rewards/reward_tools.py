@@ -1,0 +1,81 @@
+"""Steps by hand, and probes of rewards."""
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rl_lightning.core.types import EnvSpec
+from rl_lightning.rewards import Reward, StateReward, Step
+
+TEXT = EnvSpec(gym.spaces.Text(80), gym.spaces.Discrete(2), "Words-v0")
+NUMBER = EnvSpec(gym.spaces.Discrete(9), gym.spaces.Discrete(2), "Nine-v0")
+CPU = torch.device("cpu")
+
+
+def step(obs: Any, next_obs: Any, **flags: Any) -> Step:
+    """A step of B environments; flags are lists of 0 and 1."""
+    count = len(next_obs if not isinstance(next_obs, dict) else next(iter(next_obs.values())))
+    flag = {
+        name: np.array(flags.get(name, [name == "valid"] * count), bool)
+        for name in ("terminated", "truncated", "started", "valid")
+    }
+    return Step(
+        obs,
+        np.zeros(count, np.int64),
+        next_obs,
+        np.zeros(count),
+        info=flags.get("info", {}),
+        **flag,
+    )
+
+
+def ready(reward: Reward, num_envs: int = 1, gamma: float = 0.9) -> Any:
+    """A reward set up as the stage does it."""
+    reward.setup(num_envs, gamma, CPU)
+    return reward
+
+
+class Diary(Reward):
+    """Pays the first number of where a step led to, and writes down what it was shown."""
+
+    shown: list[Step] = []  # noqa: RUF012
+
+    def __init__(self, spec: EnvSpec, **shared: Any) -> None:
+        super().__init__(spec, **shared)
+        Diary.shown = []
+
+    def __call__(self, step: Step) -> Any:
+        arrays = step._asdict().items()
+        Diary.shown.append(Step(**{name: copy.deepcopy(value) for name, value in arrays}))
+        return step.next_obs[:, 0]
+
+
+class Height(StateReward):
+    """Φ is the first number of an observation."""
+
+    def value(self, obs: Any) -> Any:
+        return obs[:, 0]
+
+
+class Bad(Reward):
+    """Returns what it was made to."""
+
+    def __init__(self, spec: EnvSpec, returns: Any = None, **shared: Any) -> None:
+        super().__init__(spec, **shared)
+        self.returns = returns
+
+    def __call__(self, step: Step) -> Any:
+        return self.returns
+
+
+def warmth(texts: Any) -> Any:
+    """A rule: the share of texts' letters that are e."""
+    return np.array([text.count("e") / max(len(text), 1) for text in texts])
+
+
+def cold(texts: Any) -> Any:
+    """A rule that fails."""
+    return np.array([float("nan")] * len(texts))
