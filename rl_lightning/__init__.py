@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         DiscreteSAC,
         QTable,
         ReplayAgent,
+        RewardModel,
     )
-    from rl_lightning.agents.reward_model import RewardModel
     from rl_lightning.core.loss import Loss
     from rl_lightning.core.types import EnvSpec
     from rl_lightning.data import (
@@ -77,7 +77,7 @@ _HOMES = {
     "QTable": "agents",
     "PreferenceDataModule": "data",
     "ReplayDataModule": "data",
-    "RewardModel": "agents.reward_model",
+    "RewardModel": "agents",
     "SAC": "agents",
     "TD3": "agents",
     "PPO": "agents",

@@ -213,7 +213,8 @@ class PreferenceDataModule(RLDataModule):
             known = self.labelled(stage)
             total = len(np.unique(known.items))
             quiet = not self._trainer.is_global_zero
-            bar = tqdm(total=total, desc=f"reading {stage}", unit=" rows", delay=2.0, disable=quiet)
+            told = {"desc": f"reading {stage}", "unit": " rows", "delay": 2.0, "leave": False}
+            bar = tqdm(total=total, disable=quiet, **told)
             begins = stage == "training" and self.agent.frames == 0
             with self.acting() as agent, bar:
                 agent.begin_rollout()

@@ -98,6 +98,11 @@ def serving(*script):
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 HANG = ("hang", {}, b"")
 
 

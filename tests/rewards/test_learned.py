@@ -300,3 +300,4 @@ def test_public_names():
     assert rl_lightning.RewardModel is RewardModel
     for name in ("RewardModel", "PreferenceDataModule"):
         assert name in rl_lightning.__all__
+    assert "RewardModel" in rl_lightning.agents.__all__  # so a configuration may say no more

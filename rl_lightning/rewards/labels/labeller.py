@@ -120,8 +120,8 @@ class Labeller:
 
     def _ask(self, keys: Sequence[str], different: dict[str, tuple[Question, Any]]) -> None:
         lock = threading.Lock()
-        quiet = not self.progress
-        bar = tqdm(total=len(keys), desc="labelling", unit=" questions", delay=2.0, disable=quiet)
+        told = {"desc": "labelling", "unit": " questions", "delay": 2.0, "leave": False}
+        bar = tqdm(total=len(keys), disable=not self.progress, **told)
 
         def keep(index: int, answer: Any) -> None:
             key = keys[index]
