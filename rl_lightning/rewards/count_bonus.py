@@ -27,7 +27,7 @@ class CountBonus(Reward):
     first visit, or 1/√n; both of them multiplied is what solves many sparse tasks (Badia et al.
     2020, Henaff et al. 2023). Environments of one step are counted in their order. Counts of all
     ranks are added at the end of each rollout (replay: epoch); until then each goes on with its
-    own.
+    own. Nothing is forgotten: a place takes some 150 bytes of memory, and 24 of a checkpoint.
 
     Args:
         spec: The environment's spaces.
@@ -161,7 +161,7 @@ class CountBonus(Reward):
         if self.clusters is not None:
             count = len(self.clusters.places)
         else:
-            count = len(self._common.keys() | self._own.keys())
+            count = len(self._common) + sum(place not in self._common for place in self._own)
         out = {} if self.lifetime == "none" and self.clusters is None else {"places": float(count)}
         return out | (self.embedder.metrics() if self.embedder and self._speaks else {})
 

@@ -196,5 +196,5 @@ class StateReward(Reward):
 def as_numbers(values: Any) -> np.ndarray:
     """What a reward returned, as float64; of any shape."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().double().cpu().numpy()
+        values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)

@@ -125,14 +125,14 @@ class RNDBonus(Reward):
         valid = torch.from_numpy(step.valid)
         raw = torch.zeros(self.num_envs, dtype=torch.float64)
         if self._trained:
-            raw = self._errors(self.norm(x)).double().cpu()
+            raw = self._errors(self.norm(x)).cpu().double()
             raw = torch.where(valid, raw, 0.0)
         self._carry = torch.where(valid, self.bonus_gamma * self._carry + raw, self._carry)
         self._seen.append(x[valid.to(x.device)])
         if self._trained:
             self._returns.append(self._carry[valid])
         known = self.bonuses.count > 0
-        scale = (self.bonuses.variance + 1e-8).rsqrt().double().cpu() * known
+        scale = (self.bonuses.variance + 1e-8).rsqrt().cpu().double() * known
         self._frames += self.num_envs
         if self._frames >= self.update_frames:
             self._update()

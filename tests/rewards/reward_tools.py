@@ -79,3 +79,33 @@ def warmth(texts: Any) -> Any:
 def cold(texts: Any) -> Any:
     """A rule that fails."""
     return np.array([float("nan")] * len(texts))
+
+
+class Lock(gym.Env):
+    """A combination lock: one of two actions goes on, the other back to the beginning.
+
+    Who gets to the end has succeeded, and is paid 1; by chance that happens once in 2^length
+    episodes.
+    """
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+        self.observation_space = gym.spaces.Discrete(length + 1)
+        self.action_space = gym.spaces.Discrete(2)
+        self.right = np.random.default_rng(0).integers(2, size=length)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.place = self.steps = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.place = self.place + 1 if action == self.right[self.place] else 0
+        won, over = self.place == self.length, self.steps == self.length + 4
+        info = {"success": won} if won or over else {}
+        return self.place, float(won), won, over and not won, info
+
+
+if "Lock-v0" not in gym.registry:
+    gym.register("Lock-v0", entry_point="reward_tools:Lock")

@@ -1,21 +1,30 @@
 """What the collector shows to rewards, and what it learns from, step by step."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from reward_tools import CPU, Bad, Diary, Height, cold
-from training import make_trainer
+from training import fit, make_trainer
 
 from rl_lightning import (
     DQN,
     PPO,
+    ActorCritic,
+    CountBonus,
     OfflineDataModule,
     ReplayDataModule,
     RolloutDataModule,
     TableEncoder,
 )
+from rl_lightning.agents.agent import adam
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.collector import Collector
@@ -98,6 +107,42 @@ def test_the_first_observation_after_a_reset_of_all_starts_episodes():
     collector.collect(Script())
     assert column("started") == [1, 0, 1, 0]
     assert column("obs") == [0, 1, 0, 1]
+
+
+def test_actions_are_shown_as_given_whatever_environments_make_of_them():
+    data = RolloutDataModule(
+        "Exact-v0",
+        num_envs=2,
+        rollout_steps=12,
+        total_frames=24,
+        vectorization="native",
+        rewards=[Lever],
+    )
+    make_trainer().fit(PPO(data.spec), data)
+    shown = {action for step in Diary.shown for action in step.action.tolist()}
+    assert shown == {-1, 0, 1}  # the environment zeroes what it was given
+
+
+class Lever(Diary):
+    def __call__(self, step):
+        super().__call__(step)
+        return np.zeros(len(step.action))
+
+
+def test_final_observations_of_all_episodes_must_be_finite():
+    class Lost(gym.ObservationWrapper):
+        def observation(self, observation):
+            return np.where(observation == 3, np.nan, observation).astype(np.float32)
+
+    env = SyncVectorEnv(
+        [lambda: Lost(gym.make("Counter-v0"))], autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    collector = Collector(env, 8, seed=0)
+    collector.collect(Script())  # nobody reads where a terminated episode has led to
+    collector.stage = RewardStage({}, 1, CPU)
+    collector.reset(Script())
+    with pytest.raises(RunError, match=r"final observation\[0\] is nan"):
+        collector.collect(Script())
 
 
 def test_what_is_learned_from_is_the_weighted_sum():
@@ -257,6 +302,21 @@ def test_a_replay_buffer_holds_what_was_learned_from():
         assert torch.equal(batch["reward"], 4.0 * (batch["obs"][:, 0] + 1.0))
 
 
+@pytest.mark.parametrize("kind", MODULES)
+def test_ranks_are_to_agree_once_a_rollout_or_epoch(kind):
+    class Agreeing(Height):
+        agreed = 0
+
+        def synchronize(self):
+            Agreeing.agreed += 1
+
+    make, module, arguments = MODULES[kind]
+    data = module("Counter-v0", total_frames=32, rewards=[Agreeing], **arguments)
+    trainer = make_trainer()
+    trainer.fit(make(data.spec), data)
+    assert Agreeing.agreed == trainer.current_epoch > 1
+
+
 def test_reward_normalisation_scales_what_is_learned_from():
     seen = {}
     for weight in (0.0, 5.0):
@@ -293,8 +353,6 @@ def test_observations_that_no_checkpoint_can_hold_are_refused():
 
 
 def test_final_observations_take_their_rows_in_every_kind_of_space():
-    import gymnasium as gym
-
     s = gym.spaces
     space = s.Dict({"a": s.Box(0, 9, (2,)), "t": s.Tuple((s.Discrete(9), s.Text(9)))})
     obs = {"a": np.zeros((3, 2)), "t": (np.arange(3), ("x", "y", "z"))}
@@ -336,3 +394,56 @@ def test_states_are_worth_the_same_at_once_as_one_by_one():
     _, both = collect([partial(Square, shaping="potential")], steps=7, num_envs=2, length=3)
     _, one = collect([partial(Square, shaping="potential")], steps=7, num_envs=1, length=3)
     assert torch.equal(both.steps["reward"][:, :1], one.steps["reward"])
+
+
+@pytest.mark.distributed
+def test_two_ranks_learn_one_set_of_counts_and_one_predictor(tmp_path):
+    script = Path(__file__).with_name("rewards_ddp_script.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    assert one["places"] == two["places"]
+    # Episodes of two steps: each of the frames is a visit, and each beginning of an episode.
+    assert sum(n for _, n in one["places"]) == pytest.approx(1.5 * one["frames"], abs=6)
+    for key in ("target", "predictor", "norm", "bonuses"):
+        parts = (rank["learned"]["rnd_bonus"][key] for rank in (one, two))
+        for (name, a), b in zip(next(parts).items(), next(parts).values(), strict=True):
+            assert torch.equal(a, b), (key, name)
+
+
+@pytest.mark.learning
+def test_a_bonus_for_what_is_new_opens_a_lock_that_chance_does_not():
+    """By chance it opens in less than one of 1,000 episodes, and 1,000 are played."""
+    success = {}
+    for rewards in ([], [partial(CountBonus, weight=0.2)]):
+        torch.manual_seed(0)
+        data = RolloutDataModule(
+            "Lock-v0",
+            env_kwargs={"length": 12},
+            num_envs=16,
+            rollout_steps=28,
+            minibatch_size=112,
+            passes=4,
+            total_frames=16_000,
+            rewards=rewards,
+            seed=3,
+        )
+        agent = PPO(
+            data.spec,
+            encoder=TableEncoder,
+            network=partial(ActorCritic, hidden=(32,)),
+            optimizer=partial(adam, lr=3e-3),
+            entropy_coef=0.01,
+        )
+        agent.on_train_epoch_end = lambda d=data, on=bool(rewards): success.update(
+            {on: d.episode_metrics()["train/success"]}
+        )
+        fit(agent, data)
+    assert success[False] == 0.0
+    assert success[True] > 0.9
