@@ -23,10 +23,16 @@ if TYPE_CHECKING:
         DiscreteSAC,
         QTable,
         ReplayAgent,
+        RewardModel,
     )
     from rl_lightning.core.loss import Loss
     from rl_lightning.core.types import EnvSpec
-    from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
+    from rl_lightning.data import (
+        OfflineDataModule,
+        PreferenceDataModule,
+        ReplayDataModule,
+        RolloutDataModule,
+    )
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
@@ -73,7 +79,9 @@ _HOMES = {
     "DiscreteSAC": "agents",
     "QNetwork": "policies",
     "QTable": "agents",
+    "PreferenceDataModule": "data",
     "ReplayDataModule": "data",
+    "RewardModel": "agents",
     "SAC": "agents",
     "TD3": "agents",
     "PPO": "agents",
@@ -135,12 +143,14 @@ __all__ = [
     "OfflineDataModule",
     "OfflineNetwork",
     "Policy",
+    "PreferenceDataModule",
     "QNetwork",
     "QTable",
     "RNDBonus",
     "ReplayAgent",
     "ReplayDataModule",
     "Reward",
+    "RewardModel",
     "RolloutDataModule",
     "RolloutPolicy",
     "ScoringPolicy",

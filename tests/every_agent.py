@@ -10,4 +10,5 @@ DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")
 CONTINUOUS = EnvSpec(BOX, gym.spaces.Box(-1.0, 1.0, (1,)), "Continuous")
 TABLE = EnvSpec(gym.spaces.Discrete(3), gym.spaces.Discrete(2), "Table")
 SPECS = {"QTable": TABLE, "SAC": CONTINUOUS, "TD3": CONTINUOUS, "DDPG": CONTINUOUS}
-AGENTS = [name for name in agents.__all__ if name not in ("Agent", "ReplayAgent")]
+# A reward model is trained as agents are, and acts nowhere.
+AGENTS = [n for n in agents.__all__ if n not in ("Agent", "ReplayAgent", "RewardModel")]

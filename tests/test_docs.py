@@ -26,7 +26,9 @@ PAGES = {
     for page in sorted((ROOT / "docs" / "agents").glob("*.md"))
 }
 AGENTS = {
-    name: getattr(agents, name) for name in agents.__all__ if name not in ("Agent", "ReplayAgent")
+    name: getattr(agents, name)
+    for name in agents.__all__
+    if name not in ("Agent", "ReplayAgent", "RewardModel")
 }
 SPACES = {
     "Discrete": gym.spaces.Discrete(3),

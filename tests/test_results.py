@@ -12,7 +12,12 @@ import random_policy
 
 ROOT = Path(__file__).parents[1]
 
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*/*.yaml"))
+# Reward models play no episodes, so nothing here judges them.
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("configs/*/*.yaml")
+    if path.parent.name != "reward"
+)
 RESULTS = {
     r["config"]: r for r in map(json.loads, map(Path.read_text, learning.RESULTS.glob("*.json")))
 }

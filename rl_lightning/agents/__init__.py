@@ -11,6 +11,7 @@ from rl_lightning.agents.ppo import PPO
 from rl_lightning.agents.q_table import QTable
 from rl_lightning.agents.reinforce import REINFORCE
 from rl_lightning.agents.replay_agent import ReplayAgent
+from rl_lightning.agents.reward_model import RewardModel
 from rl_lightning.agents.sac import SAC
 from rl_lightning.agents.td3 import TD3
 
@@ -28,4 +29,5 @@ __all__ = [
     "DiscreteSAC",
     "QTable",
     "ReplayAgent",
+    "RewardModel",
 ]

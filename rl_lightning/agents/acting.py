@@ -129,8 +129,8 @@ class ActingModule(L.LightningModule):
         """Called before collecting: until the next call only updates may change features."""
         for encoder in self.encoders:
             encoder.begin_rollout()
-        if isinstance(self.policy, Policy):
-            self.policy.begin_rollout()
+        if isinstance(policy := getattr(self, "policy", None), Policy):
+            policy.begin_rollout()
 
     def synchronize(self) -> None:
         """Make running statistics equal on all ranks; called after collecting."""
@@ -143,7 +143,8 @@ class ActingModule(L.LightningModule):
 
     def encoder_metrics(self) -> Mapping[str, float]:
         """What encoder and policy have to log since the last call."""
-        own = self.policy.metrics() if isinstance(self.policy, Policy) else {}
+        policy = getattr(self, "policy", None)  # a reward model has none
+        own = policy.metrics() if isinstance(policy, Policy) else {}
         return {**self.encoder.metrics(), **own}
 
     def collection_state(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ _ROLES = {
     "exploration": ("exploration", "rl_lightning.exploration.ValueExploration"),
     "noise": ("action noise", "rl_lightning.exploration.ActionNoise"),
     "rewards": ("reward", "rl_lightning.rewards.Reward"),
+    "labeller": ("labeller", "rl_lightning.rewards.Labeller"),
     "logger": ("logger", "lightning.pytorch.loggers.Logger"),
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
 }

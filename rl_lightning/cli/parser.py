@@ -24,7 +24,7 @@ from rl_lightning.core.signatures import hints_of
 from rl_lightning.data import RLDataModule
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
-from rl_lightning.rewards import Reward, StateReward
+from rl_lightning.rewards import Labeller, Reward, StateReward
 
 _BASES = (
     Agent,
@@ -35,6 +35,7 @@ _BASES = (
     ValueExploration,
     Reward,
     StateReward,
+    Labeller,
 )
 _CONTAINERS: Any = (list, tuple, set, Sequence, Iterable)
 _NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-\.?(inf|nan)", re.IGNORECASE)

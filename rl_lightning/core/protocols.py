@@ -5,7 +5,7 @@ other. Whoever collects somewhere else (in another process, on another machine) 
 no more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -144,4 +144,17 @@ class Trainee(Actor, Learner, Protocol):
 
     def eval(self) -> Any:
         """Switch to the mode in which it acts."""
+        ...
+
+
+class PreferenceLearner(Trainee, Protocol):
+    """What learns a reward from labels: which of two steps is better, or what one is worth."""
+
+    inputs: str
+    """`next_obs` or `transition`: what it judges, and so what is asked about."""
+    objective: str
+    """`preferences`, of pairs, or `regression` or `classification` of single ones."""
+
+    def measure_over(self, rows: Callable[[], Iterable[TensorDict]]) -> None:
+        """Told where the training observations are, `[n]` of each batch, for its statistics."""
         ...

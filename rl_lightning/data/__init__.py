@@ -4,6 +4,7 @@ from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.offline_module import OfflineDataModule
+from rl_lightning.data.preference_module import PreferenceDataModule
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay_module import ReplayDataModule
 from rl_lightning.data.rollout_module import RolloutDataModule
@@ -12,6 +13,7 @@ __all__ = [
     "Collector",
     "EpisodeLoader",
     "OfflineDataModule",
+    "PreferenceDataModule",
     "RLDataModule",
     "ReplayBuffer",
     "ReplayDataModule",

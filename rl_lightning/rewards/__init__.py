@@ -6,6 +6,16 @@ the agent's device, and evaluation never sees it.
 
 from rl_lightning.rewards.count_bonus import CountBonus
 from rl_lightning.rewards.goal_similarity import GoalSimilarity
+from rl_lightning.rewards.labels import (
+    EndpointLabeller,
+    FileLabeller,
+    Labeller,
+    OptionLabeller,
+    RuleLabeller,
+    SimilarityLabeller,
+    WordLabeller,
+)
+from rl_lightning.rewards.learned import LearnedReward
 from rl_lightning.rewards.make import MakesReward, check_makers, make_rewards
 from rl_lightning.rewards.reward import Reward, Shaping, StateReward, Step
 from rl_lightning.rewards.rnd_bonus import RNDBonus
@@ -13,14 +23,22 @@ from rl_lightning.rewards.text_function import TextFunction
 
 __all__ = [
     "CountBonus",
+    "EndpointLabeller",
+    "FileLabeller",
     "GoalSimilarity",
+    "Labeller",
+    "LearnedReward",
     "MakesReward",
+    "OptionLabeller",
     "RNDBonus",
     "Reward",
+    "RuleLabeller",
     "Shaping",
+    "SimilarityLabeller",
     "StateReward",
     "Step",
     "TextFunction",
+    "WordLabeller",
     "check_makers",
     "make_rewards",
 ]

@@ -23,12 +23,12 @@ def blocks(episodes: Iterable[Episode], size: int) -> Iterator[tuple[Any, ...]]:
         waiting.append(_rows(episode))
         count += len(episode) + 1
         if count >= size:
-            rows, whole = _joined(waiting), count - count % size
+            rows, whole = joined(waiting), count - count % size
             for start in range(0, whole, size):
                 yield cut(rows, start, start + size)
             waiting, count = [cut(rows, whole, count)], count - whole
     if count:
-        yield _joined(waiting)
+        yield joined(waiting)
 
 
 def _rows(episode: Episode) -> tuple[Any, ...]:
@@ -47,14 +47,15 @@ def _rows(episode: Episode) -> tuple[Any, ...]:
     )
 
 
-def _joined(parts: list[Any]) -> Any:
+def joined(parts: list[Any]) -> Any:
+    """Rows of observations, actions and the like, one part after the other."""
     first = parts[0]
     if len(parts) == 1 or first is None:
         return first
     if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts]) for key in first}
+        return {key: joined([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple):
-        return tuple(_joined(list(entries)) for entries in zip(*parts, strict=True))
+        return tuple(joined(list(entries)) for entries in zip(*parts, strict=True))
     if isinstance(first, list):
         return [text for part in parts for text in part]
     return np.concatenate(parts)

@@ -14,8 +14,8 @@ from rl_lightning.core.types import EnvSpec
 from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
 from rl_lightning.rewards import Reward
 
-# Where to write is for whoever runs it to say.
-_NOT_FROM_A_FILE = ("record", "storage", "storage_dir")
+# Where to write, and whom to ask (and with which key), is for whoever runs it to say.
+_NOT_FROM_A_FILE = ("record", "storage", "storage_dir", "labeller")
 # These write files, or open windows, where the checkpoint says.
 _REFUSED_WRAPPERS = ("RecordVideo", "HumanRendering")
 

@@ -1,0 +1,350 @@
+"""The data module of learned rewards: labelled comparisons, in batches."""
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from tensordict import TensorDict
+from tqdm import tqdm
+
+from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole, whole_seed
+from rl_lightning.core.protocols import Trainee
+from rl_lightning.core.types import EnvSpec
+from rl_lightning.data.base_module import RLDataModule
+from rl_lightning.data.preferences.labelling import answered, checked
+from rl_lightning.data.preferences.lines import Lines
+from rl_lightning.data.preferences.questions import Questions, Source
+from rl_lightning.data.preferences.recorded import RecordedSteps, opened
+from rl_lightning.data.preferences.table import READ_ROWS, Batches, Table, make_table
+from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
+from rl_lightning.data.update_loader import UpdateLoader
+from rl_lightning.rewards.labels import Labeller
+
+STAGES = ("training", "validation")
+
+
+class PreferenceDataModule(RLDataModule):
+    """Comparisons of observations with labels, for a `RewardModel`.
+
+    Of recorded episodes, pairs of steps are drawn by seed, uniformly, and a labeller is asked which
+    led to the better place; a file of comparisons is taken as it is. A share of what there is to
+    see is held out: observations that validation compares were in no training pair (of a file,
+    its pairs were not).
+
+    The clock counts updates. Training passes over all comparisons, in an order drawn anew for each
+    pass. A checkpoint holds neither labels nor whom to ask: a resumed run asks again, which a
+    labeller's `cache` makes free, and says so if labels have changed.
+
+    Args:
+        dataset: HDF5 file of episodes (`rl-lightning predict --data.record FILE` writes one), the
+            folder of a Minari data set, or a JSONL file, see `Lines`.
+        labeller: Answers what has no label; None for a file with labels.
+        pairs: Comparisons to draw from recorded episodes, validation's included; with a
+            `model.objective` of single labels, observations.
+        both_orders: Ask about each pair both ways round, and take the mean: against a language
+            model's liking for the first or the last. It doubles the questions.
+        describe: Text of an observation, or of `(obs, action, next_obs)` where the model judges
+            transitions, by import path; None: the texts that it holds.
+        val_share: Share of all that is held out for validation.
+        batch_size: Comparisons of one batch, and so of one update, on each rank.
+        updates_per_epoch: Updates that make one epoch of the trainer.
+        total_updates: Budget.
+        seed: Of what is drawn and held out.
+
+    Raises:
+        ConfigurationError: If a number is wrong, or, when training starts, if the file cannot be
+            read or labels are missing.
+    """
+
+    unit = "update"
+    gradient_steps = 1
+    row_errors = None
+
+    def __init__(
+        self,
+        dataset: str,
+        labeller: Labeller | None = None,
+        pairs: int = 2_000,
+        both_orders: bool = False,
+        describe: Callable[..., str] | None = None,
+        val_share: float = 0.1,
+        batch_size: int = 64,
+        updates_per_epoch: int = 100,
+        total_updates: int = 1_000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__("preferences", num_envs=1, total_frames=total_updates)
+        self.dataset, self.labeller, self.describe = dataset, labeller, describe
+        self.pairs = whole("data.pairs", pairs, 2)
+        self.both_orders = both_orders
+        check_range("data.val_share", val_share, 0.0, 0.9)
+        self.val_share = val_share
+        self.batch_size = whole("data.batch_size", batch_size, 1)
+        self.updates_per_epoch = whole("data.updates_per_epoch", updates_per_epoch, 1)
+        self.draw_seed = self.seed = whole_seed("data.seed", seed)
+
+    def clear(self) -> None:
+        super().clear()
+        self._tables: dict[str, Table] = {}
+        self._labelled: dict[str, Questions] = {}
+        self._asked_for: Any = None
+        self._order: tuple[tuple[int, int], torch.Tensor] | None = None  # of the present pass
+        for name in ("source", "questions", "spec"):
+            self.__dict__.pop(name, None)
+
+    # --- the clock ------------------------------------------------------------------------------
+
+    @property
+    def total_updates(self) -> int:
+        """The budget."""
+        return self.total_frames
+
+    @total_updates.setter
+    def total_updates(self, updates: int) -> None:
+        self.total_frames = updates
+
+    @property
+    def epoch_length(self) -> int:
+        """Updates of one epoch: all ranks make them together."""
+        return min(self.updates_per_epoch, self.total_updates)
+
+    def count(self, frames: int) -> None:
+        progress = self.frames / self.planned_length
+        self.frames += frames
+        self.agent.tick(self.frames, min(progress, 1.0), self.weak_metrics)
+
+    def metrics(self) -> dict[str, float]:
+        asked = {} if self.labeller is None else self.labeller.metrics()
+        return {
+            **self.agent.encoder_metrics(),
+            **asked,
+            "time/updates": float(self.frames),
+            "time/updates_per_second": self.fps(),
+        }
+
+    # --- questions and labels -------------------------------------------------------------------
+
+    @property
+    def _is_file_of_lines(self) -> bool:
+        return self.dataset.endswith((".jsonl", ".ndjson"))
+
+    def check(self, agent: Trainee) -> None:
+        if "preferences" not in agent.learns_from:
+            raise ConfigurationError(
+                f"{type(agent).__name__} does not learn from preferences; use RewardModel, or "
+                "another data module"
+            )
+        if self._is_file_of_lines and self._learner.inputs == "transition":
+            raise ConfigurationError(
+                f"model.inputs: transition judges steps, and {self.dataset} holds texts; use "
+                "recorded episodes, or inputs: next_obs"
+            )
+
+    @property
+    def _learner(self) -> Any:
+        """The trainer's model, a `PreferenceLearner`."""
+        return self.agent
+
+    @cached_property
+    def source(self) -> Source:
+        """Where comparisons come from."""
+        if self._is_file_of_lines:
+            return Lines(self.dataset)
+        return RecordedSteps(self.dataset, self._learner.inputs, self.describe)
+
+    @cached_property
+    def spec(self) -> EnvSpec:
+        """The spaces of what is judged, as the file says."""
+        if self._is_file_of_lines:
+            return Lines(self.dataset).spec
+        return opened(self.dataset)[1]
+
+    @cached_property
+    def questions(self) -> dict[str, Questions]:
+        """By stage, with the labels that the file has."""
+        size = 2 if self._learner.objective == "preferences" else 1
+        drawn = self.source.questions(self.pairs, self.val_share, size, self.draw_seed)
+        return dict(zip(STAGES, drawn, strict=True))
+
+    def labelled(self, stage: str) -> Questions:
+        """The questions of `training` or `validation` with their labels; rank 0 asks for all.
+
+        Raises:
+            ConfigurationError: If labels are missing or none of the objective's.
+            RunError: If a labeller fails.
+        """
+        if stage not in self._labelled:
+            questions, own = self.questions[stage], None
+            if self._trainer.is_global_zero:
+                try:
+                    own = answered(self.source, questions, self.labeller, self.both_orders)
+                except (ConfigurationError, RunError) as error:
+                    own = error  # the other ranks would wait for ever
+            labels = self.gather(own)[0]
+            if isinstance(labels, Exception):
+                raise labels
+            what = f"{stage} questions"
+            known = checked(questions, labels, self._learner.objective, what)
+            self._labelled[stage] = known
+            if self.labeller is not None and self._trainer.is_global_zero:
+                told = {k.partition("/")[2]: int(v) for k, v in self.labeller.metrics().items()}
+                rank_zero_info(
+                    f"{len(known)} {what} with labels ("
+                    + ", ".join(f"{count} {name}" for name, count in told.items())
+                    + " so far)"
+                )
+        return self._labelled[stage]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the training labels from others."""
+        known = self.labelled("training")
+        content = hashlib.blake2b(known.items.tobytes() + known.labels.tobytes(), digest_size=8)
+        return {"comparisons": len(known), "digest": content.hexdigest()}
+
+    def table(self, stage: str) -> Table:
+        """The comparisons of a stage as tensors; made once, by this agent's encoder."""
+        if stage not in self._tables:
+            known = self.labelled(stage)
+            total = len(np.unique(known.items))
+            quiet = not self._trainer.is_global_zero
+            told = {"desc": f"reading {stage}", "unit": " rows", "delay": 2.0, "leave": False}
+            bar = tqdm(total=total, disable=quiet, **told)
+            begins = stage == "training" and self.agent.frames == 0
+            with self.acting() as agent, bar:
+                agent.begin_rollout()
+                made = make_table(self.source, known, agent, bar, observe=begins)
+                if begins:
+                    agent.synchronize()
+                    agent.begin_rollout()
+            self._tables[stage] = made
+        return self._tables[stage]
+
+    def open_source(self, seed: int) -> None:
+        self._ask_anew(None)  # an earlier run may have had another agent, or another file
+        if self.labeller is not None:
+            self.labeller.progress = self._trainer.is_global_zero
+        _ = self.fingerprint
+
+    def _ask_anew(self, wanted: Any) -> None:
+        """Forget what was asked for something else than (inputs, objective)."""
+        if wanted is None or wanted != self._asked_for:
+            self._tables, self._labelled = {}, {}
+            for name in ("source", "questions"):
+                self.__dict__.pop(name, None)
+        self._asked_for = self._learner.inputs, self._learner.objective
+
+    def start(self) -> None:
+        super().start()
+        table = self.table("training")
+        if not len(table):
+            raise ConfigurationError("data.dataset: there is no comparison to train on")
+        self._learner.measure_over(partial(_training_rows, weakref.ref(self)))
+
+    def training_rows(self) -> Iterator[TensorDict]:
+        """The observations of all training comparisons, as often as they were drawn."""
+        if table := self._tables.get("training"):
+            yield from table.observations(READ_ROWS, self.agent.device)
+
+    # --- loaders --------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> UpdateLoader:
+        self.start()
+        return UpdateLoader(self, self.runs)
+
+    @property
+    def rounds(self) -> int:
+        """Updates of one epoch."""
+        return self.epoch_length
+
+    def begin_epoch(self) -> None:
+        self.begin_clock()
+
+    def batches(self) -> Iterator[TensorDict]:
+        table = self.table("training")
+        for left in reversed(range(self.rounds)):
+            which = self.order(self.frames, len(table))
+            batch = table.batch(which, self.agent.device)
+            self.count(1)
+            if not left:
+                self.plan(self.epoch + 1)
+            yield batch
+
+    def order(self, update: int, total: int) -> torch.Tensor:
+        """Which comparisons an update learns from, int64 `[batch_size]`.
+
+        Passes over all of them, each in an order of its own, follow each other. Where an update
+        stands in them depends on its number alone, so a resumed run needs to know no more.
+        """
+        first, parts, size = update * self.batch_size, [], self.batch_size
+        while size:
+            number, begin = divmod(first, total)
+            part = self._pass(number, total)[begin : begin + size]
+            parts.append(part)
+            first, size = first + len(part), size - len(part)
+        return torch.cat(parts)
+
+    def _pass(self, number: int, total: int) -> torch.Tensor:
+        if self._order is None or self._order[0] != (number, total):
+            rng = np.random.default_rng([self.draw_seed, 1 + self._trainer.global_rank, number])
+            self._order = (number, total), torch.from_numpy(rng.permutation(total))
+        return self._order[1]
+
+    def val_dataloader(self) -> Any:
+        return self._evaluated()
+
+    def test_dataloader(self) -> Any:
+        """The comparisons that were held out, too: there are no others."""
+        return self._evaluated()
+
+    def predict_dataloader(self) -> Any:
+        raise ConfigurationError(
+            "predict plays episodes, and a reward model plays none; `validate` says how well it "
+            "judges, and RewardModel.load_from_checkpoint(path).score(observations) how"
+        )
+
+    def _evaluated(self) -> Any:
+        self.check(self.agent)
+        self._ask_anew((self._learner.inputs, self._learner.objective))
+        if not len(self.questions["validation"]):
+            return []
+        size = max(self.batch_size, READ_ROWS)
+        return Batches(lambda: self.table("validation"), size, lambda: self.agent.device)
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self._tables = {}
+
+    # --- exact resuming -------------------------------------------------------------------------
+
+    def rank_state(self) -> dict[str, Any]:
+        return {
+            "num_envs": self.num_envs,
+            "rng": rng_state(self._trainer.strategy.root_device),
+            "encoder": self.agent.collection_state(),
+            "labels": self.fingerprint,
+        }
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        self.load_shared_state(state)
+        set_rng_state(state["rng"], self._trainer.strategy.root_device)
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        super().load_shared_state(state)
+        now, before = self.fingerprint, state["labels"]
+        if before != now:
+            rank_zero_warn(
+                f"data.dataset: {self.dataset}: training began with {before['comparisons']} "
+                f"comparisons, and here are {now['comparisons']}, or others, or with other labels: "
+                "it goes on with what is there now"
+            )
+
+
+def _training_rows(held: "weakref.ref[PreferenceDataModule]") -> Iterable[TensorDict]:
+    data = held()
+    return () if data is None else data.training_rows()

@@ -1,0 +1,114 @@
+"""How likely a causal language model finds each of a few answers to a prompt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.chunks import like_lengths
+from rl_lightning.llm.load import Dtype
+from rl_lightning.llm.scoring import Method, choose_method, make_rows, score
+
+LEAST = 16  # tokens; what is read is cut nowhere here
+
+
+class OptionScorer:
+    """log p(option | prompt) = Σₜ log p(wₜ | prompt, w₁ … wₜ₋₁) over an option's tokens, frozen.
+
+    Prompt and option are tokenised as one text, since the tokens of both together may be others
+    than those of each: what counts are the tokens from the first one on that holds a letter of the
+    option. End a prompt without a blank, and begin options with one: then no token holds both.
+
+    Args:
+        model: Hub name, folder or weights package, see `rl_lightning.llm.find_model`.
+        dtype: Of the weights; log-probabilities are float32.
+        max_length: Most tokens of prompt and option together.
+        batch_size: Rows that the model reads at a time.
+        device: Where it computes.
+
+    Raises:
+        ConfigurationError: If there is no such causal model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: Dtype = "float32",
+        max_length: int = 1024,
+        batch_size: int = 16,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.backbone = Backbone(model, dtype=dtype, max_length=LEAST, head=True)
+        if self.backbone.encoder_decoder:
+            raise ConfigurationError(
+                f"model={model!r} reads by one half and writes by the other: give a causal "
+                "language model, such as a Llama, Qwen or GPT-2"
+            )
+        self.tokenizer: Any = self.backbone.tokens.tokenizer
+        if not self.tokenizer.is_fast:
+            raise ConfigurationError(
+                f"model={model!r}: its tokenizer does not say where tokens lie in a text; take one "
+                "with a tokenizer.json"
+            )
+        limit = self.backbone.positions
+        self.max_length = max_length if limit is None else min(max_length, limit)
+        self.method: Method = choose_method(self.backbone, "auto", self.max_length)
+        self.backbone.to(device)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], options: Sequence[str]) -> Tensor:
+        """Log-probabilities, float32 `[N, K]`, of K options after each of N prompts.
+
+        Raises:
+            ConfigurationError: If a prompt with an option is too long.
+        """
+        # Options that leave a prompt's tokens alone share a row with it.
+        rows: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        own: dict[tuple[int, int], list[int]] = {}
+        for n, prompt in enumerate(prompts):
+            for k, option in enumerate(options):
+                ids, first = self._row(prompt, option)
+                rows.setdefault((n, tuple(ids[:first])), []).append(k)
+                own[n, k] = ids[first:]
+        keys = list(rows)
+        out = torch.empty(len(prompts), len(options))
+        lengths = [len(key[1]) + sum(len(own[key[0], k]) for k in rows[key]) for key in keys]
+        for chunk in like_lengths(lengths, self.batch_size):
+            chosen = [keys[i] for i in chunk]
+            packed = make_rows(
+                [prompt for _, prompt in chosen],
+                [[own[n, k] for k in rows[n, prompt]] for n, prompt in chosen],
+                self.backbone.tokens.pad_id,
+            )
+            packed = type(packed)(*(part.to(self.device) for part in packed))
+            with torch.autocast(self.device.type, enabled=False):
+                found = score(self.backbone, packed, len(options), self.method).log_prob.cpu()
+            for (n, prompt), said in zip(chosen, found, strict=True):
+                which = rows[n, prompt]
+                out[n, which] = said[: len(which)]
+        return out
+
+    def _row(self, prompt: str, option: str) -> tuple[list[int], int]:
+        """Token ids, and the index of the option's first token."""
+        found: Any = self.tokenizer(
+            prompt + option, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+        )
+        ids: list[int] = found["input_ids"]
+        ends = [end for _, end in found["offset_mapping"]]
+        first = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+        last = max((i for i, end in enumerate(ends) if end), default=-1)  # behind it: the template
+        if first > last or first == 0:
+            raise ConfigurationError(
+                f"the option {option!r} has no tokens of its own behind {shortened(prompt, 80)!r}"
+            )
+        if last + 1 > self.max_length:
+            raise ConfigurationError(
+                f"a prompt of {last + 1} tokens, option included, is longer than max_length="
+                f"{self.max_length}: raise it, or ask about shorter texts"
+            )
+        return ids[: last + 1], first
