@@ -153,7 +153,7 @@ class TextActionEncoder(ReadingEncoder):
         self._unread = choices.unread(spec.observation_space)
         fixed = make_rows([[]], [choices.fixed or [[]]], choices.pad_id)
         self.register_buffer("_fixed_ids", fixed.ids, persistent=False)
-        self.register_buffer("_fixed_part", fixed.part, persistent=False)
+        self.register_buffer("_fixed_part", fixed.part.long(), persistent=False)  # gloo
 
     # --- observations → rows ------------------------------------------------------------------
 

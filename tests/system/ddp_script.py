@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from functools import partial
@@ -11,7 +12,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning import PPO, LLMEncoder, MLPEncoder, RolloutDataModule
+from rl_lightning import (
+    PPO,
+    LLMEncoder,
+    MLPEncoder,
+    RolloutDataModule,
+    ScoringPolicy,
+    TextActionEncoder,
+)
 
 warnings.simplefilter("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -25,6 +33,15 @@ CASES = {
     ),
     "bf16": (PPO, {"env": "CartPole-v1"}, {"precision": "bf16-mixed"}),
     "llm": (partial(PPO, encoder=partial(LLMEncoder, layers=1)), {"env": "TextMaze-v0"}, {}),
+    "lora": (
+        lambda spec: PPO(
+            spec,
+            partial(TextActionEncoder, model=os.environ["TINY_MODEL"], tune="lora"),
+            ScoringPolicy,
+        ),
+        {"env": "TextMaze-v0"},
+        {},
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from llm_tiny import tiny_model
 
 import rl_lightning.core.types  # noqa: F401  (lets `weights_only` load an EnvSpec)
 
@@ -69,6 +70,15 @@ def test_bf16_mixed_and_resuming_on_two_ranks(tmp_path):
 def test_frozen_language_model_on_two_ranks(tmp_path):
     ranks, states = run("llm", tmp_path)
     check(ranks, states, rollouts=4)
+
+
+def test_adapters_of_a_model_that_acts_are_equal_on_two_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_MODEL", tiny_model("llama", tmp_path / "llama", layers=1))
+    ranks, states = run("lora", tmp_path / "run")
+    check(ranks, states, rollouts=4)
+    adapters = [value for key, value in states[0]["state"].items() if "lora_B" in key]
+    assert adapters
+    assert all(value.abs().sum() > 0 for value in adapters)  # they were trained
 
 
 def test_the_command_line_trains_on_two_ranks(tmp_path):
