@@ -1,6 +1,6 @@
 r"""Make a small language model that knows the words of an environment, and no others.
 
-    python examples/small_language_model.py configs/ppo/textmaze-scoring-full.yaml \
+    python examples/small_language_model.py configs/ppo/textmaze.yaml \
         --out checkpoints/models/textmaze
 
 A byte-level vocabulary is made of what a random policy sees, and a Llama of a few layers learns to

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from rl_lightning.rewards import (
         CountBonus,
         GoalSimilarity,
+        LearnedReward,
         Reward,
         RNDBonus,
         StateReward,
@@ -102,6 +103,7 @@ _HOMES = {
     "ReplayAgent": "agents",
     "CountBonus": "rewards",
     "GoalSimilarity": "rewards",
+    "LearnedReward": "rewards",
     "RNDBonus": "rewards",
     "Reward": "rewards",
     "StateReward": "rewards",
@@ -136,6 +138,7 @@ __all__ = [
     "GoalSimilarity",
     "ImpalaCNN",
     "LLMEncoder",
+    "LearnedReward",
     "Loss",
     "MLPEncoder",
     "MinAtarCNN",

@@ -14,6 +14,7 @@ from recorded import offline, record
 from training import fit
 
 from rl_lightning import agents, policies
+from rl_lightning.__main__ import main
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder, TableEncoder
@@ -169,3 +170,18 @@ def test_named_arguments_and_files_exist():
             assert (ROOT / file).exists(), (name, file)
         for link in re.findall(r"\]\(([^)#]+)", text):
             assert (page.parent / link).resolve().exists(), (name, link)
+
+
+YAMLS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "llm.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("number", range(len(YAMLS)))
+def test_configurations_in_the_text_are_accepted(number, tmp_path, capsys):
+    text = YAMLS[number]
+    if "model:\n  class_path" not in text:
+        text = f"model: rl_lightning.PPO\n{text}"
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(tmp_path / "config.yaml"), "--print_config"])
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert "TextMaze-v0" in capsys.readouterr().out

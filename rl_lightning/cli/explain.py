@@ -115,10 +115,24 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
         return _wrong_class(where, name[1])
     if expected == ["null"] and re.fullmatch(r"\w+(\.\w+)+", str(value)):
         return _wrong_class(where, str(value))
+    listed = re.findall(r"'class_path': '([^']+)'", str(value)) if expected == ["null"] else []
+    if unknown_ones := [name for name in listed if not _exists(name)]:
+        return _wrong_class(where, unknown_ones[0])
     if expected:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
     return " ".join(re.sub(r'Parser key "([^"]*)":', r"\1:", report).split())
+
+
+def _exists(path: str) -> bool:
+    """Whether one of our own classes is called so; of others nothing is said."""
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] not in ("", "rl_lightning"):
+        return True
+    try:
+        return hasattr(importlib.import_module(module or "rl_lightning"), name)
+    except ImportError:
+        return False
 
 
 def _of_the_command_line(report: str, args: Sequence[str]) -> str | None:

@@ -114,3 +114,16 @@ def test_a_trainer_that_may_do_nothing_says_that_nothing_is_trained(tmp_path):
     assert len(said) == 1
     assert "nothing is trained: trainer.max_epochs is 0" in said[0]
     assert not [w for w in caught if "ends training before" in str(w.message)]
+
+
+def test_a_reward_that_there_is_not(tmp_path, capsys):
+    rewards = "[{class_path: rl_lightning.GoalSimilarty, init_args: {goal: x}}]"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: rl_lightning.PPO\ndata:\n  class_path: rl_lightning.RolloutDataModule\n"
+        f"  init_args: {{env: TextMaze-v0, rewards: {rewards}}}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config)])
+    assert ended.value.code == 2
+    assert "data.rewards: rl_lightning has no GoalSimilarty" in capsys.readouterr().err

