@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
+        GuidedEncoder,
         ImpalaCNN,
         LLMEncoder,
         MinAtarCNN,
@@ -93,6 +94,7 @@ _HOMES = {
     "DictEncoder": "encoders",
     "Encoder": "encoders",
     "EnvSpec": "core.types",
+    "GuidedEncoder": "encoders",
     "ImpalaCNN": "encoders",
     "LLMEncoder": "encoders",
     "Loss": "core.loss",
@@ -134,6 +136,7 @@ __all__ = [
     "EnvSpec",
     "GeneratingPolicy",
     "GoalSimilarity",
+    "GuidedEncoder",
     "ImpalaCNN",
     "LLMEncoder",
     "Loss",
