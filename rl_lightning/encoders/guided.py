@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened
 from rl_lightning.core.schedules import anneal
@@ -21,6 +21,7 @@ from rl_lightning.encoders.actions import (
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.maths.distributions import mask_logits
 from rl_lightning.nn.compiled import WRAPPED
+from rl_lightning.nn.insides import children
 
 LOWEST = -100.0
 """Least log prior: no action is forbidden for ever, and no reward of it is without bounds."""
@@ -57,7 +58,8 @@ class GuidedEncoder(Encoder):
         weight_end: From `fraction` of training on.
         kl_coef: What a nat of straying costs, in units of reward, in the beginning.
         kl_coef_end: From `fraction` of training on.
-        fraction: Share of the frame budget over which both are annealed, linearly.
+        fraction: Share of the frame budget over which both are annealed, linearly. Below 1, or the
+            last rollouts, which begin before the end of the budget, still have some weight.
 
     Raises:
         ConfigurationError: If there is no text, if actions are not Discrete, if the prior is of
@@ -197,7 +199,8 @@ class GuidedEncoder(Encoder):
 
 def guide_of(encoder: Any) -> GuidedEncoder | None:
     """The encoder, compiled or not, if it brings a prior along."""
-    encoder = getattr(encoder, WRAPPED, encoder)
+    if isinstance(encoder, nn.Module):  # asked at every step, where a missing attribute costs more
+        encoder = children(encoder).get(WRAPPED, encoder)
     return encoder if isinstance(encoder, GuidedEncoder) else None
 
 

@@ -107,7 +107,7 @@ def test_once_it_is_nothing_for_good_the_model_is_not_asked(model):
     x = encoder.preprocess(OBS)
     assert torch.equal(x["prior"], torch.zeros(2, 3))
     assert len(encoder.prior.cache) == 0
-    text = build(model, EnvSpec(text_space(60), s.Discrete(3)), LLMEncoder0(model))
+    text = build(model, EnvSpec(text_space(60), s.Discrete(3)), reader(model))
     text.anneal(1.0)
     assert text.preprocess(OBS["text"])["prior"].shape == (2, 3)
     for more in ({"weight_end": 0.1}, {"kl_coef_end": 0.1}):
@@ -115,7 +115,7 @@ def test_once_it_is_nothing_for_good_the_model_is_not_asked(model):
         assert encoder.preprocess(OBS)["prior"].abs().sum() > 0
 
 
-def LLMEncoder0(model):
+def reader(model):
     return partial(LLMEncoder, model=model, max_length=40)
 
 
@@ -132,9 +132,7 @@ def test_what_is_allowed_shares_what_is_not(model):
 def test_actions_that_do_not_exist_are_as_unlikely_as_can_be(model):
     space = s.Dict({"observation": text_space(60), "actions": text_space(60)})
     spec = EnvSpec(space, s.Discrete(4), "Listed")
-    encoder = build(
-        model, spec, partial(DictEncoder, default=LLMEncoder0(model)), {"actions": None}
-    )
+    encoder = build(model, spec, partial(DictEncoder, default=reader(model)), {"actions": None})
     obs = {"observation": ("You see a wall", "go"), "actions": ("go to\npick up", "")}
     told = encoder.preprocess(obs)["prior"]
     assert told[0, 2:].tolist() == [LOWEST, LOWEST]
@@ -172,8 +170,11 @@ class Loud(MLPEncoder):
         self.calls.append(state)
 
 
+LOUD = partial(DictEncoder, encoders={"observation": Loud}, ignore=["text"])
+
+
 def test_everything_reaches_the_encoder(model):
-    both = build(model, encoder=partial(DictEncoder, encoders={"observation": Loud}, ignore=["text"]))  # fmt: skip
+    both = build(model, encoder=LOUD)
     (loud,) = both.own.parts
     both.observe(OBS)
     both.begin_rollout()
@@ -193,8 +194,11 @@ def test_everything_reaches_the_encoder(model):
     assert told["llm/cache_size"] == -1.0  # the encoder's own
     assert told["llm/prior/cache_size"] == 2.0
     assert told["llm/prior/cache_hit_rate"] == 0.5
+    both.preprocess(OBS)
+    both.begin_rollout()  # what evaluation has looked up does not count
+    assert "llm/prior/cache_hit_rate" not in both.metrics()
     state = both.collection_state()
-    other = build(model, encoder=partial(DictEncoder, encoders={"observation": Loud}, ignore=["text"]))  # fmt: skip
+    other = build(model, encoder=LOUD)
     other.load_collection_state(state)
     assert other.own.parts[0].calls[-1] == {"own": 3}
     assert len(other.prior.cache) == 2
