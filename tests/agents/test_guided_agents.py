@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import text_probes
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from llm_tiny import tiny_model
 from tensordict import TensorDict
 from training import fit, make_trainer
@@ -343,6 +344,30 @@ def test_targets_know_the_prior(model):
     assert told[0]["loss/policy"] != told[1]["loss/policy"]
 
 
+@pytest.mark.parametrize("kind", [DQN, DiscreteSAC])
+def test_replay_resumes_to_the_bit(model, kind, tmp_path):
+    def run(epochs, ckpt_path=None):
+        torch.manual_seed(0)
+        data = replay(total_frames=144)
+        network = small(QNetwork) if kind is DQN else small(DiscreteNetwork)
+        agent = kind(data.spec, guided(model, fraction=1.0), network, optimizer=ADAM)
+        saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True,
+                                enable_version_counter=False)  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make_trainer(max_epochs=epochs, callbacks=[saver], enable_checkpointing=True,
+                         gradient_clip_val=None).fit(agent, data, ckpt_path=ckpt_path)  # fmt: skip
+        return agent
+
+    run(2)
+    resumed = run(4, tmp_path / "last.ckpt")
+    whole = run(4)
+    assert 0.0 < whole.encoder.weight_now.item() < 0.5
+    for name, value in whole.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
+
 # --- a wrong prior
 
 
@@ -455,17 +480,27 @@ def test_who_takes_one_is_let_through(model):
 # --- vectors, guided by their description
 
 
-def test_vectors_are_guided_by_their_description(model):
-    data = rollouts("CartPole-v1", total_frames=64, wrappers=[{"Describe": {"keep": True}}])
+@pytest.mark.parametrize("kind", [PPO, DQN, DiscreteSAC])
+def test_vectors_are_guided_by_their_description(model, kind):
+    wrappers = [{"Describe": {"keep": True}}]
+    make = rollouts if kind is PPO else replay
+    data = make("CartPole-v1", total_frames=64, wrappers=wrappers)
     encoder = partial(
         GuidedEncoder,
-        encoder=partial(DictEncoder, encoders={"observation": partial(MLPEncoder, hidden=(8,))},
-                        ignore=["text"]),
+        encoder=partial(
+            DictEncoder,
+            encoders={"observation": partial(MLPEncoder, hidden=(8,))},
+            ignore=["text"],
+        ),
         prior=partial(TextActionEncoder, model=model, actions=["left", "right"], max_length=100),
-    )  # fmt: skip
-    agent = PPO(data.spec, encoder, small(share_encoder=False))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit(agent, data)
-    assert agent.frames == 64
-    assert agent.policy.critic_encoder.prior.cache is agent.encoder.prior.cache
+    )
+    network = {PPO: small(share_encoder=False), DQN: small(QNetwork)}
+    agent = kind(data.spec, encoder, network.get(kind, small(DiscreteNetwork)))
+    weight = agent.encoder.own.parts[0].trunk[0].weight.detach().clone()
+    fit(agent, data)
+    assert agent.frames >= 64
+    assert not torch.equal(agent.encoder.own.parts[0].trunk[0].weight, weight)
+    other = agent.policy.critic_encoder if kind is PPO else agent.target.encoder
+    assert other is not agent.encoder
+    assert other.prior.cache is agent.encoder.prior.cache
+    assert other.prior.backbone.model is agent.encoder.prior.backbone.model
