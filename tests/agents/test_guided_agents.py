@@ -325,23 +325,33 @@ def test_replay_runs_while_the_weight_falls_at_each_step(model, kind, env):
     assert weights[-1] == pytest.approx(1.0 - agent.progress)
 
 
-def test_targets_know_the_prior(model):
-    """The gradient of each loss sees it: with and without weight they differ."""
-    told = []
-    for weight in (1.0, 0.0):
-        torch.manual_seed(0)
-        agent = DiscreteSAC(
-            replay().spec, guided(model, kind=Opinionated, weight=weight, weight_end=0.5),
-            small(DiscreteNetwork),
-        )  # fmt: skip
-        raw = agent.preprocess(WALLS)
-        batch = TensorDict(
-            {"obs": raw, "next_obs": raw, "action": torch.tensor([0, 1]),
-             "reward": torch.zeros(2), "discount": torch.ones(2)}, [2],
-        )  # fmt: skip
-        told.append({k: float(v.detach()) for k, v in agent.loss(batch).metrics.items()})
-    assert told[0]["loss/q"] != told[1]["loss/q"]
-    assert told[0]["loss/policy"] != told[1]["loss/policy"]
+def test_losses_by_hand(model):
+    agent = DiscreteSAC(
+        replay().spec,
+        guided(model, kind=Opinionated, weight=0.5),
+        small(DiscreteNetwork),
+        temperature=0.2,
+    )
+    x, after = agent.preprocess(WALLS), agent.preprocess(WALLS[::-1])
+    action, reward = torch.tensor([0, 1]), torch.tensor([1.0, -1.0])
+    batch = TensorDict({"obs": x, "next_obs": after, "action": action, "reward": reward,
+                        "discount": torch.tensor([0.9, 0.5])}, [2])  # fmt: skip
+
+    @torch.no_grad()
+    def soft(x, critics):
+        features = agent.policy.features(x)
+        p = (agent.policy.actor(features)[0] + 0.5 * x["prior"]).softmax(-1)
+        q = critics.q(features).amin(0)
+        return (p * (q - 0.2 * p.log() + 0.2 * 0.5 * x["prior"])).sum(-1)
+
+    told = agent.loss(batch).metrics
+    target = reward + torch.tensor([0.9, 0.5]) * soft(after, agent.target)
+    with torch.no_grad():
+        taken = agent.policy.q(agent.policy.features(x))[:, [0, 1], action]  # (2, N)
+    torch.testing.assert_close(
+        told["loss/q"].detach(), (0.5 * (taken - target).square().sum(0)).mean()
+    )
+    torch.testing.assert_close(told["loss/policy"].detach(), -soft(x, agent.policy).mean())
 
 
 @pytest.mark.parametrize("kind", [DQN, DiscreteSAC])
