@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rl_lightning.encoders import (
         DictEncoder,
         Encoder,
+        GuidedEncoder,
         ImpalaCNN,
         LLMEncoder,
         MinAtarCNN,
@@ -94,6 +95,7 @@ _HOMES = {
     "DictEncoder": "encoders",
     "Encoder": "encoders",
     "EnvSpec": "core.types",
+    "GuidedEncoder": "encoders",
     "ImpalaCNN": "encoders",
     "LLMEncoder": "encoders",
     "Loss": "core.loss",
@@ -136,6 +138,7 @@ __all__ = [
     "EnvSpec",
     "GeneratingPolicy",
     "GoalSimilarity",
+    "GuidedEncoder",
     "ImpalaCNN",
     "LLMEncoder",
     "LearnedReward",

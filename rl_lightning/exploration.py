@@ -57,11 +57,13 @@ class ValueExploration:
         progress: float,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The same, with values that are computed only if the choice depends on them.
+        """The same, with values that are computed only if the choice depends on them, and with what
+        is preferred without them.
 
         Args:
             values: Gives Q(s, ·), `[B, A]`.
-            logits: Zeros, `[B, A]`.
+            logits: Those of a prior, `[B, A]`; zeros without one. Of no effect, unless a subclass
+                says more than `__call__`.
             progress: Share of the frame budget that is used up.
             mask: Allowed actions, bool `[B, A]`.
         """
@@ -102,10 +104,10 @@ class EpsilonGreedy(ValueExploration):
         if epsilon <= 0.0:
             return greedy_action(values(), mask)
         explores = torch.rand(len(logits), device=logits.device) < epsilon
-        uniform = Categorical(mask_logits(logits, mask)).sample()
+        drawn = Categorical(mask_logits(logits, mask)).sample()
         if explores.all():
-            return uniform
-        return torch.where(explores, uniform, greedy_action(values(), mask))
+            return drawn
+        return torch.where(explores, drawn, greedy_action(values(), mask))
 
     def probabilities(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
         epsilon = self.strength(progress)
@@ -131,10 +133,19 @@ class Boltzmann(ValueExploration):
         super().__init__(start, end, fraction)
 
     def __call__(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
+        return self.choose(lambda: values, torch.zeros_like(values), progress, mask)
+
+    def choose(
+        self,
+        values: Callable[[], Tensor],
+        logits: Tensor,
+        progress: float,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         temperature = self.strength(progress)
         if temperature <= 0.0:
-            return greedy_action(values, mask)
-        return Categorical(mask_logits(values / temperature, mask)).sample()
+            return greedy_action(values(), mask)
+        return Categorical(mask_logits(values() / temperature + logits, mask)).sample()
 
     def probabilities(self, values: Tensor, progress: float, mask: Tensor | None = None) -> Tensor:
         temperature = self.strength(progress)

@@ -23,6 +23,8 @@ class ActingModule(L.LightningModule):
     spec: EnvSpec
     policy: Any
     """What acts, a `Policy`."""
+    progress: float = 0.0
+    """Share of the frame budget that is used up."""
     learns_from: tuple[str, ...] = ("rollouts",)
     """The kinds of experience its loss is right for: `rollouts`, `replay` (recorded data included),
     or `recordings` alone. Unless these are rollouts alone, it reads raw observations, and its
@@ -129,6 +131,7 @@ class ActingModule(L.LightningModule):
         """Called before collecting: until the next call only updates may change features."""
         for encoder in self.encoders:
             encoder.begin_rollout()
+            encoder.anneal(self.progress)
         if isinstance(policy := getattr(self, "policy", None), Policy):
             policy.begin_rollout()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from rl_lightning.agents.acting import ActingModule
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.evaluated import EvaluatedModule
+from rl_lightning.agents.guides import check_guides
 from rl_lightning.agents.load import check_kind
 from rl_lightning.agents.optimizer import OptimizedModule, check_restored
 from rl_lightning.agents.stored import StoredModule, count_of
@@ -137,6 +138,7 @@ class Agent(
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        check_guides(self)
         for optimizer in self.trainer.optimizers:
             check_restored(optimizer)
 

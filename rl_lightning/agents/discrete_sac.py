@@ -26,6 +26,10 @@ class DiscreteSAC(ReplayAgent):
     Expectations over actions are sums, so nothing is sampled while learning. As in SAC, the three
     losses are summed for one optimizer, and none reaches the others' parameters.
 
+    With a `GuidedEncoder` the entropy gives way to −KL(π ‖ priorʷ), w its weight: soft values are
+    Σ π (Q − α log π + α w log prior), and π ∝ priorʷ · exp(logits), so that logits of Q / α are
+    best whatever w is.
+
     Args:
         spec: The environment's spaces; actions are Discrete.
         encoder: Builds the encoder of observations.
@@ -82,7 +86,7 @@ class DiscreteSAC(ReplayAgent):
         state: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        distribution = self.policy.policy(self.policy.features(x), mask)
+        distribution = self.policy.policy(self.policy.features(x), mask, x)
         action = distribution.sample() if explore else distribution.mode()
         return {"action": action + self.start}
 
@@ -91,12 +95,12 @@ class DiscreteSAC(ReplayAgent):
     ) -> dict[str, Tensor]:
         """`probabilities` and `values` `[B, A]`, and the soft `value` of the state `[B]`."""
         features = self.policy.features(x)
-        distribution = self.policy.policy(features, mask)
+        distribution = self.policy.policy(features, mask, x)
         q = self.policy.q(features).amin(0)
         return {
             "probabilities": distribution.probabilities(),
             "values": q,
-            "value": self._soft_value(q, distribution),
+            "value": self._soft_value(q, distribution, x),
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -111,12 +115,14 @@ class DiscreteSAC(ReplayAgent):
         policy, target = self.policy, self.target
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
-            next_features = policy.features(batch["next_obs"])
-            next_policy = policy.policy(next_features, batch.get("next_action_mask", None))
+            next_obs, next_mask = batch["next_obs"], batch.get("next_action_mask", None)
+            next_features = policy.features(next_obs)
+            next_policy = policy.policy(next_features, next_mask, next_obs)
             if target.encoder is not policy.encoder:
-                next_features = target.features(batch["next_obs"])
+                next_features = target.features(next_obs)
             next_q = target.q(next_features).amin(0)
-            td_target = batch["reward"] + batch["discount"] * self._soft_value(next_q, next_policy)
+            next_value = self._soft_value(next_q, next_policy, next_obs)
+            td_target = batch["reward"] + batch["discount"] * next_value
 
         features = policy.features(batch["obs"])
         q = policy.q(features)  # (2, N, A)
@@ -126,8 +132,8 @@ class DiscreteSAC(ReplayAgent):
         q_loss = losses.weighted_mean(0.5 * error.square().sum(0), weight)
 
         mask = batch.get("action_mask", None)
-        distribution = policy.policy(features.detach(), mask)
-        policy_loss = -self._soft_value(q.detach().amin(0), distribution).mean()
+        distribution = policy.policy(features.detach(), mask, batch["obs"])
+        policy_loss = -self._soft_value(q.detach().amin(0), distribution, batch["obs"]).mean()
         entropy = distribution.entropy().detach().mean()
         loss = q_loss + policy_loss
         if self.log_alpha.requires_grad:
@@ -151,9 +157,12 @@ class DiscreteSAC(ReplayAgent):
             row_errors=td_error,
         )
 
-    def _soft_value(self, q: Tensor, policy: Categorical) -> Tensor:
-        """Σₐ π(a|s) (Q(s, a) − α log π(a|s)), `[N]`."""
+    def _soft_value(self, q: Tensor, policy: Categorical, x: Stored | None = None) -> Tensor:
+        """Σₐ π(a|s) (Q(s, a) − α log π(a|s)), `[N]`, and α w log prior, if observations `x` have
+        a prior."""
         alpha = self.log_alpha.detach().exp()
+        if x is not None:
+            q = self.policy.guided_logits(x, q, alpha)
         # Not in one sum: of a masked action, α log π may be −∞, and 0 · ∞ is no number.
         return (policy.probabilities() * q).sum(-1) + alpha * policy.entropy()
 

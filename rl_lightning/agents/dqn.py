@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.guides import check_explores
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
 from rl_lightning.core.loss import Loss
@@ -27,6 +28,10 @@ class DQN(ReplayAgent):
     The parts of Rainbow (Hessel et al. 2018) are switches: `double`, `distribution: categorical`
     (C51) or `quantile` (QR-DQN), the network's `dueling` and `noisy`, and on the data's side
     `n_step` and `prioritized`.
+
+    With a `GuidedEncoder` exploration draws from its prior: ε-greedy draws from priorʷ, w its
+    weight, in the place of evenly, and Boltzmann's are ∝ priorʷ · exp(Q / τ). What is learned, and
+    the greedy action, are Q's alone.
 
     Args:
         spec: The environment's spaces; actions are Discrete.
@@ -102,6 +107,8 @@ class DQN(ReplayAgent):
         self.tau = tau
         self.register_buffer("support", torch.linspace(low, high, outputs), persistent=False)
         self._moves = 0
+        if self.policy.guide is not None:
+            check_explores(self.exploration)
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -122,8 +129,9 @@ class DQN(ReplayAgent):
 
         if explore and self.exploration is not None:
             # Not `self.device`, which takes the module ten times longer to tell.
-            zeros = torch.zeros(row_count(x), self.policy.actions, device=self.support.device)
-            action = self.exploration.choose(values, zeros, self.progress, mask)
+            even = torch.zeros(row_count(x), self.policy.actions, device=self.support.device)
+            logits = self.policy.guided_logits(x, even)
+            action = self.exploration.choose(values, logits, self.progress, mask)
         else:
             action = greedy_action(values(), mask)
         return {"action": action + self.start if self.start else action}

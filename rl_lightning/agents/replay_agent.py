@@ -1,6 +1,6 @@
 """The base of agents that learn from replay: a loss of a batch of transitions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,13 @@ class ReplayAgent(Agent):
                 `tells_priorities` weights its rows, and returns their δ as `row_errors`, `[N]`.
         """
         raise NotImplementedError
+
+    def tick(
+        self, frames: int, progress: float, measure: Callable[[], Mapping[str, float]]
+    ) -> None:
+        super().tick(frames, progress, measure)
+        for encoder in self.encoders:
+            encoder.anneal(progress)
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -3,6 +3,7 @@
 from rl_lightning.encoders.actions import TextActionEncoder
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.guided import GuidedEncoder
 from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
 from rl_lightning.encoders.table import TableEncoder
 from rl_lightning.encoders.text import LLMEncoder
@@ -11,6 +12,7 @@ from rl_lightning.encoders.vector import MLPEncoder
 __all__ = [
     "DictEncoder",
     "Encoder",
+    "GuidedEncoder",
     "ImpalaCNN",
     "LLMEncoder",
     "MLPEncoder",

@@ -1,7 +1,7 @@
 """Text observations and actions in words: a language model says how likely each action is."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium as gym
 import torch
@@ -14,6 +14,8 @@ from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm import Backbone, Dtype, TruncationSide, Tune
 from rl_lightning.llm.embed import check_read
 from rl_lightning.llm.scoring import PADDING, Method, Rows, choose_method, make_rows, score
+
+Normalize = Literal["sum", "token", "word"]
 
 
 class Scored(NamedTuple):
@@ -304,6 +306,22 @@ class TextActionEncoder(ReadingEncoder):
     def _fingerprint(self) -> str:
         parts = [self.backbone.digest(), self.backbone.source["dtype"], repr(self.choices.rules())]
         return " ".join([*parts, self.backbone.tokens.fingerprint()])
+
+
+def normalized(scored: Scored, normalize: Normalize) -> Tensor:
+    """log p of candidates by their length, `[N, A]` (Tan et al. 2024, "True Knowledge Comes from
+    Practice", section 4.2): the `sum` over tokens favours short texts, the mean over `token`s long
+    words of few common continuations, over `word`s neither."""
+    if normalize == "sum":
+        return scored.log_prob
+    length = scored.tokens if normalize == "token" else scored.words
+    return scored.log_prob / length.clamp(min=1.0)
+
+
+def check_normalize(name: str, value: Any) -> None:
+    """Refuse what is no `Normalize`."""
+    if value not in get_args(Normalize):
+        raise ConfigurationError(f"{name}={value!r}: use one of {get_args(Normalize)}")
 
 
 def lengths(part: Tensor, count: int) -> Tensor:

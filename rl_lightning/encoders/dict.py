@@ -93,6 +93,10 @@ class DictEncoder(Encoder):
         for _, part in self._named():
             part.begin_rollout()
 
+    def anneal(self, progress: float) -> None:
+        for _, part in self._named():
+            part.anneal(progress)
+
     def synchronize(self) -> None:
         for _, part in self._named():
             part.synchronize()

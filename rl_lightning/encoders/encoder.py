@@ -67,6 +67,11 @@ class Encoder(nn.Module):
     def begin_rollout(self) -> None:
         """Called before each rollout: until the next call only updates may change `forward`."""
 
+    def anneal(self, progress: float) -> None:
+        """Told, before new experience, which share of the frame budget is used up, in [0, 1]: an
+        agent that learns from rollouts says it before each of them, one from replay at each step.
+        """
+
     def synchronize(self) -> None:
         """Make running statistics equal on all ranks; called at the end of each rollout."""
 

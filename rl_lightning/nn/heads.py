@@ -65,8 +65,12 @@ class CategoricalHead(ActionHead):
         self.latent_is_action = self.start == 0
         self.linear = orthogonal_(nn.Linear(in_dim, self.mask_dim), gain=0.01)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """`[N, n]`."""
+        return linear(self.linear, x).float()
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Categorical:
-        return Categorical(mask_logits(linear(self.linear, x).float(), mask))
+        return Categorical(mask_logits(self.logits(x), mask))
 
     def to_action(self, latent: Tensor) -> Tensor:
         return latent + self.start

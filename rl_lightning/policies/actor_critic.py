@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from rl_lightning.core.errors import FormerWarning
 from rl_lightning.core.sharing import sharing
 from rl_lightning.core.types import EnvSpec, Rollout, Stored
-from rl_lightning.maths.distributions import DiagonalGaussian
-from rl_lightning.nn.heads import make_head
+from rl_lightning.maths.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    mask_logits,
+)
+from rl_lightning.nn.heads import CategoricalHead, make_head
 from rl_lightning.nn.memory import Memory, Recurrent
 from rl_lightning.nn.mlp import MLP, Activation, mlp, orthogonal_, widths
 from rl_lightning.policies.policy import Evaluation, RolloutPolicy
@@ -20,6 +25,8 @@ from rl_lightning.policies.policy import Evaluation, RolloutPolicy
 
 class ActorCritic(RolloutPolicy):
     """Policy π(a|s) and value V(s) over an encoder.
+
+    Over a `GuidedEncoder`, the prior is part of π: in acting, greedily too, and in learning.
 
     Args:
         spec: The environment's spaces.
@@ -34,6 +41,8 @@ class ActorCritic(RolloutPolicy):
         log_std_init: For Box actions: initial log standard deviation.
         critic: Whether there is a value head.
     """
+
+    takes_prior = True
 
     def __init__(
         self,
@@ -118,7 +127,7 @@ class ActorCritic(RolloutPolicy):
             `log_prob` and `value` `[B]` where `recall` would be expensive; `next_state`.
         """
         actor, critic, next_state = self._features(x, state)
-        distribution = self.action_head(self.actor(actor), mask)
+        distribution = self._distribution(actor, x, mask)
         latent = distribution.sample() if explore else distribution.mode()
         if self.action_head.latent_is_action:
             out = {"action": latent}
@@ -137,7 +146,7 @@ class ActorCritic(RolloutPolicy):
     ) -> dict[str, Tensor]:
         """`probabilities`, or `mean` and `std`, of π(·|s) `[B, A]`, and `value` `[B]` if any."""
         actor, critic, _ = self._features(x, state)
-        distribution = self.action_head(self.actor(actor), mask)
+        distribution = self._distribution(actor, x, mask)
         out = (
             {"mean": distribution.mean, "std": distribution.log_std.exp()}
             if isinstance(distribution, DiagonalGaussian)
@@ -169,8 +178,9 @@ class ActorCritic(RolloutPolicy):
             actor, critic, _ = self._features(x, None)
         else:
             actor, critic = self._sequence_features(batch)
+            x = x.flatten(0, 1)
             latent, mask = latent.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        distribution = self.action_head(self.actor(actor), mask)
+        distribution = self._distribution(actor, x, mask)
         log_prob = distribution.log_prob(latent)
         value = self._value(critic) if self.critic is not None else torch.zeros_like(log_prob)
         out = Evaluation(log_prob, distribution.entropy(), value)
@@ -185,6 +195,15 @@ class ActorCritic(RolloutPolicy):
             stacklevel=2,
         )
         return self.next_values(rollout, value)
+
+    def _distribution(self, features: Tensor, x: Stored, mask: Tensor | None) -> Distribution:
+        """π(·|s) of features and the observations that they are of, `[N, ...]`."""
+        hidden = self.actor(features)
+        if self.guide is None:
+            return self.action_head(hidden, mask)
+        assert isinstance(self.action_head, CategoricalHead)  # a prior is over such actions only
+        logits = self.guided_logits(x, self.action_head.logits(hidden))
+        return Categorical(mask_logits(logits, mask))
 
     def _features(self, x: Stored, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actor features `[N, D]`, critic features `[N, D]`, next recurrent state."""

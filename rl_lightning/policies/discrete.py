@@ -7,7 +7,7 @@ import gymnasium as gym
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.core.types import EnvSpec
+from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.ensemble import Ensemble
 from rl_lightning.nn.mlp import Activation
@@ -17,7 +17,8 @@ from rl_lightning.policies.policy import Policy
 class DiscreteNetwork(Policy):
     """Encoder, actor π(·|s), and two critics Q(s, ·), for a `Discrete` space.
 
-    The critics' loss trains the encoder; the actor reads its features and leaves it alone.
+    The critics' loss trains the encoder; the actor reads its features and leaves it alone. Over a
+    `GuidedEncoder`, the prior is part of π.
 
     Args:
         spec: The environment's spaces.
@@ -25,6 +26,8 @@ class DiscreteNetwork(Policy):
         hidden: Widths of the layers of actor and critics.
         activation: Of those layers.
     """
+
+    takes_prior = True
 
     def __init__(
         self,
@@ -46,9 +49,14 @@ class DiscreteNetwork(Policy):
         self.actor = Ensemble(1, width, hidden, self.mask_dim, activation)
         self.critics = Ensemble(2, width, hidden, self.mask_dim, activation)
 
-    def policy(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
-        """π(·|s), `[N, A]`."""
-        return Categorical(mask_logits(self.actor(features)[0].float(), mask))
+    def policy(
+        self, features: Tensor, mask: Tensor | None = None, x: Stored | None = None
+    ) -> Categorical:
+        """π(·|s), `[N, A]`, of features and the observations `x` that they are of."""
+        logits = self.actor(features)[0].float()
+        if x is not None:
+            logits = self.guided_logits(x, logits)
+        return Categorical(mask_logits(logits, mask))
 
     def q(self, features: Tensor) -> Tensor:
         """Q of both critics and all actions, `[2, N, A]`."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import Rollout, Stored
-from rl_lightning.maths import returns
+from rl_lightning.encoders.guided import GuidedEncoder, guide_of
+from rl_lightning.maths import losses, returns
 
 
 class Evaluation(NamedTuple):
@@ -35,11 +36,23 @@ class Policy(nn.Module):
     encoder: Any
     state_dim: int = 0
     mask_dim: int = 0
+    takes_prior: bool = False
+    """Whether its logits go through `guided_logits`; what does not is refused a `GuidedEncoder`."""
 
     @property
     def encoders(self) -> Sequence[Any]:
         """All encoders that read observations."""
         return (self.encoder,)
+
+    @property
+    def guide(self) -> GuidedEncoder | None:
+        """The encoder, if it brings a prior along."""
+        return guide_of(self.encoder)
+
+    def guided_logits(self, x: Stored, logits: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Logits `[N, A]` of preprocessed observations + scale · weight · log prior, if any."""
+        guide = self.guide
+        return logits if guide is None else guide.mix(x, logits, scale)
 
     def features(self, x: Stored) -> Tensor:
         """Raw stored observations `[N, ...]`, as replay keeps them → features `[N, D]`."""
@@ -83,6 +96,8 @@ class RolloutPolicy(Policy):
     It is made of `act`, `evaluate` and, if it has a critic, `value`; the rest follows from these.
     """
 
+    _kl_to_prior: Tensor | None = None
+
     @property
     def has_critic(self) -> bool:
         """Whether it can `value` observations."""
@@ -94,8 +109,26 @@ class RolloutPolicy(Policy):
 
     def rewards(self, steps: TensorDict) -> Tensor:
         """The rewards of a rollout that are learned from, `[T, B]`: those of the environment,
-        unless how a policy has acted is paid for too."""
-        return steps["reward"]
+        unless how a policy has acted is paid for too.
+
+        To stray from a prior costs kl_coef · (log π(a|s) − log prior(a|s)), as in learning from
+        human feedback (Ziegler et al. 2019, section 2): its mean is the divergence of the two.
+        """
+        guide, reward = self.guide, steps["reward"]
+        if guide is None or not guide.pays:
+            return reward
+        log_prob, _ = self.recall(steps)
+        latent = steps.get("latent", None)
+        latent = steps["action"] if latent is None else latent
+        prior = guide.log_prior(steps["obs"], steps.get("action_mask", None))
+        excess = log_prob - prior.gather(-1, latent.unsqueeze(-1)).squeeze(-1)  # [T, B]
+        self._kl_to_prior = losses.mean(excess, steps.get("valid", None))
+        return reward - guide.kl_now * excess
+
+    def metrics(self) -> dict[str, float]:
+        """`policy/kl_to_prior` of the last rollout, in nats, where straying from a prior costs."""
+        told, self._kl_to_prior = self._kl_to_prior, None
+        return {} if told is None else {"policy/kl_to_prior": float(told)}
 
     # --- what follows from these --------------------------------------------------------------
 

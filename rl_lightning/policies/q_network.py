@@ -32,6 +32,8 @@ class ActionValues(Policy):
 class QNetwork(ActionValues):
     """Features → `outputs` numbers for each action of a `Discrete` space.
 
+    A prior of a `GuidedEncoder` is no part of the values: exploration draws from it.
+
     Args:
         spec: The environment's spaces.
         encoder: Builds the encoder from the spec.
@@ -41,6 +43,8 @@ class QNetwork(ActionValues):
         noisy: Use layers with learned noise, which explore by themselves.
         outputs: Numbers for each action; the agent says how many.
     """
+
+    takes_prior = True
 
     def __init__(
         self,

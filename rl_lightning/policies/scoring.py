@@ -1,7 +1,7 @@
 """Policies whose actions are texts, and whose preferences are a language model's."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -9,25 +9,20 @@ from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range
 from rl_lightning.core.types import EnvSpec, Stored
-from rl_lightning.encoders.actions import Scored, TextActionEncoder
+from rl_lightning.encoders.actions import (
+    Normalize,
+    Scored,
+    TextActionEncoder,
+    check_normalize,
+    normalized,
+)
 from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.mlp import MLP, Activation, mlp, orthogonal_, widths
 from rl_lightning.policies.policy import Evaluation, RolloutPolicy
 from rl_lightning.policies.q_network import ActionValues
 
-Normalize = Literal["sum", "token", "word"]
 # Arguments have other names than an ActorCritic's or a QNetwork's: of those, which are the default,
 # a configuration that names another class keeps the values of arguments that both have.
-
-
-def normalized(scored: Scored, normalize: Normalize) -> Tensor:
-    """log p of candidates by their length, `[N, A]` (Tan et al. 2024, "True Knowledge Comes from
-    Practice", section 4.2): the `sum` over tokens favours short texts, the mean over `token`s long
-    words of few common continuations, over `word`s neither."""
-    if normalize == "sum":
-        return scored.log_prob
-    length = scored.tokens if normalize == "token" else scored.words
-    return scored.log_prob / length.clamp(min=1.0)
 
 
 class ActionScores(nn.Module):
@@ -54,8 +49,7 @@ class ActionScores(nn.Module):
         head_size: int = 64,
     ) -> None:
         super().__init__()
-        if normalize not in get_args(Normalize):
-            raise ConfigurationError(f"normalize={normalize!r}: use one of {get_args(Normalize)}")
+        check_normalize("normalize", normalize)
         check_range("temperature", temperature, 1e-6)
         self.normalize: Normalize = normalize
         self.temperature = temperature

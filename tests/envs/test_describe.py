@@ -23,6 +23,8 @@ def shout(obs, env) -> str:
     return f"{env.unwrapped.spec.id} shows {len(obs)} numbers!"
 
 
+BOX = gym.spaces.Box(-10.0, 10.0, (4,), np.float32)
+
 # --- the wrapper
 
 
@@ -106,6 +108,33 @@ def test_it_can_be_copied_and_made_again_from_its_spec():
         assert twin.step(0)[0] == "CartPole-v1 shows 4 numbers!"
     again = gym.make(env.spec)
     assert again.reset()[0] == "CartPole-v1 shows 4 numbers!"
+
+
+def test_what_is_described_may_be_kept():
+    env = gym.make("CartPole-v1")
+    plain = gym.make("CartPole-v1")
+    beside = Describe(env, shout, keep=True)
+    obs, _ = beside.reset(seed=0)
+    np.testing.assert_array_equal(obs["observation"], plain.reset(seed=0)[0])
+    assert obs["text"] == "CartPole-v1 shows 4 numbers!"
+    assert list(obs) == list(beside.observation_space.spaces) == ["observation", "text"]
+    assert beside.observation_space.contains(beside.step(0)[0])
+    again = gym.make(beside.spec)
+    assert isinstance(again.observation_space, gym.spaces.Dict)
+
+
+def test_entries_of_a_dict_stay_and_none_is_replaced():
+    dict_env = gym.wrappers.TransformObservation(
+        gym.make("CartPole-v1"),
+        lambda obs: {"a": obs, "b": obs},
+        gym.spaces.Dict({"a": BOX, "b": BOX}),
+    )
+    env = Describe(dict_env, lambda obs, env: str(sorted(obs)), keep=True)
+    obs, _ = env.reset(seed=0)
+    assert list(obs) == list(env.observation_space.spaces) == ["a", "b", "text"]
+    assert obs["text"] == "['a', 'b']"
+    with pytest.raises(ConfigurationError, match="has an entry 'text' already; set keep: false"):
+        Describe(env, lambda obs, env: "", keep=True)
 
 
 def test_final_observations_are_texts_too():

@@ -14,6 +14,8 @@ from rl_lightning.envs.text import is_printable, text_space
 
 Describer = Callable[[Any, gym.Env], str]
 
+TEXT = "text"
+"""The entry of the text, where what it describes is kept."""
 # Dotted paths, so that a describer is imported when it is needed: minigrid's takes a second.
 _HERE = "rl_lightning.envs.describe."
 _DESCRIBERS: dict[str, str | Describer] = {
@@ -54,8 +56,9 @@ def register_describer(id_or_prefix: str, describer: str | Describer) -> None:
     _DESCRIBERS[id_or_prefix] = describer
 
 
-class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
-    """Observations as texts of printable ASCII characters and newlines.
+class Describe(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
+    """Observations as texts of printable ASCII characters and newlines, alone or beside what they
+    describe.
 
     Args:
         env: Environment to describe.
@@ -63,25 +66,35 @@ class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
             dotted path of one ("package.module.function"), or None to look up the id of `env`.
         max_length: Longest text in characters. A longer one is an error: cut off, different
             observations would read the same.
+        keep: Keep what is described: the text becomes the entry `text` of a Dict, beside the
+            entries of a Dict, or beside any other observation as the entry `observation`.
 
     Raises:
         ValueError: If no describer is known or the path leads nowhere; on reset and step if a text
             is too long or not printable.
         ConfigurationError: If a describer of ours would read what a wrapper has made of the
-            environment's own observations; on reset and step if a describer raises an error.
+            environment's own observations, or if there is an entry `text` already; on reset and
+            step if a describer raises an error.
         TypeError: If `describer` or what it returns has the wrong type.
     """
 
     def __init__(
-        self, env: gym.Env, describer: str | Describer | None = None, max_length: int = 2048
+        self,
+        env: gym.Env,
+        describer: str | Describer | None = None,
+        max_length: int = 2048,
+        keep: bool = False,
     ) -> None:
-        RecordConstructorArgs.__init__(self, describer=describer, max_length=max_length)
+        RecordConstructorArgs.__init__(self, describer=describer, max_length=max_length, keep=keep)
         gym.ObservationWrapper.__init__(self, env)
         if not isinstance(max_length, int) or max_length < 1:
             raise ValueError(f"max_length={max_length!r}: expected a positive integer")
         self.max_length = max_length
         self.describer = _resolve(_look_up(env) if describer is None else describer)
-        self.observation_space = text_space(max_length)
+        self.keep = keep
+        self.observation_space = (
+            self._space(env.observation_space) if keep else text_space(max_length)
+        )
         ours = getattr(self.describer, "__module__", "").startswith(_HERE)
         if ours and not _alike(env.observation_space, env.unwrapped.observation_space):
             raise ConfigurationError(
@@ -89,8 +102,26 @@ class Describe(gym.ObservationWrapper[str, Any, Any], RecordConstructorArgs):
                 f"{_short(env)}; {_way_out(env)}"
             )
 
-    def observation(self, observation: Any) -> str:
-        """The text of one observation."""
+    def _space(self, space: gym.Space) -> gym.spaces.Dict:
+        beside = {"observation": space}
+        if isinstance(space, gym.spaces.Dict):
+            beside = dict(space.spaces)
+        if TEXT in beside:
+            raise ConfigurationError(
+                f"Describe: {shortened(space)} has an entry {TEXT!r} already; set keep: false"
+            )
+        return gym.spaces.Dict({**beside, TEXT: text_space(self.max_length)})
+
+    def observation(self, observation: Any) -> Any:
+        """The text of one observation, or that beside it."""
+        text = self._text(observation)
+        if not self.keep:
+            return text
+        is_dict = isinstance(self.env.observation_space, gym.spaces.Dict)
+        beside = observation if is_dict else {"observation": observation}
+        return {**beside, TEXT: text}
+
+    def _text(self, observation: Any) -> str:
         try:
             text = self.describer(observation, self.env)
         except Exception as error:
