@@ -24,7 +24,7 @@ from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import check_import, find_named, is_trusted
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.exploration import ActionNoise, ValueExploration
-from rl_lightning.rewards import Reward
+from rl_lightning.rewards import Labeller, Reward
 
 # What a checkpoint may name: parts of agents, wrappers of environments, rewards.
 _ROLES = (
@@ -153,6 +153,28 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
     if colon:
         check_import(module, f"the environment {plain['env']}")
     return plain
+
+
+def check_asks_nobody(described: Any) -> None:
+    """Refuse descriptions of rewards that ask a labeller: it may be one at an address, with a key.
+
+    Args:
+        described: A checkpoint's `rewards`.
+
+    Raises:
+        ConfigurationError: That says who has to give them.
+    """
+    kinds = [Labeller]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    names = {"labeller", *(kind.__name__ for kind in kinds)}
+    for text, _ in _texts(described, False):
+        if not names.isdisjoint(text.split(".")):
+            raise ConfigurationError(
+                "the checkpoint's data.rewards ask a labeller, and whom to ask, with which key, is "
+                "for whoever runs it to say: give --config of your own (in Python "
+                "load_from_checkpoint(path, rewards=[...]))"
+            )
 
 
 def check_described(hyper: Mapping[str, Any]) -> None:

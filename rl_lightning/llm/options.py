@@ -12,6 +12,7 @@ from rl_lightning.llm.chunks import like_lengths
 from rl_lightning.llm.load import Dtype
 from rl_lightning.llm.scoring import Method, choose_method, make_rows, score
 
+MOST_IN_A_ROW = 16  # options of one prompt that are read together
 LEAST = 16  # tokens; what is read is cut nowhere here
 
 
@@ -27,7 +28,8 @@ class OptionScorer:
         dtype: Of the weights; log-probabilities are float32.
         max_length: Most tokens of prompt and option together.
         batch_size: Rows that the model reads at a time.
-        device: Where it computes.
+        device: Where it computes; None: where the model is, until `to`.
+        layers: Transformer layers to keep; None keeps all.
 
     Raises:
         ConfigurationError: If there is no such causal model.
@@ -39,9 +41,10 @@ class OptionScorer:
         dtype: Dtype = "float32",
         max_length: int = 1024,
         batch_size: int = 16,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = "cpu",
+        layers: int | None = None,
     ) -> None:
-        self.backbone = Backbone(model, dtype=dtype, max_length=LEAST, head=True)
+        self.backbone = Backbone(model, dtype=dtype, layers=layers, max_length=LEAST, head=True)
         if self.backbone.encoder_decoder:
             raise ConfigurationError(
                 f"model={model!r} reads by one half and writes by the other: give a causal "
@@ -56,42 +59,68 @@ class OptionScorer:
         limit = self.backbone.positions
         self.max_length = max_length if limit is None else min(max_length, limit)
         self.method: Method = choose_method(self.backbone, "auto", self.max_length)
-        self.backbone.to(device)
         self.batch_size = batch_size
-        self.device = torch.device(device)
+        self.device = next(self.backbone.model.parameters()).device
+        if device is not None:
+            self.to(device)
 
-    @torch.no_grad()
+    def to(self, device: str | torch.device) -> None:
+        """Compute there from now on."""
+        self.device = torch.device(device)
+        self.backbone.to(device)
+
     def __call__(self, prompts: Sequence[str], options: Sequence[str]) -> Tensor:
         """Log-probabilities, float32 `[N, K]`, of K options after each of N prompts.
 
         Raises:
             ConfigurationError: If a prompt with an option is too long.
         """
+        groups = [(prompt, list(options)) for prompt in prompts]
+        return self._score(groups)[0].view(len(prompts), len(options))
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+        """Of N prompts, each with an option of its own: log-probabilities, float32 `[N]`, and
+        tokens of the options, int64 `[N]`.
+
+        Raises:
+            ConfigurationError: See `__call__`.
+        """
+        groups: list[tuple[str, list[str]]] = []
+        for prompt, option in pairs:
+            if groups and groups[-1][0] == prompt and len(groups[-1][1]) < MOST_IN_A_ROW:
+                groups[-1][1].append(option)
+            else:
+                groups.append((prompt, [option]))
+        return self._score(groups)
+
+    @torch.no_grad()
+    def _score(self, groups: Sequence[tuple[str, Sequence[str]]]) -> tuple[Tensor, Tensor]:
+        """Of all options of all groups, one after the other, see `pairs`."""
         # Options that leave a prompt's tokens alone share a row with it.
         rows: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        own: dict[tuple[int, int], list[int]] = {}
-        for n, prompt in enumerate(prompts):
-            for k, option in enumerate(options):
+        own: list[list[int]] = []
+        for n, (prompt, options) in enumerate(groups):
+            for option in options:
                 ids, first = self._row(prompt, option)
-                rows.setdefault((n, tuple(ids[:first])), []).append(k)
-                own[n, k] = ids[first:]
+                rows.setdefault((n, tuple(ids[:first])), []).append(len(own))
+                own.append(ids[first:])
         keys = list(rows)
-        out = torch.empty(len(prompts), len(options))
-        lengths = [len(key[1]) + sum(len(own[key[0], k]) for k in rows[key]) for key in keys]
+        out = torch.empty(len(own))
+        most = max((len(which) for which in rows.values()), default=1)
+        lengths = [len(key[1]) + sum(len(own[i]) for i in rows[key]) for key in keys]
         for chunk in like_lengths(lengths, self.batch_size):
             chosen = [keys[i] for i in chunk]
             packed = make_rows(
                 [prompt for _, prompt in chosen],
-                [[own[n, k] for k in rows[n, prompt]] for n, prompt in chosen],
+                [[own[i] for i in rows[key]] for key in chosen],
                 self.backbone.tokens.pad_id,
             )
             packed = type(packed)(*(part.to(self.device) for part in packed))
             with torch.autocast(self.device.type, enabled=False):
-                found = score(self.backbone, packed, len(options), self.method).log_prob.cpu()
-            for (n, prompt), said in zip(chosen, found, strict=True):
-                which = rows[n, prompt]
-                out[n, which] = said[: len(which)]
-        return out
+                found = score(self.backbone, packed, most, self.method).log_prob.cpu()
+            for key, said in zip(chosen, found, strict=True):
+                out[rows[key]] = said[: len(rows[key])]
+        return out, torch.tensor([len(ids) for ids in own], dtype=torch.long)
 
     def _row(self, prompt: str, option: str) -> tuple[list[int], int]:
         """Token ids, and the index of the option's first token."""

@@ -6,6 +6,7 @@ the agent's device, and evaluation never sees it.
 
 from rl_lightning.rewards.count_bonus import CountBonus
 from rl_lightning.rewards.goal_similarity import GoalSimilarity
+from rl_lightning.rewards.labelled import LabelledReward
 from rl_lightning.rewards.labels import (
     EndpointLabeller,
     FileLabeller,
@@ -14,11 +15,14 @@ from rl_lightning.rewards.labels import (
     RuleLabeller,
     SimilarityLabeller,
     WordLabeller,
+    WritingLabeller,
 )
 from rl_lightning.rewards.learned import LearnedReward
+from rl_lightning.rewards.likelihood import Likelihood
 from rl_lightning.rewards.make import MakesReward, check_makers, make_rewards
 from rl_lightning.rewards.reward import Reward, Shaping, StateReward, Step
 from rl_lightning.rewards.rnd_bonus import RNDBonus
+from rl_lightning.rewards.suggested_goals import SuggestedGoals
 from rl_lightning.rewards.text_function import TextFunction
 
 __all__ = [
@@ -26,8 +30,10 @@ __all__ = [
     "EndpointLabeller",
     "FileLabeller",
     "GoalSimilarity",
+    "LabelledReward",
     "Labeller",
     "LearnedReward",
+    "Likelihood",
     "MakesReward",
     "OptionLabeller",
     "RNDBonus",
@@ -37,8 +43,10 @@ __all__ = [
     "SimilarityLabeller",
     "StateReward",
     "Step",
+    "SuggestedGoals",
     "TextFunction",
     "WordLabeller",
+    "WritingLabeller",
     "check_makers",
     "make_rewards",
 ]

@@ -1,5 +1,6 @@
 """Where texts stand in observations, and what a frozen language model makes of them."""
 
+import string
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
@@ -95,6 +96,39 @@ def _entries(space: gym.Space) -> dict[str, gym.Space]:
     if isinstance(space, gym.spaces.Tuple):
         return {str(i): part for i, part in enumerate(space.spaces)}
     return {}
+
+
+def template_fields(
+    argument: str, template: str, allowed: Sequence[str], needed: Sequence[str] = ()
+) -> set[str]:
+    """The fields in braces of a text that `str.format` fills.
+
+    Args:
+        argument: What messages call it.
+        template: The text.
+        allowed: Fields there are.
+        needed: Those of them that must be there.
+
+    Raises:
+        ConfigurationError: If it is no such text, or if there are other fields, or needed ones are
+            missing.
+    """
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"data.rewards: {argument}={shortened(repr(template), 80)}: {error}; a brace by itself "
+            "is doubled"
+        ) from None
+    if not fields <= set(allowed) or not fields >= set(needed):
+        must = " and ".join(f"{{{name}}}" for name in needed)
+        may = " and ".join(f"{{{name}}}" for name in allowed if name not in needed)
+        rules = [f"must hold {must}"] * bool(must) + [f"may hold {may}"] * bool(may)
+        raise ConfigurationError(
+            f"data.rewards: {argument} {', '.join([*rules, 'and nothing else in braces'])}; not "
+            f"{shortened(repr(template), 80)}"
+        )
+    return fields
 
 
 class TextEmbedder:

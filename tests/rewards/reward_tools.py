@@ -76,6 +76,11 @@ def warmth(texts: Any) -> Any:
     return np.array([text.count("e") / max(len(text), 1) for text in texts])
 
 
+def length_of(question: Any) -> float:
+    """A rule for labellers: how long a text is."""
+    return float(len(question))
+
+
 def cold(texts: Any) -> Any:
     """A rule that fails."""
     return np.array([float("nan")] * len(texts))
@@ -107,5 +112,29 @@ class Lock(gym.Env):
         return self.place, float(won), won, over and not won, info
 
 
+class TextLock(Lock):
+    """The same in words, with which bolt a step has opened in its info."""
+
+    def __init__(self, length: int = 10) -> None:
+        super().__init__(length)
+        self.observation_space = gym.spaces.Text(40)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        _, info = super().reset(seed=seed)
+        return "0 bolts are open.", info
+
+    def step(self, action: Any) -> Any:
+        place, *paid, info = super().step(action)
+        told = {"achieved": f"open bolt {place}"} if place else {}
+        return f"{place} bolts are open.", *paid, {**info, **told}
+
+
+def next_bolt(text: str) -> str:
+    """A rule: which goal is sensible where so many bolts are open."""
+    return f"- Open bolt {int(text.split()[0]) + 1}.\n- Go home."
+
+
+if "TextLock-v0" not in gym.registry:
+    gym.register("TextLock-v0", entry_point="reward_tools:TextLock")
 if "Lock-v0" not in gym.registry:
     gym.register("Lock-v0", entry_point="reward_tools:Lock")

@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ from rl_lightning.cli.command import main
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.signatures import signature_of
 from rl_lightning.data import RLDataModule
-from rl_lightning.rewards import CountBonus, GoalSimilarity, RNDBonus, StateReward, TextFunction
+from rl_lightning.rewards import (
+    CountBonus,
+    GoalSimilarity,
+    LabelledReward,
+    Likelihood,
+    RNDBonus,
+    RuleLabeller,
+    StateReward,
+    SuggestedGoals,
+    TextFunction,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jsonargparse:", "ignore:.*instantiate_classes")
 TABLE = partial(TableEncoder, capacity=500)
@@ -135,6 +146,96 @@ def test_a_checkpoint_may_name_rewards_and_nothing_else(name, honest, tmp_path):
             RLDataModule.load_from_checkpoint(path)
 
 
+ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "OWN_API_KEY"}
+ASKS = "data.rewards ask a labeller, and whom to ask, .*give --config"
+
+
+def judged(labeller):
+    return [{"class_path": "LabelledReward", "init_args": {"labeller": labeller}}]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        judged({"class_path": "EndpointLabeller", "init_args": ENDPOINT}),
+        judged({"class_path": "rl_lightning.rewards.EndpointLabeller", "init_args": ENDPOINT}),
+        judged("EndpointLabeller"),
+        judged(json.dumps({"labeller": "EndpointLabeller"})),
+        [{"class_path": "LabelledReward", "init_args.labeller.init_args.model": "m"}],
+        [{"class_path": "SuggestedGoals", "init_args": {"judge": "a.EndpointLabeller"}}],
+        [
+            {
+                "class_path": "TextFunction",
+                "init_args": {
+                    "function": {"class_path": "EndpointLabeller", "init_args": ENDPOINT}
+                },
+            }
+        ],
+    ],
+)
+def test_a_checkpoint_never_says_whom_to_ask(forged, honest, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OWN_API_KEY", "sk-0123456789-secret")
+    path = tmp_path / "last.ckpt"
+    checkpoint = copy.deepcopy(honest)
+    checkpoint["datamodule_hyper_parameters"]["rewards"] = forged
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigurationError, match=ASKS):
+        RLDataModule.load_from_checkpoint(path)
+    with pytest.raises(SystemExit):
+        run("validate", "--ckpt_path", str(path), "--trainer.logger=false")
+    assert re.search(ASKS, capfd.readouterr().err)
+
+
+def test_a_run_that_asks_goes_on_with_its_own_configuration(tmp_path, capfd, monkeypatch):
+    """Neither the address nor the key's name is in the checkpoint, and the file says so."""
+    monkeypatch.setenv("OWN_API_KEY", "sk-0123456789-secret")
+    labeller = {"class_path": "RuleLabeller", "init_args": {"function": "reward_tools.length_of"}}
+    endpoint = {"class_path": "EndpointLabeller", "init_args": {**ENDPOINT, "template": "{text}"}}
+    endpoint["init_args"] |= {"budget": 0, "on_failure": "skip"}
+    rewards = [
+        *judged(labeller),
+        {"class_path": "SuggestedGoals", "init_args": {"labeller": endpoint, "info_key": "k"}},
+    ]
+    table = {"class_path": "TableEncoder", "init_args": {"capacity": 500}}
+    config = {
+        "seed_everything": 1,
+        "model": {"class_path": "PPO", "init_args": {"encoder": table}},
+        "data": {
+            "class_path": "RolloutDataModule",
+            "init_args": {"env": "TextMaze-v0", "rewards": rewards, **SHORT},
+        },
+        "trainer": {"logger": False, "default_root_dir": str(tmp_path)},
+    }
+    file, path = str(tmp_path / "c.json"), str(tmp_path / "last.ckpt")
+    Path(file).write_text(json.dumps(config))
+    run("fit", "--config", file, f"--checkpoint.dirpath={tmp_path}")
+    for told in (b"127.0.0.1", b"OWN_API_KEY", b"0123456789-secret"):
+        assert told not in Path(path).read_bytes()
+    with pytest.raises(ConfigurationError, match=ASKS):
+        RLDataModule.load_from_checkpoint(path)
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        run("validate", "--ckpt_path", path, "--trainer.logger=false")
+    assert re.search(ASKS, capfd.readouterr().err)
+    run("validate", "--ckpt_path", path, "--config", file)
+    assert "val/return" in capfd.readouterr().out
+    own = partial(LabelledReward, labeller=RuleLabeller(len))
+    assert RLDataModule.load_from_checkpoint(path, rewards=[own]).rewards == [own]
+
+
+def test_a_likelihood_is_built_again_from_a_checkpoint(tmp_path):
+    model = tiny_model("gpt2", tmp_path / "gpt2")
+    path = tmp_path / "last.ckpt"
+    given = {"model": model, "max_length": 128, "of": "goal", "goal": "a door", "layers": 1}
+    saved(path, [partial(Likelihood, **given)])
+    (reward,) = built(RLDataModule.load_from_checkpoint(path))
+    assert (reward.of, reward.goal, len(reward.scorer.backbone.model.transformer.h)) == (
+        "goal",
+        "a door",
+        1,
+    )
+
+
 def run(*words):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -202,6 +303,7 @@ def test_mistakes_are_one_sentence(option, capfd):
 
 
 def test_all_rewards_have_their_arguments_by_name():
-    for cls in (GoalSimilarity, CountBonus, RNDBonus, TextFunction):
+    kinds = (GoalSimilarity, CountBonus, RNDBonus, TextFunction)
+    for cls in (*kinds, LabelledReward, Likelihood, SuggestedGoals):
         shaped = {"shaping"} if issubclass(cls, StateReward) else set()
         assert {"weight", "name", *shaped} <= set(signature_of(cls).parameters)

@@ -13,7 +13,16 @@ from training import make_trainer
 from rl_lightning import DQN, PPO, ReplayDataModule, RolloutDataModule, TableEncoder
 from rl_lightning.data.resume.remembered import read
 from rl_lightning.data.resume.sidecar import find_sidecar
-from rl_lightning.rewards import CountBonus, GoalSimilarity, RNDBonus, TextFunction
+from rl_lightning.rewards import (
+    CountBonus,
+    GoalSimilarity,
+    LabelledReward,
+    Likelihood,
+    RNDBonus,
+    RuleLabeller,
+    SuggestedGoals,
+    TextFunction,
+)
 
 ROLLOUTS = partial(RolloutDataModule, num_envs=2, rollout_steps=8, val_episodes=2)
 REPLAY = partial(
@@ -24,12 +33,48 @@ KINDS = {
     "ppo": (partial(PPO, encoder=TABLE), ROLLOUTS),
     "dqn": (partial(DQN, encoder=TABLE, target_update_frames=8), REPLAY),
 }
+COUNTED = []
 RND = {"update_frames": 10, "hidden": (8,), "out_dim": 4, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return tiny_model("bert", tmp_path_factory.mktemp("tiny") / "bert")
+
+
+@pytest.fixture(scope="module")
+def both(tiny, tmp_path_factory):
+    return {"bert": tiny, "gpt2": tiny_model("gpt2", tmp_path_factory.mktemp("gpt2") / "gpt2")}
+
+
+def exit_goals(text):
+    """A rule that says something else each time: what is asked after resuming is not the same."""
+    COUNTED.append(text)
+    direction = text.rpartition("near ")[2].split()[0].strip(".,")
+    return f"1. Go {direction}\n2. See {text}\n3. Count {len(COUNTED)}"
+
+
+def verdict(text):
+    COUNTED.append(text)
+    return float(len(COUNTED))
+
+
+def asked(tiny):
+    """Rewards that ask labellers, and that score."""
+    reads = {"model": tiny["bert"], "layers": 1, "threshold": 0.999}
+    likely = partial(Likelihood, model=tiny["gpt2"], layers=1, max_length=128)
+    goals = partial(SuggestedGoals, labeller=RuleLabeller(exit_goals), **reads)
+    judge = partial(LabelledReward, labeller=RuleLabeller(verdict))
+    return [
+        partial(goals, template="See {after}"),
+        partial(goals, novelty="count", template="{before} {action}: {after}"),
+        partial(judge, template="{action} {after}"),
+        partial(judge, shaping="potential", weight=0.01),
+        partial(judge, every="episode_end"),
+        partial(likely, weight=0.1),
+        partial(likely, of="goal", goal="go to the exit", shaping="potential"),
+        partial(likely, of="observation", template="You see:"),
+    ]
 
 
 def rewards_of(tiny):
@@ -91,10 +136,26 @@ def train(kind, rewards, folder, epochs, ckpt_path=None, warn=True, **more):
 
 @pytest.mark.parametrize(("kind", "case"), [("ppo", "judges"), ("ppo", "bonuses"), ("dqn", "all")])
 def test_resumed_equals_uninterrupted(case, kind, tiny, tmp_path):
-    rewards = rewards_of(tiny)[case]
-    whole = train(kind, rewards, tmp_path / "whole", 4)
-    train(kind, rewards, tmp_path / "half", 2)
-    rest = train(kind, rewards, tmp_path / "rest", 4, tmp_path / "half" / "last.ckpt")
+    going_on(kind, rewards_of(tiny)[case], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "dqn"])
+def test_who_is_asked_again_is_not_heard_again(kind, both, tmp_path):
+    """The labellers here say something else each time they are asked."""
+    COUNTED.clear()
+    whole = going_on(kind, lambda: asked(both), tmp_path)
+    learned = whole["ranks"][0]["rewards"]
+    assert learned["suggested_goals"]["achieved"]
+    assert learned["labelled_reward"]["asked"]["answers"]
+
+
+def going_on(kind, rewards, tmp_path):
+    """Assert that stopping in the middle makes no difference; what the whole run has saved."""
+    fresh = rewards if callable(rewards) else lambda: rewards
+    whole = train(kind, fresh(), tmp_path / "whole", 4)
+    COUNTED.clear()
+    train(kind, fresh(), tmp_path / "half", 2)
+    rest = train(kind, fresh(), tmp_path / "rest", 4, tmp_path / "half" / "last.ckpt")
     for key in ("state_dict", "optimizer_states", "frames"):
         same(whole[key], rest[key], key)
     module = "RolloutDataModule" if kind == "ppo" else "ReplayDataModule"
@@ -108,6 +169,7 @@ def test_resumed_equals_uninterrupted(case, kind, tiny, tmp_path):
     assert [one.keys for one in found[0]] == [one.keys for one in found[1]]
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.rows, other.rows)
+    return whole[module]
 
 
 def test_what_was_learned_survives_other_numbers_of_environments(tmp_path):

@@ -11,7 +11,12 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.signatures import signature_of
 from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.hyperparameters import check_described, check_hyperparameters, stored_class
+from rl_lightning.hyperparameters import (
+    check_asks_nobody,
+    check_described,
+    check_hyperparameters,
+    stored_class,
+)
 from rl_lightning.rewards import Reward
 
 # Where to write, and whom to ask (and with which key), is for whoever runs it to say.
@@ -47,6 +52,8 @@ def stored_arguments(
         )
     with loading_stranger(trusted):
         made = stored_class(hyper, role)
+        if "rewards" not in kwargs:
+            check_asks_nobody(hyper.get("rewards"))
         plain = check_hyperparameters(hyper)
         given = {k: v for k, v in plain.items() if k not in (*kwargs, *_NOT_FROM_A_FILE)}
         check_described(given)

@@ -6,6 +6,7 @@ from rl_lightning.rewards.labels.language_model import OptionLabeller, Similarit
 from rl_lightning.rewards.labels.questions import Question
 from rl_lightning.rewards.labels.rule import FileLabeller, RuleLabeller, WordLabeller
 from rl_lightning.rewards.labels.verdict import Verdict
+from rl_lightning.rewards.labels.writing import WritingLabeller
 
 __all__ = [
     "EndpointLabeller",
@@ -18,4 +19,5 @@ __all__ = [
     "UnreadableError",
     "Verdict",
     "WordLabeller",
+    "WritingLabeller",
 ]

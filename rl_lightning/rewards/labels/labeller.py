@@ -4,7 +4,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from tqdm import tqdm
 
@@ -13,15 +13,16 @@ from rl_lightning.rewards.labels.answers import AnswerFile
 from rl_lightning.rewards.labels.questions import Question, as_data, digest
 
 OnFailure = Literal["stop", "skip"]
+T = TypeVar("T")
 MOST_FAILURES = 10  # in a row, then nobody is asked any more
 
 
 class UnreadableError(ValueError):
-    """An answer that is no number. No defect of the run: it is counted."""
+    """An answer that is not what was asked for. No defect of the run: it is counted."""
 
 
 class Labeller:
-    """Answers questions with numbers, each different question once.
+    """Answers questions with numbers, or with texts (`texts`), each different question once.
 
     A subclass implements `ask` and `identity`, and `read` where answers are not numbers already.
     Whatever is answered is kept as soon as it arrives, so that nothing is paid for twice, and read
@@ -35,11 +36,14 @@ class Labeller:
             None: answers last as long as this object.
         on_failure: What an answer that cannot be had means: `stop` the run, or `skip` the question.
         on_unreadable: What an answer that is no number means: `stop`, `skip`, or a number to take
-            for it.
+            for it; where texts are asked for, a number is as `skip`.
 
     Raises:
         ConfigurationError: If an argument is none of these.
     """
+
+    writes = True
+    """Whether there may be texts among its answers."""
 
     def __init__(
         self,
@@ -103,6 +107,30 @@ class Labeller:
         Raises:
             RunError: See `on_failure` and `on_unreadable`.
         """
+        return self._answered(questions, self._number)
+
+    def texts(self, questions: Sequence[Question]) -> list[str | None]:
+        """Answer a batch in words: what whoever was asked has said, as it stands.
+
+        Args:
+            questions: Texts, pairs of texts, or chats.
+
+        Returns:
+            Of each, in their order, a text, or None where there is no answer.
+
+        Raises:
+            ConfigurationError: If answers are numbers always.
+            RunError: See `on_failure` and `on_unreadable`.
+        """
+        if not self.writes:
+            raise ConfigurationError(
+                f"{type(self).__name__} answers with numbers: where texts are asked for, give a "
+                "RuleLabeller, FileLabeller, WritingLabeller or EndpointLabeller"
+            )
+        return self._answered(questions, self._text)
+
+    def _answered(self, questions: Sequence[Question], read: Callable[[str], T]) -> list[T]:
+        """Ask what is not known yet, and read all answers."""
         identity = self.identity()
         data = [as_data(question) for question in questions]
         keys = [digest(identity, one) for one in data]
@@ -115,8 +143,8 @@ class Labeller:
         self.counts["asked"] += len(todo)
         if todo:
             self._ask(todo, different)
-        numbers = {key: self._number(key) for key in different}
-        return [numbers[key] for key in keys]
+        found = {key: read(key) for key in different}
+        return [found[key] for key in keys]
 
     def _ask(self, keys: Sequence[str], different: dict[str, tuple[Question, Any]]) -> None:
         lock = threading.Lock()
@@ -139,7 +167,7 @@ class Labeller:
             warnings.warn(
                 f"{type(self).__name__}: {missing} of {len(keys)} questions have no answer; the "
                 "run goes on without them",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _number(self, key: str) -> float | None:
@@ -148,13 +176,24 @@ class Labeller:
         try:
             return self.read(self._known[key])
         except UnreadableError as error:
-            self.counts["unreadable"] += 1
-            if self.on_unreadable == "stop":
-                raise RunError(
-                    f"{type(self).__name__}: the answer {shortened(error, 120)} is no number; ask "
-                    "in other words, or set on_unreadable to skip or to a number"
-                ) from None
-            return None if self.on_unreadable == "skip" else float(self.on_unreadable)
+            self._count_unreadable(error, "number")
+            skips = self.on_unreadable in ("stop", "skip")
+            return None if skips else float(self.on_unreadable)
+
+    def _text(self, key: str) -> str | None:
+        answer = self._known.get(key)
+        if key in self._known and not isinstance(answer, str):
+            self._count_unreadable(repr(answer), "text")
+        return answer if isinstance(answer, str) else None
+
+    def _count_unreadable(self, answer: Any, kind: str) -> None:
+        self.counts["unreadable"] += 1
+        if self.on_unreadable == "stop":
+            raise RunError(
+                f"{type(self).__name__}: the answer {shortened(answer, 120)} is no {kind}; ask in "
+                "other words, or set on_unreadable to skip"
+                f"{' or to a number' if kind == 'number' else ''}"
+            ) from None
 
     def metrics(self) -> dict[str, float]:
         """What was asked since the beginning."""

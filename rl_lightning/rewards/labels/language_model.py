@@ -1,6 +1,6 @@
 """Answers by a language model on this machine: the likelier option, or the nearer sentence."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from rl_lightning.core.errors import ConfigurationError, check_range, whole
 from rl_lightning.llm import Dtype, Pooling
 from rl_lightning.llm.options import OptionScorer
 from rl_lightning.rewards.labels.labeller import Labeller
-from rl_lightning.rewards.labels.questions import Question, as_data, fill
+from rl_lightning.rewards.labels.questions import Question, as_data, prompt_of
 from rl_lightning.rewards.texts import TextEmbedder
 
 COMPARE = "A: {a}\nB: {b}\nQuestion: which of the two is better, A or B?\nAnswer:"
@@ -40,6 +40,8 @@ class OptionLabeller(Labeller):
     Raises:
         ConfigurationError: If there is no such model, or an argument is wrong.
     """
+
+    writes = False
 
     def __init__(
         self,
@@ -75,11 +77,7 @@ class OptionLabeller(Labeller):
 
     def prompt(self, question: Question) -> str:
         """What the model reads before an option."""
-        data = as_data(question)
-        if isinstance(data, list) and isinstance(data[0], Mapping):
-            lines = [f"{message['role']}: {message['content']}" for message in data]
-            return "\n".join([*lines, "assistant:"])
-        return fill(self.template, question)
+        return prompt_of(self.template, question)
 
     def ask(self, questions: Sequence[Question], keep: Callable[[int, Any], None]) -> None:
         prompts = [self.prompt(question) for question in questions]
@@ -109,6 +107,8 @@ class SimilarityLabeller(Labeller):
     Raises:
         ConfigurationError: If there is no such model, or no goal.
     """
+
+    writes = False
 
     def __init__(
         self,

@@ -72,3 +72,13 @@ def fill(template: str, question: Question) -> str:
                 cut += [name, part] if number else [part]
         pieces = cut
     return "".join(places[p] if i % 2 else p for i, p in enumerate(pieces))
+
+
+def prompt_of(template: str, question: Question) -> str:
+    """What a language model reads of a question: its template filled in, or of a chat a line
+    `role: content` for each message and one that its answer goes on from."""
+    data = as_data(question)
+    if isinstance(data, list) and isinstance(data[0], Mapping):
+        lines = [f"{message['role']}: {message['content']}" for message in data]
+        return "\n".join([*lines, "assistant:"])
+    return fill(template, question)

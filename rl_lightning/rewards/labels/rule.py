@@ -22,9 +22,9 @@ class RuleLabeller(Labeller):
     """Answers by a function of the question.
 
     Args:
-        function: Takes a text, a pair of texts or a list of messages; returns a number, or None
-            where it has no answer (`on_unreadable`). In a configuration its import path,
-            `my_module.my_function`.
+        function: Takes a text, a pair of texts or a list of messages; returns a number (a text
+            where one is asked for), or None where it has no answer (`on_unreadable`). In a
+            configuration its import path, `my_module.my_function`.
         cache: See `Labeller`. Rules are fast: leave it out, or change the file with the function,
             which is told from others by its name alone.
         on_failure: See `Labeller`; an exception of the function is a failure.
@@ -33,7 +33,7 @@ class RuleLabeller(Labeller):
 
     def __init__(
         self,
-        function: Callable[[Any], float | None],
+        function: Callable[[Any], float | str | None],
         cache: str | None = None,
         on_failure: OnFailure = "stop",
         on_unreadable: Literal["stop", "skip"] | float = "skip",
@@ -80,6 +80,8 @@ class WordLabeller(Labeller):
         ConfigurationError: If there are no words, or a weight is no number.
     """
 
+    writes = False
+
     def __init__(self, weights: dict[str, float], margin: float = 0.0) -> None:
         super().__init__()
         if not weights or not all(isinstance(w, str) and w.strip() for w in weights):
@@ -117,9 +119,9 @@ class FileLabeller(Labeller):
 
     Args:
         path: JSONL: `{"question": …, "answer": …}` a line, where the question is a text, a list of
-            two texts or a list of messages, and the answer a number. The cache of another labeller
-            is such a file, as long as that one's answers are numbers. Of a question that stands
-            there twice the last answer counts; a pair the other way round is another question.
+            two texts or a list of messages, and the answer a number or a text, as it is asked for.
+            The cache of another labeller is such a file. Of a question that stands there twice the
+            last answer counts; a pair the other way round is another question.
         missing: What a question that is not there means: `stop`, `skip`, or a number to answer.
         on_unreadable: See `Labeller`.
 
