@@ -96,7 +96,15 @@ class DQN(ReplayAgent):
             raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
         # Built by the command line or by `partial`, a network takes further keywords too.
         make: Callable[..., ActionValues] = network
-        self.policy = make(spec, encoder, outputs=outputs)
+        try:
+            self.policy = make(spec, encoder, outputs=outputs)
+        except TypeError as wrong:
+            if "unexpected keyword argument 'outputs'" not in str(wrong):
+                raise
+            raise ConfigurationError(
+                "DQN learns values, and model.network makes none of them (it takes no `outputs`): "
+                "give QNetwork, or ScoringQNetwork for a language model that scores the actions"
+            ) from None
         self.target = make_target(self.policy)
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
         self.exploration = None if exploration is None else exploration()

@@ -28,7 +28,14 @@ _ROLES = {
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
 }
 _SPELLING = "a class is written as NAME, or {class_path: NAME, init_args: {argument: value}}"
-_ABSTRACT = ("ReplayAgent", "ReplayContents", "StateReward")
+_ABSTRACT = (
+    "ActionValues",
+    "RecordedDataModule",
+    "ReplayAgent",
+    "ReplayContents",
+    "StateReward",
+    "TextPolicy",
+)
 _MANY = 12  # names are more than a reader looks through
 _HELP = "; --help lists the arguments"
 _CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"

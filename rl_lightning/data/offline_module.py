@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from rl_lightning.core.errors import ConfigurationError, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.tree import to_device
-from rl_lightning.data.base_module import RLDataModule
+from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
 from rl_lightning.data.replay.buffer import ReplayBuffer
@@ -26,7 +26,7 @@ from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
 
 
-class OfflineDataModule(RLDataModule):
+class OfflineDataModule(RecordedDataModule):
     """Batches of transitions, drawn uniformly from recorded episodes; nothing is collected.
 
     The clock counts updates: `total_updates` is the budget, `agent.frames` and the x axis of all
@@ -54,7 +54,6 @@ class OfflineDataModule(RLDataModule):
             read or holds episodes of other spaces.
     """
 
-    unit = "update"
     gradient_steps = 1  # a round of updates is a single one
     row_errors = None  # nobody prioritises
 
@@ -91,34 +90,6 @@ class OfflineDataModule(RLDataModule):
         super().clear()
         self.buffer: ReplayBuffer | None = None
         self.__dict__.pop("recorded", None)
-
-    # --- the clock ------------------------------------------------------------------------------
-
-    @property
-    def total_updates(self) -> int:
-        """The budget."""
-        return self.total_frames
-
-    @total_updates.setter
-    def total_updates(self, updates: int) -> None:
-        self.total_frames = updates
-
-    @property
-    def epoch_length(self) -> int:
-        """Updates of one epoch: all ranks make them together."""
-        return min(self.updates_per_epoch, self.total_updates)
-
-    def count(self, frames: int) -> None:
-        progress = self.frames / self.planned_length
-        self.frames += frames
-        self.agent.tick(self.frames, min(progress, 1.0), self.weak_metrics)
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            **self.agent.encoder_metrics(),
-            "time/updates": float(self.frames),
-            "time/updates_per_second": self.fps(),
-        }
 
     # --- reading --------------------------------------------------------------------------------
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.preferences.labelling import answered, checked
 from rl_lightning.data.preferences.lines import Lines
 from rl_lightning.data.preferences.questions import Questions, Source
 from rl_lightning.data.preferences.recorded import RecordedSteps, opened
 from rl_lightning.data.preferences.table import READ_ROWS, Batches, Table, make_table
+from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.rewards.labels import Labeller
@@ -28,7 +28,7 @@ from rl_lightning.rewards.labels import Labeller
 STAGES = ("training", "validation")
 
 
-class PreferenceDataModule(RLDataModule):
+class PreferenceDataModule(RecordedDataModule):
     """Comparisons of observations with labels, for a `RewardModel`.
 
     Of recorded episodes, pairs of steps are drawn by seed, uniformly, and a labeller is asked which
@@ -61,7 +61,6 @@ class PreferenceDataModule(RLDataModule):
             read or labels are missing.
     """
 
-    unit = "update"
     gradient_steps = 1
     row_errors = None
 
@@ -97,35 +96,9 @@ class PreferenceDataModule(RLDataModule):
         for name in ("source", "questions", "spec"):
             self.__dict__.pop(name, None)
 
-    # --- the clock ------------------------------------------------------------------------------
-
-    @property
-    def total_updates(self) -> int:
-        """The budget."""
-        return self.total_frames
-
-    @total_updates.setter
-    def total_updates(self, updates: int) -> None:
-        self.total_frames = updates
-
-    @property
-    def epoch_length(self) -> int:
-        """Updates of one epoch: all ranks make them together."""
-        return min(self.updates_per_epoch, self.total_updates)
-
-    def count(self, frames: int) -> None:
-        progress = self.frames / self.planned_length
-        self.frames += frames
-        self.agent.tick(self.frames, min(progress, 1.0), self.weak_metrics)
-
     def metrics(self) -> dict[str, float]:
         asked = {} if self.labeller is None else self.labeller.metrics()
-        return {
-            **self.agent.encoder_metrics(),
-            **asked,
-            "time/updates": float(self.frames),
-            "time/updates_per_second": self.fps(),
-        }
+        return {**super().metrics(), **asked}
 
     # --- questions and labels -------------------------------------------------------------------
 

@@ -7,19 +7,19 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.llm.generation import Written, speak, write
 from rl_lightning.maths.distributions import Categorical, mask_logits
-from rl_lightning.nn.mlp import Activation, widths
+from rl_lightning.nn.mlp import Activation
 from rl_lightning.policies.parsing import ActionParser
-from rl_lightning.policies.policy import Evaluation, RolloutPolicy
-from rl_lightning.policies.scoring import scoring_encoder, value_head
+from rl_lightning.policies.policy import Evaluation
+from rl_lightning.policies.scoring import TextPolicy
 
 OnIllegal = Literal["penalize", "resample", "replace"]
 
 
-class GeneratingPolicy(RolloutPolicy):
+class GeneratingPolicy(TextPolicy):
     """π(text|s) of a language model that writes, and an action that is read out of the text.
 
     log π is the sum over the written tokens' log-probabilities, so that the gradient is that of the
@@ -63,11 +63,11 @@ class GeneratingPolicy(RolloutPolicy):
         detach_critic: bool = False,
         critic: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(spec, encoder, critic_hidden, critic_activation, detach_critic, critic)
         if on_illegal not in get_args(OnIllegal):
             raise ConfigurationError(f"on_illegal={on_illegal!r}: use one of {get_args(OnIllegal)}")
         check_range("temperature", temperature, 1e-6)
-        hidden = widths(critic_hidden)
+        check_finite("illegal_reward", illegal_reward)
         self.max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
         self.retries = whole("retries", retries, 1) if on_illegal == "resample" else 0
         self.temperature = temperature
@@ -75,18 +75,12 @@ class GeneratingPolicy(RolloutPolicy):
         self.parser = ActionParser(answer)
         self.on_illegal: OnIllegal = on_illegal
         self.illegal_reward = illegal_reward
-        self.encoder = scoring_encoder(spec, encoder, "GeneratingPolicy")
         if self.encoder.frozen:
             raise ConfigurationError(
                 "GeneratingPolicy: a frozen model writes, but learns nothing, and keeps its tokens "
                 "nowhere; give the encoder tune: lora, which begins as the model itself"
             )
         self._check_room()
-        self.mask_dim = self.encoder.choices.count
-        self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
-        size = self.encoder.out_dim
-        self.critic = value_head(size, hidden, critic_activation) if critic else None
-        self.detach_critic = detach_critic
         self._texts = self._illegal = 0
 
     def _check_room(self) -> None:
@@ -99,11 +93,6 @@ class GeneratingPolicy(RolloutPolicy):
                 f"max_length={self.encoder.choices.max_length} and max_new_tokens="
                 f"{self.max_new_tokens} are more than the {positions} tokens the model reads"
             )
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether there is a value head."""
-        return self.critic is not None
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -118,7 +107,7 @@ class GeneratingPolicy(RolloutPolicy):
 
         Returns:
             `action` `[B]`; `latent`, the written `ids` int32 `[B, T]` and their `length`; `illegal`
-            bool `[B]`; `log_prob` and `value`.
+            bool `[B]`; where it explores also `log_prob` and `value` `[B]`.
         """
         prompt, length = self.encoder.prompts(x)
         temperature = self.temperature if explore else 0.0
@@ -138,13 +127,16 @@ class GeneratingPolicy(RolloutPolicy):
         self._texts, self._illegal = self._texts + len(action), self._illegal + int(illegal.sum())
         if bool(illegal.any()):
             action = torch.where(illegal, self._any_action(names, mask), action)
-        spoken = self._speak(x, written.ids, written.length)
         out: dict[str, Any] = {
             "action": action + self.start,
             "latent": {"ids": written.ids.int(), "length": written.length},
             "illegal": illegal,
-            "log_prob": spoken.log_prob,
         }
+        if not explore:  # nothing is learned from it
+            return out
+        # Not what was said when writing: token by token bfloat16 rounds otherwise.
+        spoken = self._speak(x, written.ids, written.length)
+        out["log_prob"] = spoken.log_prob
         if self.critic is not None:
             out["value"] = spoken.value
         return out
@@ -182,9 +174,6 @@ class GeneratingPolicy(RolloutPolicy):
 
     # --- learning -----------------------------------------------------------------------------
 
-    def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
-        return self._value(self.encoder(x))
-
     def evaluate(self, batch: TensorDict) -> Evaluation:
         latent = batch["latent"]
         return self._speak(batch["obs"], latent["ids"], latent["length"])
@@ -201,13 +190,8 @@ class GeneratingPolicy(RolloutPolicy):
         log_prob, entropy = spoken.log_prob.sum(-1), spoken.entropy.sum(-1)
         value = torch.zeros_like(log_prob)
         if self.critic is not None:
-            value = self._value(self.encoder.normalized(spoken.hidden.float()))
+            value = self.value_of(self.encoder.normalized(spoken.hidden.float()))
         return Evaluation(log_prob, entropy, value)
-
-    def _value(self, features: Tensor) -> Tensor:
-        assert self.critic is not None, "this policy was built without a critic"
-        features = features.detach() if self.detach_critic else features
-        return self.critic(features).squeeze(-1).float()
 
     # --- what it has to tell ------------------------------------------------------------------
 

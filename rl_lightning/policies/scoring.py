@@ -71,7 +71,55 @@ class ActionScores(nn.Module):
         return out
 
 
-class ScoringPolicy(RolloutPolicy):
+class TextPolicy(RolloutPolicy):
+    """A policy whose actions are texts: over an encoder that holds the language model, with a value
+    head on the prompt's features.
+
+    Args:
+        spec: The environment's spaces; actions are Discrete.
+        encoder: Builds the encoder, a `TextActionEncoder`.
+        critic_hidden: Widths of the critic's layers.
+        critic_activation: Of those layers.
+        detach_critic: Keep the critic's gradient from the model.
+        critic: Whether there is a value head.
+    """
+
+    encoder: TextActionEncoder
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Any],
+        critic_hidden: Sequence[int],
+        critic_activation: Activation,
+        detach_critic: bool,
+        critic: bool,
+    ) -> None:
+        super().__init__()
+        hidden = widths(critic_hidden)
+        self.encoder = scoring_encoder(spec, encoder, type(self).__name__)
+        self.mask_dim = self.encoder.choices.count
+        self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
+        size = self.encoder.out_dim
+        self.critic = value_head(size, hidden, critic_activation) if critic else None
+        self.detach_critic = detach_critic
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is a value head."""
+        return self.critic is not None
+
+    def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
+        return self.value_of(self.encoder(x))
+
+    def value_of(self, features: Tensor) -> Tensor:
+        """V of the prompts' features `[N, D]`, `[N]`."""
+        assert self.critic is not None, "this policy was built without a critic"
+        features = features.detach() if self.detach_critic else features
+        return self.critic(features).squeeze(-1).float()
+
+
+class ScoringPolicy(TextPolicy):
     """π(a|s) = softmax of what a language model gives the texts of the actions.
 
     As in GLAM (Carta et al. 2023, sums) and TWOSOME (Tan et al. 2024, means over tokens or words).
@@ -102,22 +150,10 @@ class ScoringPolicy(RolloutPolicy):
         detach_critic: bool = False,
         critic: bool = True,
     ) -> None:
-        super().__init__()
-        hidden = widths(critic_hidden)
-        self.encoder = scoring_encoder(spec, encoder, "ScoringPolicy")
+        super().__init__(spec, encoder, critic_hidden, critic_activation, detach_critic, critic)
         self.scores = ActionScores(self.encoder, normalize, temperature, head)
-        self.mask_dim = self.encoder.choices.count
-        self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
-        size = self.encoder.out_dim
-        self.critic = value_head(size, hidden, critic_activation) if critic else None
-        self.detach_critic = detach_critic
         # A frozen model's scores are stored; a tuned one has done the work when it acts.
         self.evaluates_while_acting = not self.encoder.frozen
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether there is a value head."""
-        return self.critic is not None
 
     def act(
         self,
@@ -134,7 +170,7 @@ class ScoringPolicy(RolloutPolicy):
         if self.evaluates_while_acting:
             out["log_prob"] = distribution.log_prob(latent)
             if self.critic is not None:
-                out["value"] = self._value(scored.features)
+                out["value"] = self.value_of(scored.features)
         return out
 
     def inspect(
@@ -147,28 +183,20 @@ class ScoringPolicy(RolloutPolicy):
             "log_probs": scored.log_prob,
         }
         if self.critic is not None:
-            out["value"] = self._value(scored.features)
+            out["value"] = self.value_of(scored.features)
         return out
-
-    def value(self, x: Stored, state: Tensor | None = None) -> Tensor:
-        return self._value(self.encoder(x))
 
     def evaluate(self, batch: TensorDict) -> Evaluation:
         x = batch["obs"]
         scored = self.encoder.score(x)
         distribution = self._distribution(x, scored, batch.get("action_mask", None))
         log_prob = distribution.log_prob(batch["action"] - self.start)
-        value = self._value(scored.features) if self.has_critic else torch.zeros_like(log_prob)
+        value = self.value_of(scored.features) if self.has_critic else torch.zeros_like(log_prob)
         return Evaluation(log_prob, distribution.entropy(), value)
 
     def _distribution(self, x: Any, scored: Scored, mask: Tensor | None) -> Categorical:
         allowed = scored.exists if mask is None else scored.exists & mask
         return Categorical(mask_logits(self.scores(self.encoder, x, scored), allowed))
-
-    def _value(self, features: Tensor) -> Tensor:
-        assert self.critic is not None, "this policy was built without a critic"
-        features = features.detach() if self.detach_critic else features
-        return self.critic(features).squeeze(-1).float()
 
 
 class ScoringQNetwork(ActionValues):

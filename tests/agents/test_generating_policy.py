@@ -204,7 +204,7 @@ def test_the_first_ratio_is_one(model, monkeypatch, env):
 def test_it_learns_to_write_what_pays(model, agent):
     torch.manual_seed(0)
     one = {} if agent is PPO else {"passes": 1, "minibatch_size": None}
-    data = rollouts(total_frames=128 * 60, num_envs=32, **one)
+    data = rollouts(total_frames=128 * (60 if agent is PPO else 240), num_envs=32, **one)
     made = agent(
         data.spec,
         encoder(model, "full", actions=NAMES),
@@ -245,6 +245,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(model, tmp_path):
         ({"on_illegal": "ignore"}, "on_illegal='ignore': use one of"),
         ({"temperature": 0.0}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"illegal_reward": float("nan")}, "illegal_reward"),
         ({"max_new_tokens": 250}, "max_length=40 and max_new_tokens=250 are more than the 256"),
         ({"on_illegal": "resample", "retries": 0}, "retries"),
     ],
@@ -262,5 +263,5 @@ def test_a_frozen_model_does_not_learn_to_write(model):
 
 def test_an_agent_from_replay_says_what_it_needs(model):
     data = ReplayDataModule("TextNamed-v0", 4, warmup_frames=16, batch_size=8, total_frames=64)
-    with pytest.raises((ConfigurationError, TypeError)):
+    with pytest.raises(ConfigurationError, match=r"DQN learns values.*ScoringQNetwork"):
         DQN(data.spec, encoder(model, actions=NAMES), GeneratingPolicy)
