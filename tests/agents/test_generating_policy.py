@@ -265,3 +265,24 @@ def test_an_agent_from_replay_says_what_it_needs(model):
     data = ReplayDataModule("TextNamed-v0", 4, warmup_frames=16, batch_size=8, total_frames=64)
     with pytest.raises(ConfigurationError, match=r"DQN learns values.*ScoringQNetwork"):
         DQN(data.spec, encoder(model, actions=NAMES), GeneratingPolicy)
+
+
+def test_it_writes_as_much_as_it_may_and_reads_where_it_is_told(model, monkeypatch):
+    x = policy(model).encoder.preprocess(["There is a wall"])
+    for most in (1, 4):
+        made = policy(model, max_new_tokens=most, stop=[])
+        assert made.act(x)["latent"]["ids"].shape == (1, most)
+    made = policy(model, answer="so: (.*)", max_new_tokens=40)
+    writes(made, monkeypatch, ["north? so: east"])
+    assert made.act(x)["action"].tolist() == [1]
+    made = policy(model, max_new_tokens=6, stop=["a", "e", "o", "t", " "])
+    torch.manual_seed(0)
+    lengths = [int(made.act(x)["latent"]["length"]) for _ in range(20)]
+    free = policy(model, max_new_tokens=6, stop=[])
+    assert sum(lengths) < sum(int(free.act(x)["latent"]["length"]) for _ in range(20))
+
+
+def test_what_is_evaluated_needs_no_second_look(model, monkeypatch):
+    made = policy(model)
+    monkeypatch.setattr(made, "_speak", lambda *a: pytest.fail("nothing is learned from it"))
+    made.act(made.encoder.preprocess(["There is a wall"]), explore=False)

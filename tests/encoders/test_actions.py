@@ -377,3 +377,125 @@ def test_where_nothing_may_be_done_there_is_a_value_but_no_choice(models):
         torch.testing.assert_close(value[0], value[1])  # the prompt is the same
         with pytest.raises(RunError, match="there is no candidate to choose from"):
             policy.act(x)
+
+
+def scores(encoder, texts=TEXTS):
+    with torch.no_grad():
+        return encoder.score(encoder.preprocess(texts)).log_prob
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"pretrained": False},
+        {"pretrained": False, "config_overrides": {"hidden_size": 64}},
+    ],
+)
+def test_arguments_of_the_model_reach_it(models, change):
+    torch.manual_seed(5)  # for random weights, which are not those that lie on the disk
+    changed = fixed(models["llama"], **change)
+    assert (scores(changed) - scores(fixed(models["llama"]))).abs().max() > 1e-4
+    if "dtype" in change:
+        assert changed.backbone.model.dtype == torch.bfloat16
+    if "config_overrides" in change:
+        assert changed.out_dim == 64
+
+
+def test_arguments_of_adapters_reach_them(models):
+    def shapes(**kwargs):
+        encoder = fixed(models["llama"], "lora", **kwargs)
+        return {n: p.shape for n, p in encoder.named_parameters() if "lora_A" in n}
+
+    assert {shape[0] for shape in shapes().values()} == {8}
+    assert {shape[0] for shape in shapes(lora_rank=3).values()} == {3}
+    assert all("q_proj" in name for name in shapes(lora_targets=["q_proj"]))
+    assert not any("lm_head" in name for name in shapes())
+    scale = []
+    for alpha in (16, 32):
+        encoder = fixed(models["llama"], "lora", lora_alpha=alpha)
+        with torch.no_grad():
+            for name, parameter in encoder.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.01)
+        scale.append(scores(encoder))
+    assert (scale[0] - scale[1]).abs().max() > 1e-4
+
+
+def test_control_tokens_in_a_text_act_only_where_they_may(models):
+    text = ["There is a </s> wall"]
+    for splits in (True, False):
+        encoder = fixed(models["llama"], split_special_tokens=splits)
+        (rows, _) = encoder.choices.rows(text)
+        assert (1 in rows.ids[rows.part == 0].tolist()) is not splits
+
+
+def test_the_chat_template_is_used_where_asked(models, tmp_path):
+    import shutil
+
+    import transformers as t
+
+    folder = shutil.copytree(models["llama"], tmp_path / "chat")
+    tokenizer = t.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>say:{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    plain, chat = fixed(str(folder)), fixed(str(folder), chat=True)
+    (ids,) = chat.choices.rows(TEXTS[:1])[0].ids.tolist()
+    assert tokenizer.decode(ids).startswith("<s>There is a wall")
+    assert "</s><s>say:" in tokenizer.decode(ids)
+    assert (scores(plain) - scores(chat)).abs().max() > 1e-3
+
+
+def test_as_much_is_remembered_as_there_is_room_for(models):
+    for tune in ("frozen", "lora"):
+        for room in ({"cache_size": 1}, {"cache_bytes": 0}, {"cache_size": 0}):
+            encoder = fixed(models["llama"], tune, **room)
+            encoder.preprocess(TEXTS)
+            assert len(encoder.cache) == room.get("cache_size", 0)
+
+
+def test_states_are_read_so_many_at_a_time(models, monkeypatch):
+    from rl_lightning.encoders import actions
+
+    for tune in ("frozen", "lora"):
+        encoder = fixed(models["llama"], tune, batch_size=2)
+        sizes = []
+
+        def counted(backbone, rows, *more, sizes=sizes):
+            sizes.append(len(rows.ids))
+            return score(backbone, rows, *more)
+
+        monkeypatch.setattr(actions, "score", counted)
+        scores(encoder, [f"a wall {i}" for i in range(5)])
+        assert sorted(sizes) == [1, 2, 2]
+
+
+def test_the_critic_is_built_as_asked(models):
+    encoder = partial(TextActionEncoder, model=models["llama"], actions=NAMES, max_length=48)
+    policy = ScoringPolicy(
+        spec_of(Named()), encoder, critic_hidden=[7, 5], critic_activation="relu"
+    )
+    kinds = [type(layer).__name__ for layer in policy.critic]
+    assert [m.out_features for m in policy.critic if hasattr(m, "out_features")] == [7, 5, 1]
+    assert "ReLU" in kinds
+    network = ScoringQNetwork(
+        spec_of(Named()), encoder, value_hidden=[9], value_activation="tanh", head=False
+    )
+    assert [m.out_features for m in network.value if hasattr(m, "out_features")] == [9, 1]
+    assert "Tanh" in [type(layer).__name__ for layer in network.value]
+    assert network.scores.query is None
+
+
+def test_q_values_mind_how_scores_are_normalised(models):
+    torch.manual_seed(0)
+    encoder = partial(TextActionEncoder, model=models["llama"], actions=NAMES, max_length=48)
+    gaps = []
+    for normalize in ("sum", "token", "word"):
+        network = ScoringQNetwork(spec_of(Named()), encoder, normalize=normalize, head=False)
+        with torch.no_grad():
+            q = network(network.encoder.preprocess_raw(TEXTS[:1]))
+        gaps.append(float(q[0, 0] - q[0, 1]))
+    assert len({round(gap, 3) for gap in gaps}) == 3
