@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RolloutDataModule,
     )
     from rl_lightning.encoders import (
+        BagOfWordsEncoder,
         DictEncoder,
         Encoder,
         GuidedEncoder,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "A2C": "agents",
     "BC": "agents",
+    "BagOfWordsEncoder": "encoders",
     "IQL": "agents",
     "OfflineDataModule": "data",
     "OfflineNetwork": "policies",
@@ -135,6 +137,7 @@ __all__ = [
     "TD3",
     "ActorCritic",
     "Agent",
+    "BagOfWordsEncoder",
     "ContinuousNetwork",
     "CountBonus",
     "DictEncoder",

@@ -8,8 +8,10 @@ from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
 from rl_lightning.encoders.table import TableEncoder
 from rl_lightning.encoders.text import LLMEncoder
 from rl_lightning.encoders.vector import MLPEncoder
+from rl_lightning.encoders.words import BagOfWordsEncoder
 
 __all__ = [
+    "BagOfWordsEncoder",
     "DictEncoder",
     "Encoder",
     "GuidedEncoder",
