@@ -13,9 +13,10 @@ from rl_lightning.encoders.choices import Choices
 from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm import Backbone, Dtype, TruncationSide, Tune
 from rl_lightning.llm.embed import check_read
-from rl_lightning.llm.scoring import PADDING, Method, Rows, choose_method, make_rows, score
+from rl_lightning.llm.scoring import PADDING, Method, Rows, Scores, choose_method, make_rows, score
 
 Normalize = Literal["sum", "token", "word"]
+PromptPooling = Literal["last", "mean"]
 
 
 class Scored(NamedTuple):
@@ -58,6 +59,9 @@ class TextActionEncoder(ReadingEncoder):
             that may be chosen. It ends in a literal, and not in a space. None: see
             `rl_lightning.llm.prompt.Template`.
         chat: Put the prompt into the tokenizer's chat template, as the user's message.
+        pooling: Features are the hidden state of the prompt's `last` token, where a model gathers
+            what it needs to go on, or the `mean` of all. A small model with random or hardly
+            trained weights gathers nothing yet: with `mean` its critic learns much sooner.
         method: How candidates are scored: `packed` in one row with their prompt, `cached` over the
             prompt's keys and values, or in `pairs` with it; `auto` takes the first that is exact.
         layers: Keep this many transformer layers only; None keeps all.
@@ -95,6 +99,7 @@ class TextActionEncoder(ReadingEncoder):
         actions: list[str] | None = None,
         template: str | None = None,
         chat: bool = False,
+        pooling: PromptPooling = "last",
         method: Method = "auto",
         layers: int | None = None,
         dtype: Dtype = "float32",
@@ -119,6 +124,8 @@ class TextActionEncoder(ReadingEncoder):
                 f"TextActionEncoder chooses among a number of texts, and actions of {spec.id} are "
                 f"{shortened(spec.action_space)}: use LLMEncoder, whose features any head can read"
             )
+        if pooling not in get_args(PromptPooling):
+            raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(PromptPooling)}")
         budget = whole("max_actions_length", max_actions_length, 1)
         backbone = Backbone(
             model,
@@ -147,9 +154,10 @@ class TextActionEncoder(ReadingEncoder):
             standardize=standardize,
             cache_size=cache_size,
             cache_bytes=cache_bytes,
-            rules=(choices.rules(), truncation_side, split_special_tokens),
+            rules=(choices.rules(), truncation_side, split_special_tokens, pooling),
         )
         self.choices = choices
+        self.pooling: PromptPooling = pooling
         self.vector_dim = backbone.embedding_size
         self.method: Method = choose_method(backbone, method, choices.width)
         self._unread = choices.unread(spec.observation_space)
@@ -176,8 +184,8 @@ class TextActionEncoder(ReadingEncoder):
         for chunk in self.chunks((rows.part != PADDING).sum(1).tolist()):
             own = Rows(rows.ids[chunk].to(self.device), rows.part[chunk].to(self.device))
             with torch.autocast(self.device.type, enabled=False):
-                said = score(self.backbone, own, self.choices.count, self.method)
-            features[chunk], log_prob[chunk] = said.hidden.float().cpu(), said.log_prob.cpu()
+                said = self._score(own)
+            features[chunk], log_prob[chunk] = said.hidden.cpu(), said.log_prob.cpu()
         out = [features, log_prob, lengths(rows.part, self.choices.count).float(), words.float()]
         if self.choices.fixed is None:
             budget = self.choices.budget
@@ -288,23 +296,25 @@ class TextActionEncoder(ReadingEncoder):
         order: list[int] = []
         log_probs, features = [], []
         for chunk in self.chunks((part != PADDING).sum(1).tolist()):
-            scores = score(
-                self.backbone, Rows(ids[chunk], part[chunk]), self.choices.count, self.method
-            )
+            scores = self._score(Rows(ids[chunk], part[chunk]))
             log_probs.append(scores.log_prob)
-            features.append(scores.hidden.float())
+            features.append(scores.hidden)
             order.extend(chunk)
         back = torch.empty(len(order), dtype=torch.long, device=self.device)
         back[torch.tensor(order, device=self.device)] = torch.arange(len(order), device=self.device)
         back = back[inverse]
         return torch.cat(log_probs)[back], torch.cat(features)[back]
 
+    def _score(self, rows: Rows) -> Scores:
+        return score(self.backbone, rows, self.choices.count, self.method, self.pooling)
+
     # --- what it remembers --------------------------------------------------------------------
 
-    _decided_by = "`layers`, `dtype`, `template`, `actions` or `max_length`"
+    _decided_by = "`layers`, `dtype`, `template`, `actions`, `pooling` or `max_length`"
 
     def _fingerprint(self) -> str:
-        parts = [self.backbone.digest(), self.backbone.source["dtype"], repr(self.choices.rules())]
+        rules = (*self.choices.rules(), *([] if self.pooling == "last" else [self.pooling]))
+        parts = [self.backbone.digest(), self.backbone.source["dtype"], repr(rules)]
         return " ".join([*parts, self.backbone.tokens.fingerprint()])
 
 

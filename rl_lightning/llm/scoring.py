@@ -18,6 +18,7 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.logits import log_probs
+from rl_lightning.llm.pool import Pooling, pool
 
 Method = Literal["auto", "packed", "cached", "pairs"]
 PADDING = -1
@@ -35,8 +36,8 @@ class Rows(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """`log_prob` float32 `[N, A]`, 0 where there is no candidate; `hidden` `[N, D]`: what the
-    model's head was given at the prompt's last token (of an encoder-decoder: the encoder's)."""
+    """`log_prob` float32 `[N, A]`, 0 where there is no candidate; `hidden` float32 `[N, D]`: what
+    the head was given at the prompt's tokens, pooled (encoder-decoder: the encoder's states)."""
 
     log_prob: Tensor
     hidden: Tensor
@@ -57,7 +58,7 @@ def make_rows(
         width: W.
     """
     lengths = [len(p) + sum(map(len, own)) for p, own in zip(prompts, candidates, strict=True)]
-    width = max(lengths) if width is None else width
+    width = width or max(lengths)
     ids = torch.full((len(prompts), width), pad_id)
     part = torch.full((len(prompts), width), PADDING, dtype=torch.int16)
     for n, (prompt, own) in enumerate(zip(prompts, candidates, strict=True)):
@@ -68,7 +69,9 @@ def make_rows(
     return Rows(ids, part)
 
 
-def score(backbone: Backbone, rows: Rows, actions: int, method: Method) -> Scores:
+def score(
+    backbone: Backbone, rows: Rows, actions: int, method: Method, pooling: Pooling = "last"
+) -> Scores:
     """log p of every candidate, with gradient where the model is trained.
 
     Args:
@@ -77,12 +80,13 @@ def score(backbone: Backbone, rows: Rows, actions: int, method: Method) -> Score
         actions: A, at least as many as any row has.
         method: `packed`, `cached` (the prompt's keys and values are shared) or `pairs`; an
             encoder-decoder has a way of its own.
+        pooling: Of the prompt's tokens.
     """
     longest = max(int((rows.part != PADDING).sum(1).max()), 1)
     rows = Rows(rows.ids[:, :longest].long(), rows.part[:, :longest].long())
     if backbone.encoder_decoder:
-        return _by_decoder(backbone, rows, actions)
-    return _METHODS[method](backbone, rows, actions)
+        return _by_decoder(backbone, rows, actions, pooling)
+    return _METHODS[method](backbone, rows, actions, pooling)
 
 
 def choose_method(backbone: Backbone, wanted: Method, longest: int) -> Method:
@@ -154,11 +158,11 @@ def _trial_rows(backbone: Backbone, longest: int) -> Rows:
 # --- packed -----------------------------------------------------------------------------------
 
 
-def _packed(backbone: Backbone, rows: Rows, actions: int) -> Scores:
-    return _in_rows(backbone, rows, actions, tree=True)
+def _packed(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> Scores:
+    return _in_rows(backbone, rows, actions, pooling, tree=True)
 
 
-def _in_rows(backbone: Backbone, rows: Rows, actions: int, tree: bool) -> Scores:
+def _in_rows(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling, tree: bool) -> Scores:
     """Score rows as they are: with a mask that keeps candidates apart, or of one candidate each."""
     ids, part = rows
     count, width = ids.shape
@@ -196,8 +200,7 @@ def _in_rows(backbone: Backbone, rows: Rows, actions: int, tree: bool) -> Scores
     n, w = (part > 0).nonzero(as_tuple=True)
     said = log_probs(out.logits, row[n, before[n, w]], ids[n, w])
     total = said.new_zeros(count * actions).index_add(0, n * actions + part[n, w] - 1, said)
-    hidden = out.hidden[torch.arange(count, device=ids.device), (prompt - 1).clamp(min=0)[:, 0]]
-    return Scores(total.view(count, actions), hidden)
+    return Scores(total.view(count, actions), pool(out.hidden, own == 0, pooling))
 
 
 def _tree_mask(part: Tensor, dtype: torch.dtype) -> Tensor:
@@ -215,17 +218,16 @@ def _tree_mask(part: Tensor, dtype: torch.dtype) -> Tensor:
 # --- one candidate a row ----------------------------------------------------------------------
 
 
-def _pairs(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+def _pairs(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> Scores:
     owner, candidate, pair = _split(rows)
     if not len(owner):
-        return _in_rows(backbone, rows, actions, tree=False)
-    out = _in_rows(backbone, pair, 1, tree=False)
+        return _in_rows(backbone, rows, actions, pooling, tree=False)
+    out = _in_rows(backbone, pair, 1, pooling, tree=False)
     count = len(rows.ids)
     total = out.log_prob.new_zeros(count * actions)
     total = total.index_add(0, owner * actions + candidate, out.log_prob[:, 0])
     first = torch.zeros(count, dtype=torch.long, device=owner.device)
-    first.scatter_reduce_(0, owner, torch.arange(len(owner), device=owner.device), "amin",
-                          include_self=False)  # fmt: skip
+    first.scatter_reduce_(0, owner, torch.arange(len(owner)).to(owner), "amin", include_self=False)
     return Scores(total.view(count, actions), out.hidden[first])
 
 
@@ -233,10 +235,10 @@ def _split(rows: Rows) -> tuple[Tensor, Tensor, Rows]:
     """Of each candidate: its row, its number from 0, and prompt and candidate in a row."""
     ids, part = rows
     most = int(part.max()) if part.numel() else 0
-    has = torch.stack([(part == k).any(1) for k in range(1, most + 1)], 1) if most else None
-    if has is None:
+    if not most:
         empty = torch.zeros(0, dtype=torch.long, device=ids.device)
         return empty, empty, Rows(ids[:0], part[:0])
+    has = torch.stack([(part == k).any(1) for k in range(1, most + 1)], 1)
     owner, candidate = has.nonzero(as_tuple=True)
     of = part[owner]  # [R, W]
     kept = (of == 0) | (of == candidate[:, None] + 1)
@@ -267,7 +269,7 @@ def _continuations(rows: Rows, pad_id: int) -> _Continuations:
     return _Continuations(owner, candidate, ids, there)
 
 
-def _cached(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+def _cached(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> Scores:
     """The prompt once, its keys and values shared by the candidates."""
     ids, part = rows
     pad = backbone.tokens.pad_id
@@ -276,14 +278,13 @@ def _cached(backbone: Backbone, rows: Rows, actions: int) -> Scores:
     width = max(int(lengths.max()), 1)
     mask = mask[:, :width]
     prompt = torch.where(mask, ids[:, :width], pad)
-    every = torch.arange(len(ids), device=ids.device)
     last = torch.zeros_like(mask).scatter_(1, (lengths - 1).clamp(min=0)[:, None], True)
     place = torch.arange(width, device=ids.device).expand_as(prompt)
     out = backbone.logits(
         last, input_ids=prompt, attention_mask=mask.long(), position_ids=place, use_cache=True
     )
     own = _continuations(rows, pad)
-    hidden = out.hidden[every, (lengths - 1).clamp(min=0)]
+    hidden = pool(out.hidden, mask, pooling)
     said = log_probs(out.logits, own.owner, own.ids[:, 0])  # of the first tokens
     if own.ids.shape[1] > 1 and len(own.owner):
         out.cache.batch_select_indices(own.owner)
@@ -301,7 +302,7 @@ def _cached(backbone: Backbone, rows: Rows, actions: int) -> Scores:
     return Scores(_gather(said, own, len(ids), actions), hidden)
 
 
-def _by_decoder(backbone: Backbone, rows: Rows, actions: int) -> Scores:
+def _by_decoder(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> Scores:
     """An encoder-decoder: the prompt is encoded once, the decoder says the candidates."""
     ids, part = rows
     pad = backbone.tokens.pad_id
@@ -313,8 +314,7 @@ def _by_decoder(backbone: Backbone, rows: Rows, actions: int) -> Scores:
     model = backbone.model
     read = model.get_encoder()(input_ids=prompt, attention_mask=mask.long())
     states = read.last_hidden_state
-    every = torch.arange(len(ids), device=ids.device)
-    hidden = states[every, (lengths - 1).clamp(min=0)]
+    hidden = pool(states, mask, pooling)
     own = _continuations(rows, pad)
     if not len(own.owner):
         return Scores(hidden.new_zeros(len(ids), actions, dtype=torch.float32), hidden)
@@ -343,7 +343,7 @@ def _gather(said: Tensor, own: _Continuations, count: int, actions: int) -> Tens
     return total.index_add(0, own.owner * actions + own.candidate, said).view(count, actions)
 
 
-_METHODS: dict[str, Callable[[Backbone, Rows, int], Scores]] = {
+_METHODS: dict[str, Callable[[Backbone, Rows, int, Pooling], Scores]] = {
     "packed": _packed,
     "cached": _cached,
     "pairs": _pairs,

@@ -93,6 +93,19 @@ def test_actions_of_every_state_its_own(models, tune):
         assert scored.words[n, : len(names)].tolist() == [len(t.split()) for t in names]
 
 
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_features_are_of_the_last_token_or_the_mean_of_all(models, tune):
+    last = fixed(models["llama"], tune)
+    mean = fixed(models["llama"], tune, pooling="mean")
+    with torch.no_grad():
+        a, b = (e.score(e.preprocess(TEXTS)) for e in (last, mean))
+    torch.testing.assert_close(a.log_prob, b.log_prob)
+    assert (a.features - b.features).abs().max() > 1e-3
+    assert last._fingerprint() != mean._fingerprint()
+    if tune == "frozen":
+        assert last.cache is not mean.cache
+
+
 @pytest.mark.parametrize("make", [fixed, listed])
 @pytest.mark.parametrize("tune", ["frozen", "lora"])
 def test_batched_is_single_and_what_is_stored_has_one_shape(models, make, tune):
@@ -319,6 +332,7 @@ def test_any_policy_can_read_with_it(models):
         ),
         ({"max_length": 257}, "max_length=257 is more than the 256 tokens the model reads"),
         ({"max_length": 256}, "max_length=256 and an action of . tokens are more than the 256"),
+        ({"pooling": "cls"}, "pooling='cls'"),
         ({"method": "fast"}, "method='fast'"),
         ({"max_actions_length": 0}, "max_actions_length"),
         ({"batch_size": 0}, "batch_size=0"),

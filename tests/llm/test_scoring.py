@@ -8,6 +8,7 @@ from llm_tiny import WRITERS, tiny_model
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Backbone
+from rl_lightning.llm.logits import read_logits
 from rl_lightning.llm.scoring import choose_method, make_rows, score
 
 RNG = random.Random(3)
@@ -67,14 +68,26 @@ def test_every_way_scores_what_the_model_says_of_each_text_alone(models, kind, m
 
 
 @pytest.mark.parametrize("kind", [*WRITERS, "t5"])
-def test_hidden_states_are_those_of_the_prompts_last_token(models, kind):
+def test_hidden_states_are_those_of_the_prompts_tokens(models, kind):
+    """The last one, or the mean of all: candidates and padding have no part in it."""
     backbone = Backbone(models[kind], head=True)
     with torch.no_grad():
         for method in METHODS[: 3 if kind != "t5" else 1]:
-            together = score(backbone, rows(which=range(4)), MOST, method).hidden
+            last, mean = (
+                score(backbone, rows(which=range(4)), MOST, method, pooling).hidden
+                for pooling in ("last", "mean")
+            )
             for n in range(4):
-                alone = score(backbone, make_rows([PROMPTS[n]], [[[5]]], 0), 1, "pairs").hidden
-                torch.testing.assert_close(together[n : n + 1], alone, rtol=1e-5, atol=1e-5)
+                if kind == "t5":
+                    ids = torch.tensor([PROMPTS[n]])
+                    states = backbone.model.get_encoder()(input_ids=ids).last_hidden_state[0]
+                else:
+                    everywhere = torch.ones(1, len(PROMPTS[n]), dtype=torch.bool)
+                    states = read_logits(
+                        backbone.model, everywhere, input_ids=torch.tensor([PROMPTS[n]])
+                    ).hidden[0]
+                torch.testing.assert_close(last[n], states[-1], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(mean[n], states.mean(0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
