@@ -4,9 +4,10 @@ r"""Make a small language model that knows the words of an environment, and no o
         --out checkpoints/models/textmaze
 
 A byte-level vocabulary is made of what a random policy sees, and a Llama of a few layers learns to
-go on with that text, prompts and the names of actions. The folder is an ordinary model: `model:
-checkpoints/models/textmaze` in a configuration loads it, as `AutoModelForCausalLM.from_pretrained`
-does. Beginning with it a policy knows which words follow each other, and nothing of what pays.
+go on with that text: prompts, and the names of those actions after which the text was another one.
+So it learns what can be done where, of which walls and doors are the reason, and nothing of what
+pays. The folder is an ordinary model: `model: checkpoints/models/textmaze` in a configuration loads
+it, as `AutoModelForCausalLM.from_pretrained` does.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--frames", type=int, default=20_000, help="steps of the random policy")
     parser.add_argument("--vocabulary", type=int, default=512, help="most tokens")
+    parser.add_argument("--phrases", action="store_true", help="tokens may be of several words")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
@@ -42,7 +44,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     config = yaml.safe_load(args.config.read_text())
     texts = play(config, args.frames, args.seed)
-    tokenizer = make_tokenizer(texts, args.vocabulary)
+    tokenizer = make_tokenizer(texts, args.vocabulary, args.phrases)
     model = make_model(len(tokenizer), args.layers, args.hidden, args.heads)
     loss = train(model, tokenizer, texts, args.steps, args.batch, args.lr)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,8 @@ def main() -> None:
 
 
 def play(config: dict[str, Any], frames: int, seed: int) -> list[str]:
-    """Prompts with the action that was drawn behind them, of a uniformly random policy."""
+    """Prompts, and behind each the action that a uniformly random policy chose, if it changed what
+    there is to read."""
     data = config["data"]["init_args"]
     agent = config["model"]["init_args"]
     encoder = agent.get("encoder", {}).get("init_args", {})
@@ -69,21 +72,32 @@ def play(config: dict[str, Any], frames: int, seed: int) -> list[str]:
         allowed = values["actions"].split("\n") if "actions" in values else list(names)
         values["actions"] = ", ".join(allowed)
         action = random.randrange(len(allowed))
-        texts.append(f"{template(values)} {allowed[action].strip()}")
+        before, text = obs, f"{template(values)} {allowed[action].strip()}"
         obs, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated or obs != before:
+            texts.append(text)
         if terminated or truncated:
             obs, _ = env.reset(seed=seed + step + 1)
     env.close()
     return texts
 
 
-def make_tokenizer(texts: list[str], size: int) -> Any:
-    """A byte-level BPE vocabulary of these texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def make_tokenizer(texts: list[str], size: int, phrases: bool = False) -> Any:
+    """A byte-level BPE vocabulary of these texts.
+
+    Args:
+        texts: It is made of.
+        size: Most tokens.
+        phrases: Tokens end at punctuation marks instead of at words, so that "You see a" may be
+            one: texts of few sentences become several times shorter, and as much faster to read.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not phrases)
+    marks = pre_tokenizers.Split(Regex(r"[.,:;!?\n]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([marks, to_bytes]) if phrases else to_bytes
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,

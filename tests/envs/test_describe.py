@@ -451,6 +451,7 @@ def mini():
             base.grid.set(*map(int, place[1:].split("_")), thing)
         return env.observation(base.gen_obs())
 
+    look.base = base
     return look
 
 
@@ -539,6 +540,26 @@ def test_what_is_carried_is_said_once(mini):
 
     assert mini(carrying=Key("grey"), _8_7=Ball("purple")) == (
         "Mission: find out. You carry a grey key. You see a purple ball 1 step forward."
+    )
+
+
+def test_a_brief_description_tells_the_same_in_fewer_words(mini):
+    from minigrid.core.world_object import Ball, Door, Key, Lava, Wall
+
+    describe_briefly = "rl_lightning.envs.describe.minigrid.describe_briefly"
+    env = Describe(gym.make("MiniGrid-Empty-16x16-v0"), describe_briefly)
+    text = mini(
+        carrying=Key("grey"), _7_5=Wall(), _9_8=Ball("purple"), _8_7=Door("red", is_locked=True),
+        _7_8=Lava(),
+    )  # fmt: skip
+    assert text == (
+        "Mission: find out. You carry a grey key. You see a wall 2 steps left. You see a locked "
+        "red door 1 step forward. You see red lava 1 step right. You see a purple ball 1 step "
+        "right and 2 steps forward."
+    )
+    assert env.describer(mini.base.gen_obs(), env) == (
+        "mission: find out, carrying grey key, wall 2 left, locked red door 1 forward, "
+        "red lava 1 right, purple ball 1 right 2 forward"
     )
 
 
