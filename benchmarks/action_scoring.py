@@ -5,9 +5,9 @@
 
 The baseline is what one writes by hand, as well as it goes: every prompt with each of its actions,
 padded batches of the best of several sizes, logits at the actions' positions only. Beside it, the
-same with all logits, and the bare model on the packed rows' shapes, which shows what our own code
-costs. Ours and theirs in turn, in one process, one thread, CPU seconds; scores and gradients must
-agree.
+same with all logits, and the bare model on the packed rows' shapes, with as many logits as actions
+have tokens, which shows what our own code costs. Ours and theirs in turn, in one process, one
+thread, CPU seconds; scores and gradients must agree.
 """
 
 import argparse
@@ -82,10 +82,15 @@ def compare(backbone: Any, args: argparse.Namespace, count: int) -> dict[str, An
         return score(backbone, rows, count, "packed").log_prob
 
     def bare() -> torch.Tensor:
-        """The model alone, on as many tokens as the packed rows have."""
+        """The model alone, on as many tokens as the packed rows have, its logits at as many
+        positions as actions have tokens."""
         width = int((rows.part != PADDING).sum(1).max()) - count
-        ids = rows.ids[:, :width]
-        return backbone.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum()
+        read = backbone.model(
+            input_ids=rows.ids[:, :width],
+            logits_to_keep=count * (args.length - 1) + 1,
+            use_cache=False,
+        )
+        return read.logits.float().logsumexp(-1).sum()
 
     def theirs(size: int, everything: bool) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:

@@ -22,6 +22,7 @@ from rl_lightning.core.loss import Loss
 from rl_lightning.core.schedules import Schedule, factor
 from rl_lightning.core.types import EnvSpec, Rollout
 from rl_lightning.maths import losses
+from rl_lightning.policies.q_network import ActionValues
 
 # Fused: one kernel for all parameters, a quarter less time per update than the default on a CPU.
 adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
@@ -116,6 +117,12 @@ class Agent(
 
     def need_critic(self) -> None:
         """Refuse a policy without value head."""
+        if isinstance(self.policy, ActionValues):
+            raise ConfigurationError(
+                f"{type(self).__name__} learns a policy, and model.network, "
+                f"{type(self.policy).__name__}, makes values of actions: give ActorCritic, or "
+                "ScoringPolicy for a language model that scores the actions, or use DQN"
+            )
         known = getattr(self.policy, "critic", None) is not None  # of a policy of another kind
         if not getattr(self.policy, "has_critic", known):
             raise ConfigurationError(

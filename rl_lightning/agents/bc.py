@@ -6,6 +6,7 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.loss import Loss
@@ -13,6 +14,8 @@ from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.vector import MLPEncoder
 from rl_lightning.policies.actor_critic import ActorCritic
+from rl_lightning.policies.generating import GeneratingPolicy
+from rl_lightning.policies.policy import RolloutPolicy
 
 
 class BC(ReplayAgent):
@@ -25,7 +28,8 @@ class BC(ReplayAgent):
     Args:
         spec: The environment's spaces.
         encoder: Builds the encoder of observations.
-        network: Builds the policy over the encoder; without memory, and its critic is left out.
+        network: Builds the policy over the encoder; without memory, and its critic is left out. A
+            ScoringPolicy has a language model learn to say what was done.
         entropy_coef: Weight of the entropy bonus, against too much certainty where data are few.
         **shared: Arguments of `ReplayAgent`.
     """
@@ -36,16 +40,23 @@ class BC(ReplayAgent):
         self,
         spec: EnvSpec,
         encoder: Callable[[EnvSpec], Encoder] = MLPEncoder,
-        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], ActorCritic] = ActorCritic,
+        network: Callable[[EnvSpec, Callable[[EnvSpec], Encoder]], RolloutPolicy] = ActorCritic,
         *,
         entropy_coef: float = 0.0,
         **shared: Any,
     ) -> None:
         super().__init__(spec, gamma=0.99, **shared)
         check_range("entropy_coef", entropy_coef, 0.0)
-        make: Callable[..., ActorCritic] = network
-        self.policy = make(spec, encoder, critic=False)
-        if self.policy.memory is not None:
+        self.policy = build(
+            "BC", network, spec, encoder, critic=False,
+            needs=("evaluate",), instead="ActorCritic, or ScoringPolicy for a language model",
+        )  # fmt: skip
+        if isinstance(self.policy, GeneratingPolicy):
+            raise ConfigurationError(
+                "BC cannot train a GeneratingPolicy: it learns from what it wrote itself, and "
+                "recordings hold actions; give ScoringPolicy, which raises the action's log p"
+            )
+        if self.policy.state_dim:
             raise ConfigurationError(
                 "BC learns from single transitions, which no memory can be trained on; leave out "
                 "model.network's recurrent, or give observations a history "
@@ -72,10 +83,9 @@ class BC(ReplayAgent):
     # --- learning -----------------------------------------------------------------------------
 
     def loss(self, batch: TensorDict) -> Loss:
-        seen = {
-            "obs": self.encoder.standardized(batch["obs"]),
-            "latent": self.policy.action_head.to_latent(batch["action"]),
-        }
+        seen = {"obs": self.encoder.standardized(batch["obs"]), "action": batch["action"]}
+        if self._head is not None:
+            seen["latent"] = self._head.to_latent(batch["action"])
         if "action_mask" in batch:
             seen["action_mask"] = batch["action_mask"]
         log_prob, entropy, _ = self.policy.evaluate(TensorDict(seen, batch.batch_size))
@@ -84,4 +94,10 @@ class BC(ReplayAgent):
         return Loss(loss, {"loss/policy": policy_loss, "policy/entropy": mean_entropy})
 
     def after_update(self) -> None:
-        self.policy.action_head.keep_spread()
+        if self._head is not None:
+            self._head.keep_spread()
+
+    @property
+    def _head(self) -> Any:
+        """What turns an ActorCritic's numbers into actions."""
+        return getattr(self.policy, "action_head", None)

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
@@ -53,8 +54,10 @@ class DDPG(ReplayAgent):
         super().__init__(spec, **shared)
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
-        make: Callable[..., ContinuousNetwork] = network
-        self.policy = make(spec, encoder, critics=1, stochastic=False)
+        self.policy = build(
+            "DDPG", network, spec, encoder, critics=1, stochastic=False,
+            needs=("actor", "q"), instead="ContinuousNetwork",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         self.actor_lr = actor_lr
         self.tau = tau

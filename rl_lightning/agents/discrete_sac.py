@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
@@ -68,7 +69,10 @@ class DiscreteSAC(ReplayAgent):
         check_range("target_entropy_ratio", target_entropy_ratio, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         check_range("temperature_lr", temperature_lr, 0.0)
-        self.policy = network(spec, encoder)
+        self.policy = build(
+            "DiscreteSAC", network, spec, encoder,
+            needs=("actor", "q"), instead="DiscreteNetwork",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         del self.target.actor  # the online policy judges next actions
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]

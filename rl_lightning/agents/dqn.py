@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.guides import check_explores
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
 from rl_lightning.core.loss import Loss
@@ -94,17 +95,10 @@ class DQN(ReplayAgent):
             check_finite("value_range", bound)
         if not low < high:
             raise ConfigurationError(f"value_range must ascend, not {low:g}, {high:g}")
-        # Built by the command line or by `partial`, a network takes further keywords too.
-        make: Callable[..., ActionValues] = network
-        try:
-            self.policy = make(spec, encoder, outputs=outputs)
-        except TypeError as wrong:
-            if "unexpected keyword argument 'outputs'" not in str(wrong):
-                raise
-            raise ConfigurationError(
-                "DQN learns values, and model.network makes none of them (it takes no `outputs`): "
-                "give QNetwork, or ScoringQNetwork for a language model that scores the actions"
-            ) from None
+        self.policy = build(
+            "DQN", network, spec, encoder, outputs=outputs, needs=(),
+            instead="QNetwork, or ScoringQNetwork for a language model that scores the actions",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         self.start = int(spec.action_space.start)  # type: ignore[attr-defined]
         self.exploration = None if exploration is None else exploration()

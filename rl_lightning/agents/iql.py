@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
@@ -63,8 +64,10 @@ class IQL(ReplayAgent):
         check_range("tau", tau, 0.0, 1.0)
         check_range("actor_lr", actor_lr, 0.0)
         check_range("value_lr", value_lr, 0.0)
-        make: Callable[..., OfflineNetwork] = network
-        self.policy = make(spec, encoder, critics=2)
+        self.policy = build(
+            "IQL", network, spec, encoder, critics=2,
+            needs=("actor", "q", "v"), instead="OfflineNetwork",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         del self.target.actor, self.target.action_head, self.target.value  # Q alone has a target
         self.expectile = expectile

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_finite, check_range
 from rl_lightning.core.loss import Loss
@@ -68,8 +69,10 @@ class SAC(ReplayAgent):
         check_finite("target_entropy", target_entropy)
         check_range("actor_lr", actor_lr, 0.0)
         check_range("temperature_lr", temperature_lr, 0.0)
-        make: Callable[..., ContinuousNetwork] = network
-        self.policy = make(spec, encoder, critics=2, stochastic=True)
+        self.policy = build(
+            "SAC", network, spec, encoder, critics=2, stochastic=True,
+            needs=("actor", "q"), instead="ContinuousNetwork",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         del self.target.actor  # the online policy chooses next actions
         self.log_alpha = torch.nn.Parameter(

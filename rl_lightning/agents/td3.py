@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.networks import build
 from rl_lightning.agents.replay_agent import ReplayAgent
 from rl_lightning.core.errors import check_range, whole
 from rl_lightning.core.loss import Loss
@@ -63,8 +64,10 @@ class TD3(ReplayAgent):
         policy_delay = whole("policy_delay", policy_delay, 1)
         check_range("target_noise", target_noise, 0.0)
         check_range("target_noise_clip", target_noise_clip, 0.0)
-        make: Callable[..., ContinuousNetwork] = network
-        self.policy = make(spec, encoder, critics=2, stochastic=False)
+        self.policy = build(
+            "TD3", network, spec, encoder, critics=2, stochastic=False,
+            needs=("actor", "q"), instead="ContinuousNetwork",
+        )  # fmt: skip
         self.target = make_target(self.policy)
         self.actor_lr = actor_lr
         self.tau = tau

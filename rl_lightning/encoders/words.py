@@ -66,6 +66,10 @@ class BagOfWordsEncoder(Encoder):
         self.register_buffer("_here", torch.zeros(1), persistent=False)  # knows the device
 
     @property
+    def device(self) -> torch.device:
+        return self._here.device  # type: ignore[return-value]
+
+    @property
     def row_width(self) -> int:
         """Most words and runs of words of a text."""
         return sum(max(self.max_words - n, 0) for n in range(self.ngrams))
@@ -76,7 +80,7 @@ class BagOfWordsEncoder(Encoder):
             raise TypeError(
                 "preprocess takes a sequence of texts, one per environment, not one text"
             )
-        return self.cache.get(obs, self._number).to(self._here.device)
+        return self.cache.get(obs, self._number).to(self.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Numbers `[N, row_width]` → features `[N, width]`."""
