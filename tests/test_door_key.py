@@ -50,12 +50,8 @@ KEY, GOAL, WALL, LOCKED, OPEN = (5, 4, 0), (8, 1, 0), (2, 5, 0), (4, 4, 2), (4, 
     [
         ({}, "You carry nothing. Ahead is nothing."),
         ({"c3_6": KEY, "c3_5": LOCKED}, "You carry a key. Ahead is a locked door."),
-        (
-            {"c3_5": WALL, "c1_6": KEY, "c5_2": LOCKED, "c3_0": GOAL},
-            "You carry nothing. Ahead is a wall. The key is left. The goal is ahead. "
-            "The locked door is right.",
-        ),
-        ({"c3_2": OPEN}, "You carry nothing. Ahead is nothing. The open door is ahead."),
+        ({"c3_6": KEY, "c3_5": OPEN, "c3_4": GOAL}, "You carry a key. Ahead is an open door."),
+        ({"c3_5": WALL, "c2_6": KEY}, "You carry nothing. Ahead is a wall."),
     ],
 )
 def test_in_words(cells, text):

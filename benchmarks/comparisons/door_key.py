@@ -15,7 +15,6 @@ WALL, DOOR, UNSEEN = OBJECT_TO_IDX["wall"], OBJECT_TO_IDX["door"], OBJECT_TO_IDX
 EMPTY = (OBJECT_TO_IDX["empty"], 0, 0)
 OUTSIDE = (WALL, COLOR_TO_IDX["grey"], 0)
 DOORS = {index: state for state, index in STATE_TO_IDX.items()}
-TOLD = ("key", "door", "goal")
 
 
 class QuickView(gym.Wrapper):
@@ -115,38 +114,22 @@ for _kind, _object in IDX_TO_OBJECT.items():
 
 
 def describe(obs: np.ndarray, env: gym.Env) -> str:
-    """What is carried, what stands straight ahead, and on which side what else is in view.
+    """What is carried and what stands straight ahead: what there is to act on.
 
-    Example: "You carry nothing. Ahead is a wall. The key is left. The locked door is right."
+    Example: "You carry a key. Ahead is a locked door."
 
     Args:
         obs: The agent's view, uint8 `[n, n, 3]`.
         env: Not used.
     """
-    key = obs.tobytes()
-    text = _TEXTS.get(key)
-    if text is None:
-        text = _TEXTS[key] = _text(obs)
-    return text
-
-
-_TEXTS: dict[bytes, str] = {}
-
-
-def _text(view: np.ndarray) -> str:
-    middle, last = len(view) // 2, len(view) - 1
-    own, ahead = (_name(view[middle, y]) for y in (last, last - 1))
-    text = f"You carry {own or 'nothing'}. Ahead is {ahead or 'nothing'}."
-    for x, y in np.argwhere(np.isin(view[..., 0], [OBJECT_TO_IDX[kind] for kind in TOLD])):
-        if x == middle and y >= last - 1:
-            continue
-        side = "ahead" if x == middle else "left" if x < middle else "right"
-        text += f" {_name(view[x, y]).replace('a ', 'The ', 1)} is {side}."
-    return text
+    middle, last = len(obs) // 2, len(obs) - 1
+    own, ahead = (_name(obs[middle, y]) or "nothing" for y in (last, last - 1))
+    return f"You carry {own}. Ahead is {ahead}."
 
 
 def _name(cell: np.ndarray) -> str:
     kind = IDX_TO_OBJECT[int(cell[0])]
     if kind in ("unseen", "empty", "floor"):
         return ""
-    return f"a {DOORS[int(cell[2])]} door" if kind == "door" else f"a {kind}"
+    name = f"{DOORS[int(cell[2])]} door" if kind == "door" else kind
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
