@@ -8,18 +8,25 @@ padded batches of the best of several sizes, logits at the actions' positions on
 same with all logits, and the bare model on the packed rows' shapes, with as many logits as actions
 have tokens, which shows what our own code costs. Ours and theirs in turn, in one process, one
 thread, CPU seconds; scores and gradients must agree.
+
+Last, PPO over a frozen ScoringPolicy on TextMaze, with its scores remembered by text and without
+(the model then reads at every step, and still in no update): frames per CPU second, and the
+training returns must be the same.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import prepare_process
+from common import prepare_process, quiet_trainer
 
 SIZES = (4, 8, 16, 32, 64, 128)  # pairs of a batch
 
@@ -35,6 +42,7 @@ def main() -> None:
     parser.add_argument("--actions", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=16_384, help="of PPO; 0: leave it out")
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     args = parser.parse_args()
     prepare_process()
@@ -43,25 +51,78 @@ def main() -> None:
     for count in args.actions:
         found[str(count)] = compare(backbone, args, count)
         print(f"{count} actions: {json.dumps(found[str(count)])}")
+    remembered = {}
+    if args.frames:
+        remembered = with_and_without_cache(args)
+        print(f"PPO on TextMaze: {json.dumps(remembered)}")
     if args.out:
         kept = {k: v for k, v in vars(args).items() if k != "out"}
-        args.out.write_text(json.dumps({"arguments": kept, "actions": found}, indent=1) + "\n")
+        numbers = {"arguments": kept, "actions": found, "policy": remembered}
+        args.out.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def make_backbone(args: argparse.Namespace) -> Any:
-    import tempfile
-
     from rl_lightning.llm import Backbone
 
+    with a_model(args) as model:
+        return Backbone(model, tune="full", max_length=16, head=True)
+
+
+@contextmanager
+def a_model(args: argparse.Namespace) -> Iterator[str]:
+    """The model that was asked for, or a folder with one of random weights."""
     if args.model:
-        return Backbone(args.model, tune="full", max_length=16, head=True)
+        yield args.model
+        return
     from small_language_model import make_model, make_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         make_model(args.vocabulary, args.layers, args.hidden, 8).save_pretrained(folder)
         make_tokenizer(["a wall to the north"], 300).save_pretrained(folder)
-        return Backbone(folder, tune="full", max_length=16, head=True)
+        yield folder
+
+
+def with_and_without_cache(args: argparse.Namespace) -> dict[str, Any]:
+    """Frames per CPU second of a frozen policy, its scores remembered or not."""
+    found: dict[str, Any] = {}
+    with a_model(args) as model:
+        for name, size in (("remembered", 100_000), ("not", 0)):
+            found[name] = train(model, size, args.frames)
+    if found["remembered"].pop("returns") != found["not"].pop("returns"):
+        raise SystemExit("the two runs did not learn the same: the ratio means nothing")
+    found["ratio"] = found["remembered"]["fps"] / found["not"]["fps"]
+    return found
+
+
+def train(model: str, size: int, frames: int) -> dict[str, Any]:
+    import lightning as L
+
+    from rl_lightning import PPO, RolloutDataModule, ScoringPolicy, TextActionEncoder
+
+    L.seed_everything(1, verbose=False)
+    data = RolloutDataModule(
+        "TextMaze-v0", num_envs=32, rollout_steps=64, minibatch_size=512, total_frames=frames
+    )
+    # One text at a time: with others beside it, its scores differ in their last bits.
+    make = partial(TextActionEncoder, model=model, max_length=128, cache_size=size, batch_size=1)
+    agent = PPO(data.spec, make, ScoringPolicy, gamma=0.95)
+
+    class Curve(L.Callback):
+        returns: list[float] = []  # noqa: RUF012
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            self.returns.append(module.clock_metrics.get("train/return", 0.0))
+
+    trainer = quiet_trainer(gradient_clip_val=0.5, callbacks=[Curve()])
+    began = time.process_time()
+    trainer.fit(agent, data)
+    seconds = time.process_time() - began
+    return {
+        "fps": frames / seconds,
+        "texts": len(agent.encoder.cache),
+        "returns": list(Curve.returns),
+    }
 
 
 def compare(backbone: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:

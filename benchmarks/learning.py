@@ -35,7 +35,8 @@ TABLE = """\
 | configuration | environment | frames | random | threshold | mean ± std | worst seed | solved |
 |---|---|--:|--:|--:|--:|--:|--:|"""
 # What must be run before the seeds, by the results' names: the file that it makes, and the
-# commands, as they stand in the configuration's comments. They are left out where the file is.
+# commands, as they stand in the configuration's comments: of `rl-lightning`, or of Python where
+# they begin with a script. They are left out where the file is.
 _PENDULUM = (
     "datasets/pendulum.hdf5",
     (
@@ -44,6 +45,13 @@ _PENDULUM = (
         "predict --config configs/ppo/pendulum.yaml "
         "--checkpoint.dirpath checkpoints/ppo-pendulum-early --ckpt_path last "
         "--data.val_explore true --data.val_episodes 200 --data.record datasets/pendulum.hdf5",
+    ),
+)
+_TEXTMAZE = (
+    "checkpoints/models/textmaze/config.json",
+    (
+        "examples/small_language_model.py configs/ppo/textmaze-scoring-full.yaml "
+        "--out checkpoints/models/textmaze --hidden 64 --steps 600 --lr 2e-3",
     ),
 )
 PREPARE = {
@@ -57,6 +65,7 @@ PREPARE = {
     ),
     "bc-pendulum": _PENDULUM,
     "iql-pendulum": _PENDULUM,
+    "ppo-textmaze-scoring-full": _TEXTMAZE,
 }
 
 
@@ -199,10 +208,11 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
 
 
 def cli(*arguments: str) -> str:
-    """Run `rl-lightning` on one thread; returns what it printed."""
+    """Run `rl-lightning`, or a script, on one thread; returns what it printed."""
+    program = [] if arguments[0].endswith(".py") else ["-m", "rl_lightning"]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
-        [sys.executable, "-m", "rl_lightning", *arguments],
+        [sys.executable, *program, *arguments],
         env={**os.environ, **one_thread},
         capture_output=True,
         text=True,

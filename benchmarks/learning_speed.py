@@ -204,6 +204,12 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def carried_on(curve: list[tuple[int, float]], length: int) -> list[float]:
+    """The values of a curve, the last one repeated where a run was stopped early."""
+    values = [value for _, value in curve]
+    return values + values[-1:] * (length - len(values))
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Median and quartiles of the seeds of each arm, over frames."""
     import matplotlib
@@ -215,9 +221,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for index, arm in enumerate(found["arms"]):
         curves = [r["curve"] for r in found["runs"] if r["arm"] == arm and "error" not in r]
-        length = min(map(len, curves))
-        frames = np.array([step for step, _ in curves[0][:length]]) / 1000
-        values = np.array([[value for _, value in curve[:length]] for curve in curves])
+        longest = max(curves, key=len)
+        frames = np.array([step for step, _ in longest]) / 1000
+        values = np.array([carried_on(curve, len(longest)) for curve in curves])
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
         axes.plot(frames, middle, label=f"{arm} ({len(curves)})", color=f"C{index}")
         axes.fill_between(frames, low, high, alpha=0.2, color=f"C{index}", linewidth=0)

@@ -54,6 +54,11 @@ def test_a_thinned_curve_keeps_its_end():
     assert learning_speed.thinned(curve[:3], 3) == curve[:3]
 
 
+def test_the_curve_of_a_run_that_was_stopped_early_goes_on_as_it_ended():
+    assert learning_speed.carried_on([(1, 0.1), (2, 0.9)], 4) == [0.1, 0.9, 0.9, 0.9]
+    assert learning_speed.carried_on([(1, 0.1), (2, 0.9)], 2) == [0.1, 0.9]
+
+
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_what_is_shown_was_measured_with_these_arms(path):
     comparison = yaml.safe_load(path.read_text())

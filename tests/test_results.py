@@ -164,13 +164,17 @@ def test_seeds_are_added_to_those_of_the_same_configuration(tmp_path, monkeypatc
 def test_a_configuration_says_how_its_data_are_made(name):
     file, commands = learning.PREPARE[name]
     path = ROOT / "configs" / "{}/{}.yaml".format(*name.split("-", 1))
-    assert f"dataset: {file}" in path.read_text()
+    if file.endswith("/config.json"):
+        assert f"model: {file.removesuffix('/config.json')}" in path.read_text()
+    else:
+        assert f"dataset: {file}" in path.read_text()
     if other := re.search(r"# The data are those of (\S+\.yaml)\.", path.read_text()):
         path = ROOT / other[1]
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     said = " ".join(line.lstrip("# ") for line in comments)
     for command in commands:
-        assert f"rl-lightning {command}" in said
+        program = "python" if command.split()[0].endswith(".py") else "rl-lightning"
+        assert f"{program} {command}" in said
 
 
 def test_the_readme_shows_how_far_tables_are_from_value_iteration():

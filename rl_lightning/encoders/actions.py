@@ -73,6 +73,7 @@ class TextActionEncoder(ReadingEncoder):
         standardize: See `LLMEncoder`.
         cache_size: Most states remembered (scores if frozen, token ids if not).
         cache_bytes: Most memory for them.
+        keep_on_disk: Keep what a frozen model said below `$RL_LIGHTNING_CACHE`, for other runs.
         batch_size: States read at a time.
         lora_rank: Rank of the adapters.
         lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
@@ -109,6 +110,7 @@ class TextActionEncoder(ReadingEncoder):
         standardize: bool = True,
         cache_size: int = 100_000,
         cache_bytes: int = 1_000_000_000,
+        keep_on_disk: bool = False,
         batch_size: int = 64,
         lora_rank: int = 8,
         lora_alpha: int = 16,
@@ -155,6 +157,7 @@ class TextActionEncoder(ReadingEncoder):
             cache_size=cache_size,
             cache_bytes=cache_bytes,
             rules=(choices.rules(), truncation_side, split_special_tokens, pooling),
+            keep_on_disk=keep_on_disk,
         )
         self.choices = choices
         self.pooling: PromptPooling = pooling

@@ -12,6 +12,7 @@ from rl_lightning.core.remembered import Remembered
 from rl_lightning.core.sharing import shared
 from rl_lightning.core.types import Stored
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.kept_rows import KeptRows
 from rl_lightning.llm import Backbone, TextCache, Tokens
 from rl_lightning.llm.chunks import MOST_PADDING, like_lengths
 from rl_lightning.nn.norm import RunningMoments, RunningNorm
@@ -34,6 +35,10 @@ class ReadingEncoder(Encoder):
         cache_bytes: Most memory for them.
         rules: All that decides what a frozen row is, beside the model: encoders with equal ones
             have one cache.
+        keep_on_disk: Whether a frozen model's rows are kept for other runs, see `KeptRows`.
+
+    Raises:
+        ConfigurationError: If an argument makes no sense.
     """
 
     frozen: bool
@@ -51,12 +56,20 @@ class ReadingEncoder(Encoder):
         cache_size: int,
         cache_bytes: int,
         rules: tuple[Any, ...],
+        keep_on_disk: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size}: give 1 or more")
         self.backbone = backbone
         self.frozen = backbone.tune == "frozen"
+        if keep_on_disk and not (self.frozen and backbone.reloadable):
+            raise ConfigurationError(
+                "keep_on_disk: true keeps what a pretrained, frozen model says, and this one "
+                f"{'has random weights' if self.frozen else 'is tuned'}; leave it out"
+            )
+        self.keep_on_disk = keep_on_disk
+        self._kept: KeptRows | None = None
         self.batch_size = batch_size
         self.out_dim = backbone.hidden_size
         self.norm = RunningNorm(self.out_dim) if standardize else None
@@ -112,6 +125,15 @@ class ReadingEncoder(Encoder):
         """Features, `[N, D]`, of what `_stored` gave of a tuned model: it reads now."""
         raise NotImplementedError
 
+    def _rows(self, texts: list[str]) -> Tensor:
+        """`_read_frozen`, of what no run has kept."""
+        if not self.keep_on_disk:
+            return self._read_frozen(texts)
+        if self._kept is None:
+            splits = self.backbone.tokens.split_special_tokens
+            self._kept = KeptRows(f"{self._fingerprint()} {splits}", self.cache.width)
+        return self._kept.get(texts, self._read_frozen)
+
     # --- observations -------------------------------------------------------------------------
 
     def preprocess(self, obs: Any) -> Stored:
@@ -121,7 +143,7 @@ class ReadingEncoder(Encoder):
         if self.frozen:
             seen, stored = self._observed
             if stored is None or seen is not obs:
-                stored = self._stored(self.cache.get(self._texts(obs), self._read_frozen))
+                stored = self._stored(self.cache.get(self._texts(obs), self._rows))
             return stored
         return self._stored(self.cache.get(self._texts(obs), self._tokenize))
 
@@ -138,7 +160,7 @@ class ReadingEncoder(Encoder):
         if self.norm is None:
             return
         if self.frozen:
-            stored = self._stored(self.cache.get(self._texts(obs), self._read_frozen))
+            stored = self._stored(self.cache.get(self._texts(obs), self._rows))
             self.norm.update(self._features_in(stored))
             self._observed = (obs, stored)  # `preprocess` is asked for the same texts next
         elif self._first is not None and self._gathering:

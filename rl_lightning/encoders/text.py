@@ -55,6 +55,7 @@ class LLMEncoder(ReadingEncoder):
             (data-dependent initialisation, Salimans & Kingma 2016).
         cache_size: Most texts remembered (vectors if frozen, token ids if not); 0 remembers none.
         cache_bytes: Most memory for them.
+        keep_on_disk: Keep what a frozen model said below `$RL_LIGHTNING_CACHE`, for other runs.
         batch_size: Texts the frozen model reads at a time.
         lora_rank: Rank of the adapters.
         lora_alpha: Their output is scaled by `lora_alpha / lora_rank`.
@@ -94,6 +95,7 @@ class LLMEncoder(ReadingEncoder):
         truncation_side: TruncationSide | None = None,
         split_special_tokens: bool = True,
         cache_bytes: int = 1_000_000_000,
+        keep_on_disk: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         space = spec.observation_space
@@ -130,6 +132,7 @@ class LLMEncoder(ReadingEncoder):
             cache_size=cache_size,
             cache_bytes=cache_bytes,
             rules=(max_length, truncation_side, split_special_tokens, pooling, normalize),
+            keep_on_disk=keep_on_disk,
         )
         self.pooling: Pooling = pooling
         self.normalize = normalize

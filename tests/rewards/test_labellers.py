@@ -8,10 +8,10 @@ import re
 
 import pytest
 
+from rl_lightning.core.answer_file import AnswerFile
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.rewards import FileLabeller, Labeller, RuleLabeller, WordLabeller
 from rl_lightning.rewards.labels import UnreadableError, Verdict
-from rl_lightning.rewards.labels.answers import AnswerFile
 from rl_lightning.rewards.labels.questions import as_data, digest, fill
 
 ASKED = []

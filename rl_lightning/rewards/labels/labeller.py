@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from tqdm import tqdm
 
+from rl_lightning.core.answer_file import AnswerFile
 from rl_lightning.core.errors import ConfigurationError, RunError, check_finite, shortened
-from rl_lightning.rewards.labels.answers import AnswerFile
 from rl_lightning.rewards.labels.questions import Question, as_data, digest
 
 OnFailure = Literal["stop", "skip"]
