@@ -9,6 +9,7 @@ shuffled among them: `datasets/textmaze-exact-shuffled.jsonl`.
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,17 @@ from rl_lightning.rewards import WordLabeller
 CONFIG = "configs/reward/textmaze-distance.yaml"
 BASE = "benchmarks/comparisons/base/textmaze-sparse.yaml"
 SHUFFLED = Path("datasets/textmaze-exact-shuffled.jsonl")
+CHECKPOINTS = (
+    "checkpoints/reward-textmaze-distance",
+    "checkpoints/reward-textmaze-distance-shuffled",
+)
 
 
 def main() -> None:
     data = yaml.safe_load(Path(CONFIG).read_text())["data"]["init_args"]
     recorded = data["dataset"]
+    for folder in CHECKPOINTS:  # a second run into it would leave the first one's files in place
+        shutil.rmtree(folder, ignore_errors=True)
     if not Path(recorded).exists():
         Path(recorded).parent.mkdir(exist_ok=True)
         cli("predict", f"--config={BASE}", "--data.env_kwargs.seed_range=[0,1000000]",
@@ -39,8 +46,7 @@ def main() -> None:
     rows = shuffled([row for part in drawn for row in labelled(source, part, labeller)])
     SHUFFLED.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(cli("fit", f"--config={CONFIG}", f"--data.dataset={SHUFFLED}", "--data.labeller=null",
-              "--checkpoint.dirpath=checkpoints/reward-textmaze-distance-shuffled",
-              ).splitlines()[-2])  # fmt: skip
+              f"--checkpoint.dirpath={CHECKPOINTS[1]}").splitlines()[-2])  # fmt: skip
 
 
 def labelled(source: Any, questions: Questions, labeller: Any) -> list[dict[str, Any]]:
