@@ -112,7 +112,8 @@ class PreferenceDataModule(RecordedDataModule):
                 f"{type(agent).__name__} does not learn from preferences; use RewardModel, or "
                 "another data module"
             )
-        if self._is_file_of_lines and self._learner.inputs == "transition":
+        learner: Any = agent  # the command line asks before there is a trainer
+        if self._is_file_of_lines and learner.inputs == "transition":
             raise ConfigurationError(
                 f"model.inputs: transition judges steps, and {self.dataset} holds texts; use "
                 "recorded episodes, or inputs: next_obs"

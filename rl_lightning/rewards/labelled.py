@@ -37,8 +37,8 @@ class LabelledReward(StateReward):
         every: Judge each `step`, or only the last one of an episode (`episode_end`); the others are
             worth 0.
         remember: Most verdicts remembered.
-        **shared: `weight`, `name` and `shaping`, see `StateReward`. Shaping needs a function of the
-            state: `{after}` alone, at every step.
+        **shared: `weight`, `name`, `shaping` and `offset`, see `StateReward`. Shaping needs a
+            function of the state: `{after}` alone, at every step.
 
     Raises:
         ConfigurationError: If there is no such text, or if arguments do not go together.

@@ -19,13 +19,13 @@ from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.rewards.observations import same_kind, select
 from rl_lightning.rewards.places import Place, exact_places, pack, unpack
-from rl_lightning.rewards.reward import Reward, Step
+from rl_lightning.rewards.reward import Shaping, StateReward, Step
 from rl_lightning.rewards.statistics import quantile as quantile_of
 
 Counting = Literal["episode", "lifetime"]
 
 
-class LearnedReward(Reward):
+class LearnedReward(StateReward):
     """What a `RewardModel` has learned, as Motif pays it (Klissarov et al. 2023):
 
         r = 1[rφ ≥ q] · (rφ − μ) / σ · 1 / N(s′)^p
@@ -46,10 +46,13 @@ class LearnedReward(Reward):
         trusted: Packages outside this library whose classes the checkpoint may name.
         weight: See `Reward`, as for
         name: this.
+        shaping: `potential` takes the sum above for Φ, see `StateReward`. It needs a function of
+            the state: neither a model of transitions nor a `count_power`.
+        offset: See `StateReward`.
 
     Raises:
         ConfigurationError: If the file is no such checkpoint, if it judges observations of another
-            environment, or if an argument is wrong.
+            environment, if an argument is wrong, or if they do not go together.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class LearnedReward(Reward):
         trusted: Sequence[str] = (),
         weight: float = 1.0,
         name: str | None = None,
+        shaping: Shaping = "none",
+        offset: float = 0.0,
     ) -> None:
-        super().__init__(spec, weight, name)
+        super().__init__(spec, weight, name, shaping, offset)
         check_range("data.rewards: quantile", quantile, 0.0, 1.0)
         check_range("data.rewards: count_power", count_power, 0.0)
         if count not in get_args(Counting):
@@ -74,6 +79,12 @@ class LearnedReward(Reward):
             )
         self.ckpt_path = ckpt_path
         self.model = load_reward_model(ckpt_path, spec, trusted)
+        if shaping == "potential" and (count_power or self.model.inputs == "transition"):
+            wrong = "count_power" if count_power else "a model of inputs: transition"
+            raise ConfigurationError(
+                f"data.rewards: shaping: potential needs a function of the state, which {wrong} is "
+                "not; leave out one of them"
+            )
         self.normalize, self.quantile = normalize, quantile
         self.count_power, self.count = float(count_power), count
         self.remember = whole("data.rewards: remember", remember, 0)
@@ -94,35 +105,57 @@ class LearnedReward(Reward):
         self._common: Counter[Place] = Counter()  # visits that all ranks know of
         self._own: Counter[Place] = Counter()  # and those since, of this one
         self._episodes: list[Counter[Place]] = []
-        self._hits = self._seen = self._paid = 0
+        self._hits = self._seen = self._paid = self._steps = 0
 
     def setup(self, num_envs: int, gamma: float, device: torch.device) -> None:
         super().setup(num_envs, gamma, device)
         self.model.to(device)
         self._episodes = [Counter() for _ in range(num_envs)]
 
+    def value(self, obs: Any) -> np.ndarray:
+        places = exact_places(self.spec.observation_space, obs, range(self.num_envs))
+        return self._paid_for(self._judge(places, np.ones(len(places), bool), obs))
+
     def __call__(self, step: Step) -> np.ndarray:
-        transition = self.model.inputs == "transition"
+        reward = super().__call__(step) if self.shaping == "potential" else self._once(step)
+        self._paid += int((reward != 0)[step.valid].sum())
+        self._steps += int(step.valid.sum())
+        return reward
+
+    def _once(self, step: Step) -> np.ndarray:
+        """Without shaping, `[B]`."""
         rows = range(len(step.valid))
         after = exact_places(self.spec.observation_space, step.next_obs, rows)  # [B]
-        keys = after
-        if transition:
+        if self.model.inputs == "transition":
             before = exact_places(self.spec.observation_space, step.obs, rows)
             action = exact_places(self.spec.action_space, step.action, rows)
             keys = [_both(*parts) for parts in zip(before, action, after, strict=True)]
-        raw = self._judge(step, keys, transition)
-        reward = np.where(raw >= self._least, (raw - self._mean) / self._std, 0.0)
+            raw = self._judge(keys, step.valid, step.next_obs, step.obs, step.action)
+        else:
+            raw = self._judge(after, step.valid, step.next_obs)
+        reward = self._paid_for(raw)
         if self.count_power:
             reward = reward / self._visits(step, after) ** self.count_power
-        self._paid += int((reward != 0)[step.valid].sum())
         return reward
 
-    def _judge(self, step: Step, keys: Sequence[Place], transition: bool) -> np.ndarray:
-        """rφ, float64 `[B]`; the model reads what is new, each once."""
+    def _paid_for(self, raw: np.ndarray) -> np.ndarray:
+        """rφ as it is paid, before counts."""
+        return np.where(raw >= self._least, (raw - self._mean) / self._std, 0.0)
+
+    def _judge(
+        self,
+        keys: Sequence[Place],
+        valid: np.ndarray,
+        after: Any,
+        before: Any = None,
+        did: Any = None,
+    ) -> np.ndarray:
+        """rφ, float64 `[B]`, of where steps led to, or of steps; the model reads what is new, each
+        once."""
         known: dict[Place, float] = {}
         new: dict[Place, int] = {}
         for b, key in enumerate(keys):
-            if not step.valid[b]:
+            if not valid[b]:
                 continue  # nothing happened there
             self._seen += 1
             if key in self._known:
@@ -133,12 +166,9 @@ class LearnedReward(Reward):
                 new.setdefault(key, b)
         if new:
             rows = np.fromiter(new.values(), np.int64)
-            after = select(self.spec.observation_space, step.next_obs, rows)
-            more: tuple[Any, ...] = ()
-            if transition:
-                before = select(self.spec.observation_space, step.obs, rows)
-                more = (before, np.asarray(step.action)[rows])
-            values = self.model.score(after, *more).double().cpu().tolist()
+            space = self.spec.observation_space
+            more = () if did is None else (select(space, before, rows), np.asarray(did)[rows])
+            values = self.model.score(select(space, after, rows), *more).double().cpu().tolist()
             for key, value in zip(new, values, strict=True):
                 known[key] = value
                 if len(self._known) < self.remember:
@@ -168,10 +198,11 @@ class LearnedReward(Reward):
         self._own = Counter()
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: share of steps that needed no model, and that were paid for."""
-        seen, hits, paid = self._seen, self._hits, self._paid
-        self._seen = self._hits = self._paid = 0
-        return {"remembered": hits / seen, "paid": paid / seen} if seen else {}
+        """Since the last call: share of what was judged that needed no model, and of steps that
+        were paid for."""
+        seen, hits, paid, steps = self._seen, self._hits, self._paid, self._steps
+        self._seen = self._hits = self._paid = self._steps = 0
+        return {"remembered": hits / seen, "paid": paid / steps} if seen and steps else {}
 
     # --- resuming -----------------------------------------------------------------------------
 
@@ -196,9 +227,11 @@ class LearnedReward(Reward):
         self._known = dict(zip(unpack(state["places"]), state["rewards"].tolist(), strict=True))
 
     def episode_state(self) -> dict[str, Any]:
-        return {"own": _saved(self._own), "episodes": [_saved(one) for one in self._episodes]}
+        visits = {"own": _saved(self._own), "episodes": [_saved(one) for one in self._episodes]}
+        return {**super().episode_state(), **visits}
 
     def load_episode_state(self, state: Mapping[str, Any]) -> None:
+        super().load_episode_state({"before": None, **state})  # earlier versions had none
         self._own = _loaded(state["own"])
         self._episodes = [_loaded(one) for one in state["episodes"]]
 

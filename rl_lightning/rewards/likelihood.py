@@ -58,8 +58,8 @@ class Likelihood(StateReward):
             together, where longer ones are an error.
         batch_size: Texts the model reads at a time.
         cache_size: Most texts remembered.
-        **shared: `weight`, `name` and `shaping`, see `StateReward`. Shaping needs a function of the
-            state, which `of: action` is not.
+        **shared: `weight`, `name`, `shaping` and `offset`, see `StateReward`. Shaping needs a
+            function of the state, which `of: action` is not.
 
     Raises:
         ConfigurationError: If there is no such text, action in words or model, or if arguments do

@@ -141,6 +141,11 @@ class StateReward(Reward):
     observation stays. Φ(s) is what it was when s was reached, so the same holds for a Φ that is
     learned meanwhile (Devlin & Kudenko 2012).
 
+    Because Φ is 0 at the end, a Φ that is positive takes all it has paid back in the step that
+    arrives, and one that is negative pays for it: the best policy is the same, how soon it is found
+    is not (a potential is where values begin, Wiewiora 2003). An `offset` that brings the best
+    states to 0 makes arriving the last step upward: −1 for a cosine.
+
     A subclass implements `value`.
 
     Args:
@@ -148,9 +153,11 @@ class StateReward(Reward):
         weight: this
         name: and this.
         shaping: `none` or `potential`.
+        offset: Added to Φ, for `potential` alone.
 
     Raises:
-        ConfigurationError: See `Reward`; also for another `shaping`.
+        ConfigurationError: See `Reward`; also for another `shaping`, or for an `offset` that is not
+            finite or has no potential to shift.
     """
 
     def __init__(
@@ -159,11 +166,19 @@ class StateReward(Reward):
         weight: float = 1.0,
         name: str | None = None,
         shaping: Shaping = "none",
+        offset: float = 0.0,
     ) -> None:
         super().__init__(spec, weight, name)
+        check_finite("data.rewards: offset", offset)
+        self.offset = float(offset)
         if shaping not in get_args(Shaping):
             raise ConfigurationError(
                 f"data.rewards: shaping must be 'none' or 'potential', not {shaping!r}"
+            )
+        if offset and shaping != "potential":
+            raise ConfigurationError(
+                f"data.rewards: offset={offset} shifts a potential; set shaping: potential, or "
+                "leave it out"
             )
         self.shaping: Shaping = shaping
         self._before: np.ndarray | None = None  # Φ of where the next step begins, [B]
@@ -173,16 +188,19 @@ class StateReward(Reward):
         raise NotImplementedError
 
     def __call__(self, step: Step) -> Any:
-        after = as_numbers(self.value(step.next_obs))
         if self.shaping == "none":
-            return after
+            return as_numbers(self.value(step.next_obs))
+        after = self._potential(step.next_obs)
         before = self._before
         if before is None:
-            before = as_numbers(self.value(step.obs))
+            before = self._potential(step.obs)
         elif step.started.any():
-            before = np.where(step.started, as_numbers(self.value(step.obs)), before)
+            before = np.where(step.started, self._potential(step.obs), before)
         self._before = after
         return self.gamma * np.where(step.terminated, 0.0, after) - before
+
+    def _potential(self, obs: Any) -> np.ndarray:
+        return as_numbers(self.value(obs)) + self.offset
 
     def episode_state(self) -> dict[str, Any]:
         before = self._before

@@ -20,7 +20,7 @@ class TextFunction(StateReward):
         function: Takes B texts, returns B finite numbers; by its import path, `my_rules.warmth`.
         entry: The entry of a Dict or Tuple observation; None: the observation itself, or the one
             text in it.
-        **shared: `weight`, `name` and `shaping`, see `StateReward`.
+        **shared: `weight`, `name`, `shaping` and `offset`, see `StateReward`.
 
     Raises:
         ConfigurationError: If there is no such text, or if the function is none.

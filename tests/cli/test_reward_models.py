@@ -1,5 +1,7 @@
 """`rl-lightning fit` learns a reward, `validate` judges it, another run is rewarded by it."""
 
+import json
+
 import pytest
 import yaml
 from preference_tools import record_mazes
@@ -95,6 +97,17 @@ def test_mistakes_get_a_sentence(run, args, sentence):
     told = run("fit", "--config", "config.yaml", *args, status=2)
     assert sentence in told
     assert "Traceback" not in told
+
+
+def test_a_file_of_comparisons(folder, run):
+    near, far = "The exit is near north.", "The exit is far north."
+    pairs = [{"a": f"{far} {k}", "b": f"{near} {k}", "label": 1} for k in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    lines = ("--data.dataset", "pairs.jsonl", "--data.labeller=null", "--checkpoint.dirpath=lines")
+    told = run("fit", "--config", "config.yaml", *lines)
+    assert "best val/accuracy 1" in told
+    told = run("fit", "--config", "config.yaml", *lines, "--model.inputs=transition", status=2)
+    assert "inputs: transition judges steps, and pairs.jsonl holds texts" in told
 
 
 def test_predict_is_refused(run):

@@ -122,6 +122,51 @@ def test_transitions_are_told_by_the_template(make, cosine):
     assert list(paid(step((NEAR,), (FAR,)))) == [True]
 
 
+def test_by_sentences_the_likest_one_counts(make, cosine):
+    text = f"{FAR}. {GOAL}!  Who? 3.5 steps"
+    alone = [cosine(one, "who") for one in (f"{FAR}.", f"{GOAL}!", "Who?", "3.5 steps")]
+    reward = make(num_envs=3, goal="who", sentences=True)
+    got = reward(step((FAR,) * 3, (text, f"{GOAL}\n{FAR}", "")))
+    two, none = max(cosine(GOAL, "who"), cosine(FAR, "who")), cosine("", "who")
+    assert got == pytest.approx([max(alone), two, none], abs=1e-5)
+    assert abs(make(goal="who")(step((FAR,), (text,)))[0] - got[0]) > 1e-4
+
+
+def test_by_sentences_each_goal_has_its_own(make):
+    both = f"{NEAR}.\n{FAR}.\n{GOAL}."
+    reward = make(goal=[f"{GOAL}.", f"{NEAR}."], form="once", sentences=True)
+    assert [bool(reward(step((FAR,), (t,)))[0]) for t in (f"{NEAR}.", both, both)] == [1, 1, 0]
+    whole = make(goal=[f"{GOAL}.", f"{NEAR}."], form="once")
+    assert not whole(step((FAR,), (both,)))[0]
+
+
+def test_by_sentences_of_transitions_and_of_environments_own_goals(make, cosine):
+    told = make(goal=GOAL, of="transition", template="{before}. {after}", sentences=True)
+    assert told(step((GOAL,), (FAR,)))[0] == pytest.approx(
+        max(cosine(f"{GOAL}.", GOAL), cosine(FAR, GOAL)), abs=1e-5
+    )
+    own = make(MISSION, num_envs=2, sentences=True)
+    obs = {"text": (f"{FAR}.\n{NEAR}", NEAR), "mission": (GOAL, NEAR), "seen": np.zeros((2, 2))}
+    wanted = [max(cosine(f"{FAR}.", GOAL), cosine(NEAR, GOAL)), 1.0]
+    assert own(step(obs, obs)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_sentences_are_read_once_whatever_text_they_stand_in(make):
+    reward, read = make(num_envs=2, goal=GOAL, sentences=True), []
+    plain = reward.embedder._embed
+    reward.embedder._embed = lambda texts: read.extend(texts) or plain(texts)
+    reward(step((FAR,) * 2, ("A b. C d.", "C d. A b.")))
+    reward(step((FAR,) * 2, ("A b. E f.", "E f. E f.")))
+    assert read == ["A b.", "C d.", "E f."]
+
+
+def test_by_sentences_batched_is_single(make):
+    texts = (f"{FAR}. {NEAR}.", GOAL, f"{NEAR}. {GOAL}. {FAR}.")
+    together = make(num_envs=3, goal=[GOAL, NEAR], sentences=True)(step(texts, texts))
+    one = make(goal=[GOAL, NEAR], sentences=True)
+    assert together == pytest.approx([one(step((t,), (t,)))[0] for t in texts], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -186,6 +186,44 @@ def test_transitions_are_judged_as_such(tmp_path):
     assert made(step("x", "x", "x", action=[3, 0, 1])).tolist() == [3.0, 0.0, 1.0]
 
 
+def test_as_a_potential(trained):
+    path = trained[1]
+    phi = dict(zip((GOOD, FAIR, BAD), reward(path, 3)(step(GOOD, FAIR, BAD)), strict=True))
+    made = reward(path, shaping="potential", offset=-2.0)
+    flags = {"obs": (BAD, FAIR), "started": [True, True]}
+    assert made(step(FAIR, GOOD, **flags)) == pytest.approx(
+        [0.99 * (phi[FAIR] - 2) - (phi[BAD] - 2), 0.99 * (phi[GOOD] - 2) - (phi[FAIR] - 2)]
+    )
+    over = step(GOOD, BAD)._replace(terminated=np.array([True, False]))
+    assert made(over) == pytest.approx(
+        [0 - (phi[FAIR] - 2), 0.99 * (phi[BAD] - 2) - (phi[GOOD] - 2)]
+    )
+    # Four steps; those that they led to and the first two were judged, three of the six anew.
+    assert made.metrics() == {"remembered": 3 / 6, "paid": 1.0}
+
+
+def test_a_potential_goes_on_to_the_last_bit(trained):
+    made = reward(trained[1], shaping="potential")
+    made(step(GOOD, BAD, started=[True, True]))
+    again = reward(trained[1], shaping="potential")
+    state, episode = pickle.loads(pickle.dumps((made.state_dict(), made.episode_state())))
+    again.load_state_dict(state)
+    again.load_episode_state(episode)
+    assert again(step(FAIR, GOOD)).tolist() == made(step(FAIR, GOOD)).tolist()
+    # Checkpoints of earlier versions say nothing of potentials.
+    del episode["before"]
+    reward(trained[1]).load_episode_state(episode)
+
+
+def test_what_is_no_function_of_the_state_is_no_potential(trained, tmp_path):
+    for path, kwargs, told in (
+        (trained[1], {"count_power": 1.0}, "which count_power is not"),
+        (transitions(tmp_path), {}, "which a model of inputs: transition is not"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            LearnedReward(TEXTS, path, shaping="potential", **kwargs)
+
+
 def test_a_run_is_rewarded_by_it(trained, tmp_path):
     _, path = trained
 

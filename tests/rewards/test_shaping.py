@@ -7,6 +7,7 @@ import pytest
 import torch
 from reward_tools import NUMBER, ready, step
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.rewards import StateReward
 
 
@@ -23,8 +24,8 @@ class Table(StateReward):
         return self.table[np.asarray(obs)]
 
 
-def potential(table, num_envs=1, gamma=0.9):
-    return ready(Table(NUMBER, table, shaping="potential"), num_envs, gamma)
+def potential(table, num_envs=1, gamma=0.9, **shared):
+    return ready(Table(NUMBER, table, shaping="potential", **shared), num_envs, gamma)
 
 
 def test_by_hand():
@@ -67,6 +68,27 @@ def test_discounted_sums_depend_on_the_first_state_alone():
         assert total == pytest.approx(-table[0])
 
 
+def test_an_offset_shifts_the_potential_and_not_the_end():
+    reward = potential([1.0, 3.0, 7.0], offset=-7.0)
+    assert reward(step([0], [1], started=[1]))[0] == pytest.approx(0.9 * -4 - -6)
+    # The last step upward: without the offset it takes back 3.
+    assert reward(step([1], [2], terminated=[1]))[0] == pytest.approx(0 - -4)
+    shifted = potential([-6.0, -4.0, 0.0])
+    assert shifted(step([0], [1], started=[1]))[0] == pytest.approx(0.9 * -4 - -6)
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        ({"offset": -1.0}, "offset=-1.0 shifts a potential; set shaping: potential, or leave"),
+        ({"offset": float("inf"), "shaping": "potential"}, "offset must be a finite number"),
+    ],
+)
+def test_wrong_offsets_are_told(shared, told):
+    with pytest.raises(ConfigurationError, match=told):
+        Table(NUMBER, [1.0], **shared)
+
+
 def test_it_goes_on_from_where_it_stood():
     table = [1.0, 3.0, 7.0]
     first, second = potential(table), potential(table)
@@ -104,9 +126,9 @@ def greedy(extra):
 def test_the_best_policy_stays_under_shaping_and_not_under_a_bonus():
     table = [3.0, 0.0, -1.0, -2.0, -3.0, 0.0]  # praises what lies in the wrong direction
 
-    def paid(shaping):
+    def paid(shaping, offset=0.0):
         def extra(s, s_, over):
-            reward = ready(Table(NUMBER, table, shaping=shaping), 1, GAMMA)
+            reward = ready(Table(NUMBER, table, shaping=shaping, offset=offset), 1, GAMMA)
             return reward(step([s], [s_], started=[1], terminated=[over]))[0]
 
         return extra
@@ -114,4 +136,5 @@ def test_the_best_policy_stays_under_shaping_and_not_under_a_bonus():
     best = [1] * STATES
     assert greedy(lambda *_: 0.0) == best
     assert greedy(paid("potential")) == best
+    assert greedy(paid("potential", -3.0)) == greedy(paid("potential", 5.0)) == best
     assert greedy(paid("none")) != best

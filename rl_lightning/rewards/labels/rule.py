@@ -85,7 +85,9 @@ class WordLabeller(Labeller):
     def __init__(self, weights: dict[str, float], margin: float = 0.0) -> None:
         super().__init__()
         if not weights or not all(isinstance(w, str) and w.strip() for w in weights):
-            raise ConfigurationError(f"weights must be numbers by word, not {weights!r}")
+            raise ConfigurationError(
+                f"weights must be numbers by word, a word of digits in quotes, not {weights!r}"
+            )
         for word, weight in weights.items():
             check_finite(f"weights: {word}", weight)
         check_range("margin", margin, 0.0)
