@@ -48,6 +48,8 @@ class RewardModel(Agent):
     """
 
     learns_from = ("preferences",)
+    monitored = ("val/loss", "min")
+    """What makes a checkpoint the best one, where a configuration says nothing else."""
     inputs: Inputs
     objective: Objective
 

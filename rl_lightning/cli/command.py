@@ -22,7 +22,15 @@ from rl_lightning.callbacks.run_folder import find_checkpoint
 from rl_lightning.cli.config_file import refuse_repeated_keys
 from rl_lightning.cli.explain import root_message
 from rl_lightning.cli.failures import explain_failure
-from rl_lightning.cli.parser import Parser, check_devices, check_parsed, fail, join_negative_numbers
+from rl_lightning.cli.parser import (
+    MONITORED,
+    Parser,
+    check_devices,
+    check_parsed,
+    fail,
+    join_negative_numbers,
+    use_own_monitor,
+)
 from rl_lightning.cli.stored_config import lone_checkpoint, stored_configuration, take_trust
 from rl_lightning.core.errors import ConfigurationError, nearest
 from rl_lightning.core.stopping import ended_by_signals
@@ -60,8 +68,8 @@ class RLCLI(LightningCLI):
             {
                 "checkpoint.dirpath": "checkpoints",
                 "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/return",
-                "checkpoint.mode": "max",
+                "checkpoint.monitor": MONITORED[0],
+                "checkpoint.mode": MONITORED[1],
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
                 "checkpoint.save_on_train_epoch_end": True,
@@ -71,6 +79,7 @@ class RLCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
         check_parsed(self.config[self.config.subcommand])
+        use_own_monitor(self.config[self.config.subcommand])
 
     def instantiate_classes(self) -> None:
         try:

@@ -193,6 +193,24 @@ def check_parsed(config: Any) -> None:
         _check(known[name], name)
 
 
+MONITORED = ("val/return", "max")
+"""What makes a checkpoint the best one."""
+
+
+def use_own_monitor(config: Any) -> None:
+    """Let a model that plays no episodes say what its best checkpoint is judged by, unless the
+    configuration does.
+
+    Args:
+        config: The parsed configuration of a subcommand.
+    """
+    made = import_class(config.model.class_path) if config.get("model.class_path") else None
+    own = getattr(made, "monitored", MONITORED)
+    checkpoint = config.checkpoint
+    if (checkpoint.get("monitor"), checkpoint.get("mode")) == MONITORED:
+        checkpoint["monitor"], checkpoint["mode"] = own
+
+
 def check_devices(trainer: Any, precision: Any) -> None:
     """Refuse a precision or a number of processes that the machine at hand is not made for.
 

@@ -1,6 +1,5 @@
 """A frozen language model as judge: how like the goal is what the agent reads?"""
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -13,11 +12,10 @@ from rl_lightning.core.errors import ConfigurationError, check_range
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm import Dtype, Pooling
 from rl_lightning.rewards.reward import StateReward, Step, as_numbers
-from rl_lightning.rewards.texts import TextEmbedder, text_entry
+from rl_lightning.rewards.texts import TextEmbedder, likest, parts_of, text_entry
 
 Form = Literal["dense", "threshold", "once"]
 Of = Literal["observation", "transition"]
-_BETWEEN = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 class GoalSimilarity(StateReward):
@@ -148,16 +146,14 @@ class GoalSimilarity(StateReward):
 
     def _similarity(self, texts: Sequence[str], obs: Any) -> np.ndarray:
         """Of B texts to the goals, float64 `[B, G]`."""
-        parts = [_BETWEEN.split(text.strip()) if self.sentences else [text] for text in texts]
-        begins = np.cumsum([0, *map(len, parts)])[:-1]
-        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        vectors = self.embedder([one for part in parts for one in part])
+        parts, owner = parts_of(texts, self.sentences)
+        vectors = self.embedder(parts)
         if self._goals is not None:
             like = vectors @ self._goals.T
         else:
             assert self.goal_entry is not None
             like = (vectors * self.embedder(self.goal_entry(obs))[owner]).sum(1, keepdim=True)
-        return np.maximum.reduceat(as_numbers(like), begins)
+        return as_numbers(likest(like, owner.to(like.device), len(texts)))
 
     def metrics(self) -> dict[str, float]:
         return self.embedder.metrics() if self._speaks else {}

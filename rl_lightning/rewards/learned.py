@@ -78,6 +78,7 @@ class LearnedReward(StateReward):
                 f"data.rewards: count must be 'episode' or 'lifetime', not {count!r}"
             )
         self.ckpt_path = ckpt_path
+        _tell_of_newer(Path(ckpt_path))
         self.model = load_reward_model(ckpt_path, spec, trusted)
         if shaping == "potential" and (count_power or self.model.inputs == "transition"):
             wrong = "count_power" if count_power else "a model of inputs: transition"
@@ -282,3 +283,18 @@ def _saved(counts: Counter[Place]) -> dict[str, torch.Tensor]:
 
 def _loaded(state: Mapping[str, torch.Tensor]) -> Counter[Place]:
     return Counter(dict(zip(unpack(state["places"]), state["visits"].tolist(), strict=True)))
+
+
+def _tell_of_newer(path: Path) -> None:
+    """A later run into a folder in use writes below it, so that a path may be an old one."""
+    try:
+        later = max(path.parent.glob(f"version_*/{path.name}"), key=lambda p: p.stat().st_mtime)
+        is_newer = later.stat().st_mtime > path.stat().st_mtime
+    except (OSError, ValueError):  # there is none, or it cannot be read: loading it will tell
+        return
+    if is_newer:
+        rank_zero_warn(
+            f"ckpt_path: a later run has written {later}, and {path} is the earlier one's: name "
+            "the other if you mean that",
+            stacklevel=5,
+        )

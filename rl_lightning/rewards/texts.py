@@ -1,5 +1,6 @@
 """Where texts stand in observations, and what a frozen language model makes of them."""
 
+import re
 import string
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -129,6 +130,27 @@ def template_fields(
             f"{shortened(repr(template), 80)}"
         )
     return fields
+
+
+_BETWEEN = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
+
+
+def parts_of(texts: Sequence[str], sentences: bool) -> tuple[list[str], Tensor]:
+    """The sentences of texts, or the texts as they are, and whose they are, int64 `[P]`.
+
+    Every text has one part at least; a sentence ends with a mark and a space, or with the line.
+    """
+    parts = [_BETWEEN.split(text.strip()) if sentences else [text] for text in texts]
+    sizes = torch.tensor([len(own) for own in parts], dtype=torch.long)
+    owner = torch.arange(len(parts)).repeat_interleave(sizes)
+    return [one for own in parts for one in own], owner
+
+
+def likest(like: Tensor, owner: Tensor, count: int) -> Tensor:
+    """The largest of each text's parts, `[P, ...]` → `[count, ...]`."""
+    index = owner.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
+    out = like.new_full((count, *like.shape[1:]), -torch.inf)
+    return out.scatter_reduce(0, index, like, "amax")
 
 
 class TextEmbedder:

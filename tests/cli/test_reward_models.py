@@ -82,6 +82,16 @@ def test_fit_validate_and_use(folder, run):
     assert "trained 64 of 64 frames" in told
 
 
+def test_the_best_is_that_of_the_least_loss_unless_it_is_said(folder, run):
+    silent = config(folder)
+    del silent["checkpoint"]["monitor"]
+    (folder / "silent.yaml").write_text(yaml.safe_dump(silent))
+    ours = ("--config", "silent.yaml", "--checkpoint.dirpath", str(folder / "silent"))
+    assert "best val/loss" in run("fit", *ours)
+    told = run("fit", *ours, "--checkpoint.monitor=val/accuracy")
+    assert "best val/accuracy" in told
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [

@@ -120,6 +120,11 @@ def test_the_nearer_sentence_is_the_better_one(models):
     assert both[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
     less = SimilarityLabeller(goal, [texts[1]], model=models["bert"])(texts)
     assert less[1] == pytest.approx(near[1] - 1.0, abs=1e-5)  # type: ignore[operator]
+    long = [f"You see {texts[1]}. {goal}", texts[1], f"{texts[1]}\n{texts[2]}"]
+    apart = SimilarityLabeller(goal, sentences=True, model=models["bert"])
+    assert apart(long) == pytest.approx([1.0, near[1], max(near[1:])], abs=1e-5)  # type: ignore
+    assert labeller(long)[0] < 0.999  # type: ignore[operator]
+    assert apart.identity() != labeller.identity()
     with pytest.raises(ConfigurationError, match="reads no chats"):
         labeller([[{"role": "user", "content": "a"}]])
     with pytest.raises(ConfigurationError, match="goal must be a sentence"):

@@ -1,9 +1,11 @@
 """Rewards out of a reward model's checkpoint: Motif's formula, its counts, and going on."""
 
 import math
+import os
 import pickle
 import warnings
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -166,6 +168,21 @@ def test_another_file_on_resuming_is_told(trained, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reward(path).load_state_dict(made.state_dict())
+
+
+def test_a_later_run_beside_the_file_is_told(trained, tmp_path):
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(Path(trained[1]).read_bytes())
+    later = tmp_path / "version_1" / "best.ckpt"
+    later.parent.mkdir()
+    later.write_bytes(path.read_bytes())
+    os.utime(later, (1, 1))  # an earlier one is of no interest
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reward(str(path))
+    os.utime(path, (0, 0))
+    with pytest.warns(UserWarning, match=r"a later run has written .*version_1/best.ckpt"):
+        reward(str(path))
 
 
 def transitions(tmp_path):

