@@ -263,7 +263,7 @@ def test_a_frozen_model_does_not_learn_to_write(model):
 
 def test_an_agent_from_replay_says_what_it_needs(model):
     data = ReplayDataModule("TextNamed-v0", 4, warmup_frames=16, batch_size=8, total_frames=64)
-    with pytest.raises(ConfigurationError, match=r"DQN makes its networks by `outputs`.*ScoringQNetwork"):
+    with pytest.raises(ConfigurationError, match=r"by `outputs`.*give .*ScoringQNetwork"):
         DQN(data.spec, encoder(model, actions=NAMES), GeneratingPolicy)
 
 
