@@ -121,6 +121,7 @@ class DQN(ReplayAgent):
         state: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        mask = self.policy.allowed(x, mask)
         if explore:
             self.policy.resample()
         else:
@@ -158,7 +159,8 @@ class DQN(ReplayAgent):
         """What the target network says of the best next actions, `[N]` or `[N, atoms]`."""
         next_out = self.target(batch["next_obs"])
         chooser = self.policy(batch["next_obs"]) if self.double_q else next_out
-        best = greedy_action(self.values(chooser), batch.get("next_action_mask", None))
+        mask = self.policy.allowed(batch["next_obs"], batch.get("next_action_mask", None))
+        best = greedy_action(self.values(chooser), mask)
         return pick(next_out, best)
 
     def errors(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,7 +95,7 @@ class AnswerFile:
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(entry, dict) and isinstance(entry.get("key"), str) and "answer" in entry
     return entry if known else None

@@ -242,6 +242,10 @@ class TextActionEncoder(ReadingEncoder):
         tokens = lengths(x["part"], self.choices.count).float()
         return Scored(features, log_prob, tokens, words, tokens > 0)
 
+    def exists(self, x: Any) -> Tensor:
+        """Which candidates there are in what `preprocess` returned, bool `[N, A]`."""
+        return x["tokens"] > 0 if self.frozen else lengths(x["part"], self.choices.count) > 0
+
     def prompts(self, x: Any) -> tuple[Tensor, Tensor]:
         """Token ids of the prompts, right-padded, int64 `[N, P]`, and their lengths `[N]`.
 
@@ -263,7 +267,7 @@ class TextActionEncoder(ReadingEncoder):
         own = [
             [t for t, k in zip(ids, part, strict=True) if k == n] for n in range(1, max(part) + 1)
         ]
-        return self.backbone.tokens.tokenizer.batch_decode(own)
+        return self.backbone.tokens.tokenizer.batch_decode(own) if own else []  # not [""]
 
     def normalized(self, features: Tensor) -> Tensor:
         """Features as `forward` would give them."""

@@ -126,7 +126,8 @@ class Choices:
         if self.names is not None:
             return key, self.names
         shown, _, rest = key.rpartition(_BEFORE)
-        return shown, [text for text in rest.split(_BETWEEN) if text]
+        # A blank line is refused later: left out, it would give all behind it other numbers.
+        return shown, rest.split(_BETWEEN) if rest else []
 
     def _candidates(self, texts: list[str]) -> list[list[int]]:
         if not texts:  # where an episode has ended there may be nothing left to do
@@ -177,13 +178,12 @@ def _names(
             f"TextActionEncoder: nobody says what the {count} actions of {spec.id} are called; "
             "give actions: [...], a text for each"
         )
-    names = list(given)
     try:
-        check_candidates(names, count, "actions")
+        check_candidates(given, count, "actions")
     except RunError as error:
         raise ConfigurationError(str(error)) from None
-    if len(names) != count:
+    if len(given) != count:
         raise ConfigurationError(
-            f"actions: {len(names)} texts for the {count} actions of {spec.id}; give one for each"
+            f"actions: {len(given)} texts for the {count} actions of {spec.id}; give one for each"
         )
-    return names
+    return list(given)

@@ -109,6 +109,8 @@ class BagOfWordsEncoder(Encoder):
                 for i in range(len(words) - n + 1)
             )
             # crc32 is the same in every process; Python's own hash is not.
-            numbers = [zlib.crc32(run.encode()) % self.buckets + 1 for run in runs]
+            numbers = [
+                zlib.crc32(run.encode("utf-8", "surrogatepass")) % self.buckets + 1 for run in runs
+            ]
             row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
         return rows

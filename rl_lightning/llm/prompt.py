@@ -173,6 +173,8 @@ def check_candidates(texts: Sequence[str], most: int, whose: str) -> None:
     Raises:
         RunError: That says which.
     """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise RunError(f"{whose}: expected a list of texts, not {shortened(repr(texts), 80)}")
     if not texts:
         raise RunError(f"{whose}: there is no candidate to choose from")
     if len(texts) > most:

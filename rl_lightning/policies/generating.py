@@ -7,14 +7,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, check_finite, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, RunError, check_finite, check_range, whole
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.llm.generation import Written, speak, write
 from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.mlp import Activation
 from rl_lightning.policies.parsing import ActionParser
 from rl_lightning.policies.policy import Evaluation
-from rl_lightning.policies.scoring import TextPolicy
+from rl_lightning.policies.scoring import TextPolicy, check_choice
 
 OnIllegal = Literal["penalize", "resample", "replace"]
 
@@ -80,6 +80,11 @@ class GeneratingPolicy(TextPolicy):
                 "GeneratingPolicy: a frozen model writes, but learns nothing, and keeps its tokens "
                 "nowhere; give the encoder tune: lora, which begins as the model itself"
             )
+        if self.encoder.choices.names is not None:
+            try:
+                self.parser.said_by(self.encoder.choices.names)
+            except RunError as error:
+                raise ConfigurationError(str(error)) from None
         self._check_room()
         self._texts = self._illegal = 0
 
@@ -164,6 +169,7 @@ class GeneratingPolicy(TextPolicy):
         counts = torch.tensor([len(own) for own in names], device=device)
         there = torch.arange(self.mask_dim, device=device) < counts[:, None]
         there = there if mask is None else there & mask
+        check_choice(there)
         return Categorical(mask_logits(torch.zeros(there.shape, device=device), there)).sample()
 
     def inspect(

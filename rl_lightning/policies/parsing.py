@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 
 _EDGES = " \t\n\r.,;:!?\"'`*()[]<>"
 
@@ -32,6 +32,22 @@ class ActionParser:
                 f"answer={shortened(pattern, 60)!r} is no regular expression: {error}"
             ) from None
 
+    def said_by(self, names: Sequence[str]) -> list[str]:
+        """What a text must say for each of the names.
+
+        Raises:
+            RunError: If nothing would say one of them, or the same two.
+        """
+        own = [_plain(name) for name in names]
+        for name, said in zip(names, own, strict=True):
+            if not said or own.count(said) > 1:
+                why = "differs from another one by these alone" if said else "is nothing else"
+                raise RunError(
+                    f"what is written is read without case and marks, and the action "
+                    f"{shortened(name, 60)!r} {why}: give it another name"
+                )
+        return own
+
     def __call__(self, text: str, names: Sequence[str]) -> int | None:
         """The index of the name that `text` says, or None if it says none."""
         if self.pattern is not None:
@@ -39,11 +55,15 @@ class ActionParser:
             if not found:
                 return None
             text = found[-1].group(1 if self.pattern.groups else 0) or ""
-        said = " ".join(text.split()).strip(_EDGES).casefold()
-        own = [" ".join(name.split()).strip(_EDGES).casefold() for name in names]
+        said, own = _plain(text), self.said_by(names)
         if said in own:
             return own.index(said)
         for name in sorted(own, key=len, reverse=True):
             if name and said.startswith(name) and not said[len(name)].isalnum():
                 return own.index(name)
         return None
+
+
+def _plain(text: str) -> str:
+    """A text without case, marks at its ends, and more than single spaces."""
+    return " ".join(text.split()).strip(_EDGES).casefold()

@@ -54,6 +54,11 @@ class Policy(nn.Module):
         guide = self.guide
         return logits if guide is None else guide.mix(x, logits, scale)
 
+    def allowed(self, x: Stored, mask: Tensor | None) -> Tensor | None:
+        """Which actions may be chosen, bool `[N, A]`: the mask, and of a policy that knows more
+        about stored observations what it knows; None: all of them."""
+        return mask
+
     def features(self, x: Stored) -> Tensor:
         """Raw stored observations `[N, ...]`, as replay keeps them → features `[N, D]`."""
         return self.encoder(self.encoder.standardized(x))

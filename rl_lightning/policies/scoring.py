@@ -189,8 +189,11 @@ class ScoringPolicy(TextPolicy):
     def evaluate(self, batch: TensorDict) -> Evaluation:
         x = batch["obs"]
         scored = self.encoder.score(x)
+        action = batch["action"] - self.start
+        if self.encoder.choices.fixed is None:
+            check_chosen(scored.exists, action)
         distribution = self._distribution(x, scored, batch.get("action_mask", None))
-        log_prob = distribution.log_prob(batch["action"] - self.start)
+        log_prob = distribution.log_prob(action)
         value = self.value_of(scored.features) if self.has_critic else torch.zeros_like(log_prob)
         return Evaluation(log_prob, distribution.entropy(), value)
 
@@ -238,6 +241,26 @@ class ScoringQNetwork(ActionValues):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.value = mlp(self.encoder.out_dim, widths(value_hidden), value_activation, 1)
 
+    def allowed(self, x: Stored, mask: Tensor | None) -> Tensor | None:
+        """The mask, which must be there if candidates come with the observation and are not always
+        as many: else exploration and the first random steps would play what is not there.
+
+        Raises:
+            RunError: If it is not.
+        """
+        if self.encoder.choices.fixed is not None:
+            return mask
+        exists = self.encoder.exists(x)
+        if mask is not None:
+            return exists & mask
+        if not bool(exists.all()):
+            raise RunError(
+                f"a state offers {int(exists.sum(-1).min())} texts for {self.actions} actions, and "
+                "the environment gives no info['action_mask'], without which DQN would try actions "
+                "that are not there: give it one, or use rl_lightning.envs.AdmissibleActions"
+            )
+        return None
+
     def forward(self, x: Stored) -> Tensor:
         """Raw stored observations `[N, ...]` → `[N, A]`."""
         x = self.encoder.standardized(x)
@@ -257,6 +280,19 @@ def check_choice(exists: Tensor) -> None:
         raise RunError(
             "the observation's entry 'actions' is empty: there is no candidate to choose from; "
             "an environment must offer something to do until its episode ends"
+        )
+
+
+def check_chosen(exists: Tensor, action: Tensor) -> None:
+    """Refuse to learn an action that was no candidate, of bool `[N, A]` and indices `[N]`.
+
+    Raises:
+        RunError: If there is one.
+    """
+    if not bool(exists.gather(-1, action.unsqueeze(-1)).all()):
+        raise RunError(
+            "an action that is learned from is none of the texts that its observation's entry "
+            "'actions' offers: what recorded it chose among more actions than there were"
         )
 
 

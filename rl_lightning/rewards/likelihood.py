@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.errors import ConfigurationError, RunError, whole
 from rl_lightning.core.remembered import Remembered
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders import TextActionEncoder
 from rl_lightning.llm import Dtype, TextCache
-from rl_lightning.llm.options import OptionScorer
+from rl_lightning.llm.options import Cut, OptionScorer
 from rl_lightning.rewards.reward import StateReward, Step, as_numbers
 from rl_lightning.rewards.texts import template_fields, text_entry
 
@@ -155,7 +155,15 @@ class Likelihood(StateReward):
         index = torch.from_numpy(np.asarray(step.action, np.int64) - self._start)
         index = index.to(said.log_prob.device)[:, None]
         log_prob, tokens = (part.gather(1, index)[:, 0] for part in (said.log_prob, said.tokens))
-        return self._mean(log_prob, tokens)  # 0 of what is no candidate: a step that only resets
+        absent = step.valid & (tokens == 0).cpu().numpy()  # a step that only resets plays nothing
+        if absent.any():
+            b = int(np.argmax(absent))
+            raise RunError(
+                f"data.rewards: {self.label}: action {step.action[b]} is none of the "
+                f"{int(said.exists[b].sum())} texts that its observation offers; have the "
+                "environment give info['action_mask'], as rl_lightning.envs.AdmissibleActions does"
+            )
+        return self._mean(log_prob, tokens)
 
     def _mean(self, log_prob: Tensor, tokens: Tensor) -> np.ndarray:
         if self.normalise == "none":
@@ -172,7 +180,8 @@ class Likelihood(StateReward):
             prompt = self.template.format(goal=self.goal)
             pairs = [(prompt, _behind(self.template, texts[i])) for i in there]
         if there:
-            log_prob, tokens = self.scorer.pairs(pairs)
+            cut: Cut = "prompt" if self.of == "goal" else "option"
+            log_prob, tokens = self.scorer.pairs(pairs, cut)
             out[there] = torch.stack([log_prob, tokens.float()], 1)
         return out  # 0 of an empty text, which has no token
 

@@ -19,7 +19,7 @@ from rl_lightning import (
     RolloutDataModule,
     TextActionEncoder,
 )
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.maths import losses
 from rl_lightning.policies.parsing import ActionParser
 
@@ -75,6 +75,32 @@ def writes(made, monkeypatch, *rounds):
 )
 def test_an_action_is_found_in_a_text(text, expected):
     assert ActionParser()(text, ["north", " go to the east", "go to the east door"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["<", ">"], "the action '<' is nothing else"),
+        (["N", "n"], "the action 'N' differs from another one by these alone"),
+        (["go", "Go!"], "'go' differs"),
+    ],
+)
+def test_names_that_reading_cannot_tell_apart_are_refused(model, names, message):
+    with pytest.raises(ConfigurationError, match=message):
+        policy(model, names=names)
+    with pytest.raises(RunError, match=message):
+        ActionParser()("go", names)
+
+
+def test_where_there_is_no_choice_nothing_is_played(model, monkeypatch):
+    made = policy(model, Listed, None)
+    writes(made, monkeypatch, ["go"], ["go"])
+    x = made.encoder.preprocess({"observation": ("x",), "actions": ("",)})
+    with pytest.raises(RunError, match="there is no candidate to choose from"):
+        made.act(x)
+    x = made.encoder.preprocess({"observation": ("x",), "actions": ("go",)})
+    with pytest.raises(RunError, match="there is no candidate to choose from"):
+        made.act(x, mask=torch.zeros(1, made.mask_dim, dtype=torch.bool))
 
 
 def test_an_answer_behind_thoughts():

@@ -126,6 +126,14 @@ def test_a_file_of_something_else_is_an_error(folder):
             KeptRows("rules", 2).get(["a"], ones)
 
 
+def test_a_line_that_nobody_can_parse_is_passed_over(folder):
+    KeptRows("rules", 2).get(["a"], ones)
+    (file,) = folder.iterdir()
+    file.write_text("[" * 100_000 + "\n")
+    with pytest.warns(UserWarning, match="1 lines of .* are no answers"):
+        assert torch.equal(KeptRows("rules", 2).get(["a"], ones), torch.ones(1, 2))
+
+
 def test_a_folder_that_cannot_be_used_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RL_LIGHTNING_CACHE", str(tmp_path / "file"))

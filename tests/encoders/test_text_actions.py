@@ -10,7 +10,14 @@ from llm_tiny import tiny_model
 from tensordict import TensorDict
 from text_probes import LINES, MOST, Listed, Named
 
-from rl_lightning import ActorCritic, EnvSpec, ScoringPolicy, ScoringQNetwork, TextActionEncoder
+from rl_lightning import (
+    DQN,
+    ActorCritic,
+    EnvSpec,
+    ScoringPolicy,
+    ScoringQNetwork,
+    TextActionEncoder,
+)
 from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.llm.scoring import make_rows, score
 from rl_lightning.policies.scoring import normalized
@@ -312,6 +319,37 @@ def test_q_values_are_a_value_and_what_the_model_prefers(models):
         ScoringQNetwork(spec_of(Listed()), None, outputs=51)
 
 
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_dqn_plays_no_candidate_that_is_not_there(models, tune):
+    """The missing ones' scores are 0, and all others' are below."""
+    encoder = partial(TextActionEncoder, model=models["llama"], tune=tune, max_length=48)
+    agent = DQN(spec_of(Listed()), encoder, ScoringQNetwork).eval()
+    obs = states(*range(12))
+    x = agent.encoder.preprocess_raw(obs)
+    there = torch.tensor([len(text.split("\n")) for text in obs["actions"]])
+    assert (agent.policy.encoder.exists(x).sum(-1) == there).all()
+    everything = torch.ones(12, MOST, dtype=torch.bool)
+    for explore in (False, True):
+        assert (agent.act(x, explore=explore, mask=everything)["action"] < there).all()
+    with pytest.raises(RunError, match=r"offers 2 texts for 6 actions.*info\['action_mask'\]"):
+        agent.act(x)
+    batch = {"next_obs": x, "next_action_mask": everything}
+    with torch.no_grad():
+        values = agent.target(x).masked_fill(~agent.policy.encoder.exists(x), -torch.inf)
+        chosen = agent.policy(x).masked_fill(~agent.policy.encoder.exists(x), -torch.inf).argmax(-1)
+    expected = values.gather(1, chosen[:, None])[:, 0]
+    torch.testing.assert_close(agent.bootstrap(TensorDict(batch, [12])), expected)
+
+
+def test_an_action_that_was_no_candidate_is_not_learned(models):
+    encoder = partial(TextActionEncoder, model=models["llama"], max_length=48)
+    policy = ScoringPolicy(spec_of(Listed()), encoder)
+    x = policy.encoder.preprocess({"observation": ("x", "y"), "actions": ("go\nwait", "go")})
+    policy.evaluate(TensorDict({"obs": x, "action": torch.tensor([1, 0])}, [2]))
+    with pytest.raises(RunError, match="is none of the texts that its observation's entry"):
+        policy.evaluate(TensorDict({"obs": x, "action": torch.tensor([1, 1])}, [2]))
+
+
 def test_any_policy_can_read_with_it(models):
     encoder = partial(TextActionEncoder, model=models["llama"], actions=NAMES)
     policy = ActorCritic(spec_of(Named()), encoder)
@@ -323,6 +361,8 @@ def test_any_policy_can_read_with_it(models):
     [
         ({"actions": ["north"]}, "actions: 1 texts for the 2 actions of Probe-v0"),
         ({"actions": ["north", " north"]}, "actions: 'north' stands there twice"),
+        ({"actions": ["north", 3]}, r"actions: expected a list of texts, not \['north', 3\]"),
+        ({"actions": "ab"}, "actions: expected a list of texts, not 'ab'"),
         ({"actions": ["north", " "]}, "the action '' has no token"),
         ({"actions": None}, "nobody says what the 2 actions of Probe-v0 are called"),
         ({"template": "{observation} Go: "}, "ends in a space"),
@@ -373,6 +413,8 @@ def test_what_cannot_be_scored_is_refused(models):
     [
         ("go\ngo", "'go' stands there twice"),
         ("\n".join("abcdefg"), "7 candidates for an action space of 6"),
+        ("go\n\nwait", "the action '' has no token"),
+        ("go\n \nwait", "the action '' has no token"),
         ("go to the " * 40, "tokens together, and max_actions_length is 90"),
     ],
 )

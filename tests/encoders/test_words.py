@@ -39,6 +39,10 @@ def test_words_pairs_and_runs_have_numbers():
     assert numbers(one, "") == []
 
 
+def test_any_text_there_is_has_numbers():
+    assert len(numbers(build(), "\ud800 alone")) > 1
+
+
 def test_buckets_bound_the_numbers():
     text = " ".join(map(str, range(100)))
     assert set(numbers(build(buckets=3), text)) == {1, 2, 3}

@@ -129,6 +129,16 @@ def test_incomplete_weights(tmp_path):
         load_backbone(folder)
 
 
+def test_weights_without_a_head_read_and_do_not_write(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    folder = tiny_model("bert", tmp_path / "m", layers=1)
+    BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    load_backbone(folder)
+    with pytest.raises(ConfigurationError, match="a bert without a head: it reads, and was not"):
+        load_backbone(folder, head=True)
+
+
 def test_a_weights_package_by_either_spelling(tiny, tmp_path, monkeypatch):
     (tmp_path / "my_weights.py").write_text(f"def get_model_path(): return {tiny['bert']!r}")
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,7 +11,7 @@ from reward_tools import TEXT, ready, step
 from training import fit
 
 from rl_lightning import DQN, PPO, ReplayDataModule, RolloutDataModule, TableEncoder
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError, RunError
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm.load import load_backbone
 from rl_lightning.llm.options import OptionScorer
@@ -77,8 +77,10 @@ def test_of_the_action_that_was_taken(build, by_hand):
 def test_of_an_action_that_the_observation_names(build, by_hand):
     reward = build(LISTED, 2, template="{text}:", normalise="none")
     obs = {"text": (WALL, WALL), "actions": ("look\ngo", "")}
-    got = reward(step(obs, obs)._replace(action=np.array([1, 0])))
+    got = reward(step(obs, obs, valid=[1, 0])._replace(action=np.array([1, 0])))
     assert got == near([by_hand(f"{WALL}:", " go")[0], 0.0])
+    with pytest.raises(RunError, match=r"action 0 is none of the 0 texts .*action_mask"):
+        reward(step(obs, obs)._replace(action=np.array([1, 0])))
 
 
 def test_of_a_goal_after_the_observation(build, by_hand):
@@ -205,9 +207,33 @@ def test_models_that_cannot_go_on_are_told(build, models, kind, told):
         build(of="goal", goal=RED, model=models[kind])
 
 
-def test_texts_that_are_too_long_are_told(build):
+def test_texts_that_are_too_long_are_cut(build, by_hand):
+    """Of a goal the observation loses its beginning, of an observation its own end is lost."""
+    long = " ".join([WALL] * 9)
+    with pytest.warns(UserWarning, match="a text was cut to max_length=16"):
+        goal = build(of="goal", goal=RED, max_length=16)(step((WALL,), (long,)))
+    with pytest.warns(UserWarning, match="a text was cut to max_length=16"):
+        seen = build(of="observation", template="Read:", max_length=16)(step((WALL,), (long,)))
+    scorer = OptionScorer(build(of="goal", goal=RED).scorer.backbone.source["model"], max_length=99)
+    prompt, option = f"{long}\nGoal:", f" {RED}"
+    ids = scorer.tokenizer(prompt + option)["input_ids"]
+    own = len(ids) - len(scorer.tokenizer(prompt)["input_ids"])
+    assert goal[0] == near(said(scorer, ids[-16:], own) / own)
+    ids = scorer.tokenizer(f"Read: {long}")["input_ids"][:16]
+    own = 16 - len(scorer.tokenizer("Read:")["input_ids"])
+    assert seen[0] == near(said(scorer, ids, own) / own)
+
+
+@torch.no_grad()
+def said(scorer, ids, own):
+    """log p of the last tokens."""
+    logits = scorer.backbone.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(logits[i - 1, ids[i]]) for i in range(len(ids) - own, len(ids)))
+
+
+def test_a_goal_longer_than_the_model_reads_is_told(build):
     with pytest.raises(ConfigurationError, match="longer than max_length=8"):
-        build(of="goal", goal=RED, max_length=8)(step((WALL,), (WALL,)))
+        build(of="goal", goal=f"{RED} {KEY}", max_length=8)(step((WALL,), (WALL,)))
 
 
 @pytest.mark.parametrize("kind", ["ppo", "dqn"])

@@ -197,6 +197,28 @@ def test_numbers_that_are_none_are_refused_by_name(returns, told):
         collect([partial(Bad, returns=returns)])
 
 
+@pytest.mark.parametrize("error", [KeyError("word"), ValueError("no number"), TypeError("x")])
+def test_a_judge_that_raises_is_told_in_a_sentence(error):
+    class Raises(Reward):
+        def __call__(self, step):
+            raise error
+
+    told = rf"Raises failed at step 1 of this run in Counter-v0: {type(error).__name__}: .*\.py:"
+    with pytest.raises(RunError, match=told):
+        collect([Raises])
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("so"), OSError("full"), MemoryError()])
+def test_what_explains_itself_comes_as_it_is(error):
+    class Raises(Reward):
+        def __call__(self, step):
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        collect([Raises])
+    assert raised.value is error
+
+
 def test_a_second_reward_of_a_class_is_told_by_its_name_too():
     with pytest.raises(RunError, match=r"Bad \(bad_2\) is nan"):
         collect([partial(Bad, returns=[1, 1]), partial(Bad, returns=[np.nan, 1])])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_lightning.core.errors import RunError, shortened
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.data.collect.raw import copied, plain, restored
+from rl_lightning.envs.failures import told
 from rl_lightning.rewards import Reward, Step
 from rl_lightning.rewards.make import ENVIRONMENT, name_of
 from rl_lightning.rewards.reward import as_numbers
@@ -104,7 +105,7 @@ class RewardStage:
         total *= self.env_weight
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for name, judge in self.rewards.items():
-                part = self._numbers(name, judge, judge(step), valid)
+                part = self._numbers(name, judge, self._asked(name, judge, step), valid)
                 self._sums[name] += float(part.sum())
                 total += judge.weight * part
         self._count += int(valid.sum())
@@ -115,26 +116,41 @@ class RewardStage:
         self._started = took.done if restarts else took.reset
         return total
 
+    def _asked(self, name: str, judge: Reward, step: Step) -> Any:
+        """What a reward says of a step; what a stranger's code raises is told in a sentence."""
+        try:
+            return judge(step)
+        except (ConfigurationError, RunError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise  # explains itself, or is the machine's
+        except Exception as error:
+            raise RunError(
+                f"data.rewards: {self._called(name, judge)} failed at step {self.steps} of this "
+                f"run in {self.env}: {told(error)}"
+            ) from error
+
+    def _called(self, name: str, judge: Reward) -> str:
+        return judge.label if name == name_of(type(judge)) else f"{judge.label} ({name})"
+
     def _numbers(self, name: str, judge: Reward, values: Any, valid: np.ndarray) -> np.ndarray:
         """What a reward returned, `[B]`, with 0 where nothing happened."""
-        told = judge.label if name == name_of(type(judge)) else f"{judge.label} ({name})"
+        who = self._called(name, judge)
         try:
             part = as_numbers(values)
         except (TypeError, ValueError):
             raise RunError(
-                f"data.rewards: {told} returned {shortened(repr(values), 80)} in {self.env}, which "
+                f"data.rewards: {who} returned {shortened(repr(values), 80)} in {self.env}, which "
                 "is no array of numbers"
             ) from None
         if part.shape != valid.shape:
             raise RunError(
-                f"data.rewards: {told} returned numbers of the shape {list(part.shape)} for "
+                f"data.rewards: {who} returned numbers of the shape {list(part.shape)} for "
                 f"{len(valid)} environments of {self.env}; return one for each, [{len(valid)}]"
             )
         part = np.where(valid, part, 0.0)
         if not np.isfinite(part).all():
             b = int(np.argmin(np.isfinite(part)))
             raise RunError(
-                f"data.rewards: {told} is {part[b]:g} at step {self.steps} of this run, in "
+                f"data.rewards: {who} is {part[b]:g} at step {self.steps} of this run, in "
                 f"environment {b} of {len(valid)} (counted from 0) of {self.env}; nothing is "
                 "learned from it, and checkpoints written before are good: mend the reward, or "
                 "leave it out"
