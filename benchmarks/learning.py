@@ -249,8 +249,11 @@ def judged(path: Path) -> tuple[str, float | None]:
 
 def digest(path: Path) -> str:
     """Of what a configuration says, without its comments: tells results of an older one."""
-    said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return digest_of(yaml.safe_load(path.read_text()))
+
+
+def digest_of(said: Any) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def quote(path: Path, line: str) -> None:

@@ -14,7 +14,6 @@ again, unless the arm has changed.
 
 import argparse
 import copy
-import hashlib
 import json
 import random
 import re
@@ -26,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import yaml
-from learning import RESULTS, RunError, cli, render, scalars
+from learning import RESULTS, RunError, cli, digest_of, render, scalars
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +47,7 @@ def main() -> None:
     name = args.comparison.stem
     file = RESULTS / "comparisons" / f"{name}.json"
     runs = json.loads(file.read_text())["runs"] if file.exists() else []
-    digests = {arm: digest(configuration(comparison, arm)) for arm in arms}
+    digests = {arm: digest_of(configuration(comparison, arm)) for arm in arms}
     runs = [run for run in runs if run["digest"] == digests.get(run["arm"])]
     there = {(run["arm"], run["seed"]) for run in runs if "error" not in run}
     todo = [
@@ -93,11 +92,6 @@ def configuration(comparison: dict[str, Any], arm: str) -> dict[str, Any]:
     """The whole configuration of an arm."""
     base = yaml.safe_load((ROOT / comparison["base"]).read_text())
     return laid_over(base, comparison["arms"][arm] or {})
-
-
-def digest(config: dict[str, Any]) -> str:
-    """Of what a configuration says: tells results of an older one."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_arm(comparison: dict[str, Any], arm: str, seed: int) -> dict[str, Any]:

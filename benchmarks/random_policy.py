@@ -5,7 +5,6 @@
 Same environments, wrappers, seeds and number of episodes as `rl-lightning validate` plays.
 """
 
-import hashlib
 import importlib
 import json
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from learning import digest_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +59,7 @@ def evaluated(path: Path) -> dict[str, Any]:
 
 def digest(path: Path) -> str:
     """Of that part."""
-    said = json.dumps(evaluated(path), sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return digest_of(evaluated(path))
 
 
 def play(path: Path) -> dict[str, float]:

@@ -65,7 +65,7 @@ def test_what_is_shown_was_measured_with_these_arms(path):
     found = json.loads((ROOT / f"benchmarks/results/comparisons/{path.stem}.json").read_text())
     for run in found["runs"]:
         config = learning_speed.configuration(comparison, run["arm"])
-        assert run["digest"] == learning_speed.digest(config), "measured with other values"
+        assert run["digest"] == learning_speed.digest_of(config), "measured with other values"
         first = [s for s, value in run["curve"] if value >= comparison["threshold"] - 5e-5]
         assert run["reached"] == (first[0] if first else None)
     again = learning_speed.statistics(found["runs"], list(comparison["arms"]))

@@ -92,6 +92,11 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     for row in replay["priorities"]:
         assert f"{row['us']:.0f} µs at {row['items']:,}" in readme
     assert f"grew by {replay['disk']['grown_mb']:,.0f} MB" in readme
+    scored = json.loads((folder / "action_scoring.json").read_text())
+    for way in ("forward", "forward and backward"):
+        rows = [scored["actions"][k][way]["pairs / ours"][1] for k in ("4", "16", "64")]
+        assert " / ".join(f"{ratio:.1f}" for ratio in rows) + " times less" in readme
+    assert f"does {scored['policy']['ratio']:.1f} times the frames" in readme
     measured = json.loads((folder / "llm_encoder.json").read_text())
     assert f"{measured['ours']['fps'] / measured['usual']['fps']:.1f}" in readme
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-import torch.distributed as dist
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,6 +32,7 @@ from rl_lightning.cli.parser import (
 )
 from rl_lightning.cli.stored_config import lone_checkpoint, stored_configuration, take_trust
 from rl_lightning.core.errors import ConfigurationError, nearest
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.stopping import ended_by_signals
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.recordings.dataset import read_dataset
@@ -169,10 +169,7 @@ class RLCLI(LightningCLI):
         """Play episodes and write one JSON line each to `<log dir>/episodes.jsonl`."""
         episodes: Any = self.trainer.predict(**kwargs) or []
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        if self.trainer.world_size > 1:
-            shares: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(shares, episodes)
-            episodes = [episode for share in shares for episode in share]
+        episodes = [episode for share in gather(episodes) for episode in share]
         if not self.trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.preferences.labelling import answered, checked
 from rl_lightning.data.preferences.lines import Lines
@@ -159,7 +160,7 @@ class PreferenceDataModule(RecordedDataModule):
                     own = answered(self.source, questions, self.labeller, self.both_orders)
                 except (ConfigurationError, RunError) as error:
                     own = error  # the other ranks would wait for ever
-            labels = self.gather(own)[0]
+            labels = gather(own)[0]
             if isinstance(labels, Exception):
                 raise labels
             what = f"{stage} questions"

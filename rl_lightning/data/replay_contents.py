@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.checkpoints import read_archive
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.ranks import gather
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.into_buffer import preload
@@ -188,4 +189,4 @@ class ReplayContents(RLDataModule):
         if self.buffer is None or not self.save_replay or not len(self.buffer):
             return None
         version = (self.frames, self._trainer.global_step)
-        return self.gather(str(self.spooled("replay", version, self.buffer.save)))
+        return gather(str(self.spooled("replay", version, self.buffer.save)))

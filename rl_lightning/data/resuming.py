@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.protocols import Trainee
+from rl_lightning.core.ranks import gather
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
@@ -78,11 +79,11 @@ class ResumingModule(L.LightningDataModule):
             return [inside(state) for state in self._restored or []], None
         own = self.rank_state() if self._running else self._recall(rank)
         state, found = take_out(own)
-        if not saves_beside(self._trainer) or not any(self.gather(len(found))):
-            return self.gather(inside(own)), None
+        if not saves_beside(self._trainer) or not any(gather(len(found))):
+            return gather(inside(own)), None
         files = self._remembered
         folder = self.spooled("texts", object(), lambda folder: files.save(folder, found))
-        return self.gather(state), self.gather(str(folder))
+        return gather(state), gather(str(folder))
 
     def _recall(self, rank: int) -> Any:
         """A rank's state that a checkpoint held, with what stood beside it."""
@@ -134,7 +135,7 @@ class ResumingModule(L.LightningDataModule):
     def _all_ranks(self) -> list[Any]:
         if not self._running:  # before a run, or after it: what the next one goes on from
             return self._restored or [None]
-        return self.gather(self.rank_state())
+        return gather(self.rank_state())
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank goes on from, as plain data and tensors."""
@@ -196,14 +197,6 @@ class ResumingModule(L.LightningDataModule):
     def _load_rewards(self, state: dict[str, Any]) -> None:
         if self.collector is not None and self.collector.stage is not None:
             self.collector.stage.load_learned_state(state.get("rewards"))
-
-    def gather(self, own: Any) -> list[Any]:
-        """What every rank gives, in the order of ranks."""
-        ranks: list[Any] = [own]
-        if self._trainer.world_size > 1:
-            ranks = [None] * self._trainer.world_size
-            dist.all_gather_object(ranks, own)
-        return ranks
 
     def _sum_over_ranks(self, frames: int) -> int:
         trainer = self._trainer

@@ -6,11 +6,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened, whole
+from rl_lightning.core.ranks import world_size
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
@@ -87,7 +87,7 @@ class TableEncoder(Encoder):
                 "different observations; raise it, leave out of the observation what does not "
                 "matter, or use an agent with a network (DQN)"
             )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             raise ConfigurationError(
                 f"TableEncoder numbers observations of {self.id} as they come up, which ranks "
                 "would each do in another order; set trainer.devices: 1"

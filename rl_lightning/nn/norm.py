@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import check_range
+from rl_lightning.core.ranks import world_size
 
 
 class RunningMoments(nn.Module):
@@ -74,20 +75,20 @@ class RunningMoments(nn.Module):
             tensor = isinstance(x, Tensor)
             values = x.detach().to(moments).numpy() if tensor else np.asarray(x, dtype=np.float64)
             _take_in(moments.numpy(), values)
-            if _world_size() > 1:
+            if world_size() > 1:
                 self._pending = self._pending.to(moments)
                 _take_in(self._pending.numpy(), values)
             return
         batch = _moments_of(torch.as_tensor(x).to(moments))
         moments.copy_(_merge(moments, batch))
-        if _world_size() > 1:
+        if world_size() > 1:
             self._pending = _merge(self._pending.to(batch), batch)
 
     def synchronize(self) -> None:
         """Merge what every rank saw since the last call; afterwards all ranks agree bit for bit."""
-        if _world_size() > 1:
+        if world_size() > 1:
             own = self._pending.to(self.moments)
-            pending = [torch.empty_like(own) for _ in range(_world_size())]
+            pending = [torch.empty_like(own) for _ in range(world_size())]
             dist.all_gather(pending, own)
             merged = self._shared.to(self.moments)
             for moments in pending:
@@ -134,10 +135,6 @@ class RunningNorm(nn.Module):
         """`[N, D]` → `[N, D]`, float32."""
         mean, scale = self.running.scale()
         return ((x - mean) * scale).clamp(-self.clip, self.clip)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _on_host(moments: Tensor) -> bool:

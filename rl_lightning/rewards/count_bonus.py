@@ -5,9 +5,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm import Pooling
 from rl_lightning.rewards.places import Clusters, Place, check_countable, exact_places, pack, unpack
@@ -142,10 +142,7 @@ class CountBonus(Reward):
 
     def synchronize(self) -> None:
         news = (self._own, None if self.clusters is None else self.clusters.news())
-        ranks: list[Any] = [news]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, news)
+        ranks = gather(news)
         became: dict[Place, Place] = {}
         if self.clusters is not None:
             became = self.clusters.agree([founded for _, founded in ranks])

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole
 from rl_lightning.core.names import present_path
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.trust import find_named, loading_stranger
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.rewards.observations import same_kind, select
@@ -190,11 +190,7 @@ class LearnedReward(StateReward):
         return out
 
     def synchronize(self) -> None:
-        ranks: list[Any] = [self._own]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, self._own)
-        for own in ranks:
+        for own in gather(self._own):
             self._common.update(own)
         self._own = Counter()
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
+from rl_lightning.core.ranks import world_size
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm import Pooling
@@ -175,11 +176,11 @@ class RNDBonus(Reward):
         self._seen, self._returns, self._frames, self._trained = [], [], 0, True
 
     def _average_gradients(self) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if (ranks := world_size()) > 1:
             for parameter in self.predictor.parameters():
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+                parameter.grad /= ranks
 
     def metrics(self) -> dict[str, float]:
         """p's loss in its last training, and σ."""

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, shortened, whole
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm import Dtype, Pooling
 from rl_lightning.rewards.asked import Asked
@@ -232,11 +232,7 @@ class SuggestedGoals(Reward):
     # --- metrics and resuming -----------------------------------------------------------------
 
     def synchronize(self) -> None:
-        ranks: list[Any] = [self._own]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, self._own)
-        for own in ranks:
+        for own in gather(self._own):
             self._common.update(own)
         self._own = Counter()
 

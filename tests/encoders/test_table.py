@@ -1,7 +1,5 @@
 """TableEncoder: which observation gets which row, and what evaluating leaves as it was."""
 
-from types import SimpleNamespace
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -112,10 +110,7 @@ def test_a_full_table_names_the_way_out():
 
 
 def test_ranks_cannot_number_texts_each_in_its_own_order(monkeypatch):
-    world = SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2
-    )
-    monkeypatch.setattr(table, "dist", world)
+    monkeypatch.setattr(table, "world_size", lambda: 2)
     with pytest.raises(ConfigurationError, match=r"trainer\.devices: 1"):
         build(WORDS).observe(("a",))
     build(s.Discrete(3)).observe(np.array([1]))

@@ -157,15 +157,13 @@ def test_it_goes_on_from_where_it_stood(steps):
 def test_ranks_train_one_predictor(monkeypatch):
     """The mean of two ranks' gradients; the other one's is three times this one's."""
     reward, alone = make(), make()
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(module.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(module, "world_size", lambda: 2)
     monkeypatch.setattr(module.dist, "all_reduce", lambda gradient: gradient.mul_(4.0))
-    monkeypatch.setattr("rl_lightning.nn.norm._world_size", lambda: 1)
     seen = []
     reward.optimizer.step = lambda: seen.append(reward.predictor[0].weight.grad.clone())
     alone.optimizer.step = lambda: seen.append(alone.predictor[0].weight.grad.clone())
     play(reward, 8)
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(module, "world_size", lambda: 1)
     play(alone, 8)
     assert len(seen) == 4
     assert torch.allclose(seen[0], 2 * seen[2])
