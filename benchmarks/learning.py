@@ -54,6 +54,21 @@ _TEXTMAZE = (
         "--out checkpoints/models/textmaze --hidden 64 --steps 600 --lr 2e-3",
     ),
 )
+_WRITER = (
+    "checkpoints/models/textmaze-writer/config.json",
+    (
+        "examples/small_language_model.py configs/ppo/textmaze-generating.yaml "
+        "--out checkpoints/models/textmaze-writer --hidden 64 --steps 600 --lr 2e-3 --window 2",
+    ),
+)
+_TEXTWORLD = (
+    "checkpoints/models/textworld/config.json",
+    (
+        "examples/small_language_model.py configs/ppo/textworld-scoring.yaml "
+        "--out checkpoints/models/textworld --hidden 64 --steps 1000 --lr 2e-3 "
+        "--vocabulary 1500 --frames 10000",
+    ),
+)
 PREPARE = {
     "bc-cartpole": (
         "datasets/cartpole.hdf5",
@@ -65,8 +80,11 @@ PREPARE = {
     ),
     "bc-pendulum": _PENDULUM,
     "iql-pendulum": _PENDULUM,
+    "ppo-textmaze-generating": _WRITER,
+    "ppo-textmaze-scoring-frozen": _TEXTMAZE,
     "ppo-textmaze-scoring-full": _TEXTMAZE,
     "ppo-textmaze-scoring-lora": _TEXTMAZE,
+    "ppo-textworld-scoring": _TEXTWORLD,
 }
 
 

@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="its environment and template are used")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--frames", type=int, default=20_000, help="steps of the random policy")
+    parser.add_argument("--window", type=int, default=1, help="steps in a text that is learned")
+    parser.add_argument("--prompts-only", action="store_true", help="leave the actions out")
+    parser.add_argument("--retold", action="store_true", help="learn to look up things by name")
     parser.add_argument("--vocabulary", type=int, default=512, help="most tokens")
     parser.add_argument("--phrases", action="store_true", help="tokens may be of several words")
     parser.add_argument("--layers", type=int, default=2)
@@ -43,10 +46,14 @@ def main() -> None:
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     config = yaml.safe_load(args.config.read_text())
-    texts = play(config, args.frames, args.seed)
+    texts = play(config, args.frames, args.window, args.seed, not args.prompts_only)
+    given = list(texts)
+    if args.retold:
+        things = things_told(given)
+        texts = [retold(text, things) for text in given]
     tokenizer = make_tokenizer(texts, args.vocabulary, args.phrases)
     model = make_model(len(tokenizer), args.layers, args.hidden, args.heads)
-    loss = train(model, tokenizer, texts, args.steps, args.batch, args.lr)
+    loss = train(model, tokenizer, texts, given if args.retold else None, args)
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
@@ -54,9 +61,11 @@ def main() -> None:
     print(f"{args.out}: {size:,} parameters, {len(tokenizer)} tokens, {loss:.3f} nats a token")
 
 
-def play(config: dict[str, Any], frames: int, seed: int) -> list[str]:
+def play(
+    config: dict[str, Any], frames: int, window: int, seed: int, told: bool = True
+) -> list[str]:
     """Prompts, and behind each the action that a uniformly random policy chose, if it changed what
-    there is to read."""
+    there is to read; `window` of them a text, one after the other, of one episode each."""
     data = config["data"]["init_args"]
     agent = config["model"]["init_args"]
     encoder = agent.get("encoder", {}).get("init_args", {})
@@ -65,21 +74,57 @@ def play(config: dict[str, Any], frames: int, seed: int) -> list[str]:
     fields = list(space.spaces) if isinstance(space, gym.spaces.Dict) else ["observation"]
     template = Template(encoder.get("template"), [*fields, *({"actions"} - set(fields))])
     names = encoder.get("actions") or action_names(data["env"], int(env.action_space.n))
-    texts = []
+    texts: list[str] = []
+    lines: list[str] = []
     obs, _ = env.reset(seed=seed)
     for step in tqdm(range(frames), desc="playing", unit="step"):
         values = dict(obs) if isinstance(obs, dict) else {"observation": obs}
         allowed = values["actions"].split("\n") if "actions" in values else list(names)
         values["actions"] = ", ".join(allowed)
         action = random.randrange(len(allowed))
-        before, text = obs, f"{template(values)} {allowed[action].strip()}"
+        before, text = obs, template(values)
+        if told:
+            text += f" {allowed[action].strip()}"
         obs, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated or obs != before:
-            texts.append(text)
+            lines.append(text)
+        if len(lines) == window or terminated or truncated:
+            texts += ["\n".join(lines)] if lines else []
+            lines = []
         if terminated or truncated:
             obs, _ = env.reset(seed=seed + step + 1)
     env.close()
     return texts
+
+
+def retold(text: str, things: list[str]) -> str:
+    """A text, and behind it what it says of things, asked by their names, some of them in the words
+    of its last part: so a model learns to look up what it was told.
+
+    Texts are parts between commas, such as "wall: left 2, red ball: forward 3, mission: go to the
+    red ball": a thing stands before a part's colon, and the last part ends in one.
+
+    Args:
+        text: It is asked of up to six things that it names, and of three others, most of which are
+            "unseen".
+        things: All that texts name.
+    """
+    *parts, question = text.rstrip(":").split(", ")
+    said = dict(part.split(": ", 1) for part in reversed(parts) if ": " in part)
+    ends = [thing for thing in things if question.endswith(f" {thing}")]
+    frame = question.removesuffix(max(ends, key=len)) if ends else ""
+    asked = random.sample(sorted(said), min(len(said), 6))
+    asked += random.sample(things, min(len(things), 3))
+    random.shuffle(asked)
+    framed = (f"{frame if random.random() < 0.3 else ''}{thing}" for thing in asked)
+    answers = (said.get(thing, "unseen") for thing in asked)
+    return f"{text}\n" + ", ".join(f"{q}: {a}" for q, a in zip(framed, answers, strict=True))
+
+
+def things_told(texts: list[str]) -> list[str]:
+    """What stands before a colon, in texts of parts between commas."""
+    parts = {part for text in texts for part in text.rstrip(":").split(", ")[:-1]}
+    return sorted({part.split(": ")[0] for part in parts if ": " in part})
 
 
 def make_tokenizer(texts: list[str], size: int, phrases: bool = False) -> Any:
@@ -132,17 +177,26 @@ def make_model(vocabulary: int, layers: int, hidden: int, heads: int) -> Any:
     )
 
 
-def train(model: Any, tokenizer: Any, texts: list[str], steps: int, batch: int, lr: float) -> float:
-    """Next-token prediction; the mean loss of the last tenth of the steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+def train(
+    model: Any, tokenizer: Any, texts: list[str], given: list[str] | None, args: argparse.Namespace
+) -> float:
+    """Next-token prediction, of what comes behind `given` if there is such; the mean loss of the
+    last tenth of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=max(args.steps, 2)
+    )
     losses = []
-    for _ in tqdm(range(steps), desc="training", unit="step"):
-        ids = tokenizer(random.sample(texts, batch))["input_ids"]
+    for _ in tqdm(range(args.steps), desc="training", unit="step"):
+        drawn = random.sample(range(len(texts)), args.batch)
+        ids = tokenizer([texts[i] for i in drawn])["input_ids"]
         width = max(map(len, ids))
         tokens = torch.tensor([row + [1] * (width - len(row)) for row in ids])
         there = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
         labels = tokens.masked_fill(there == 0, -100)
+        if given is not None:
+            for row, i in zip(labels, drawn, strict=True):
+                row[: len(tokenizer(given[i])["input_ids"])] = -100
         loss = model(input_ids=tokens, attention_mask=there, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

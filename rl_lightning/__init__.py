@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning import envs  # registers environments, for gymnasium.make
 from rl_lightning.core.former import install
 
 install()

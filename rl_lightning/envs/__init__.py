@@ -4,8 +4,14 @@ import gymnasium as gym
 
 from rl_lightning.envs.describe import Describe, register_action_names, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
+from rl_lightning.envs.reword import Reword
 from rl_lightning.envs.text_games import AdmissibleActions, TextHistory
-from rl_lightning.envs.wrappers import BinaryImage, ClipObservation, SelectObservation
+from rl_lightning.envs.wrappers import (
+    BinaryImage,
+    ClipObservation,
+    SelectActions,
+    SelectObservation,
+)
 
 if "TextMaze-v0" not in gym.registry:
     gym.register("TextMaze-v0", entry_point="rl_lightning.envs.text_maze:TextMazeEnv")
@@ -21,6 +27,8 @@ __all__ = [
     "BinaryImage",
     "ClipObservation",
     "Describe",
+    "Reword",
+    "SelectActions",
     "SelectObservation",
     "TextHistory",
     "make_env",

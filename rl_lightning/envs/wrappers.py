@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import RecordConstructorArgs
 
 from rl_lightning.core.errors import ConfigurationError, shortened
 
@@ -85,6 +86,57 @@ class BinaryImage(gym.ObservationWrapper):
     def observation(self, observation: Any) -> np.ndarray:
         image = observation.astype(np.uint8) * np.uint8(255)
         return image.transpose(2, 0, 1) if self.channels_first else image
+
+
+class SelectActions(gym.Wrapper, RecordConstructorArgs):
+    """Offers some actions of a Discrete space, e.g. those that a task of MiniGrid can need.
+
+    An `info["action_mask"]` `[n]` of the environment becomes that of the offered actions.
+
+    Args:
+        env: Environment with a Discrete action space.
+        actions: Those that are offered, in their new order; they are numbered from 0.
+
+    Raises:
+        ConfigurationError: If the space is of another kind, or an action is out of range or there
+            twice; on step, if the action is not one of the offered.
+    """
+
+    def __init__(self, env: gym.Env, actions: Sequence[int]) -> None:
+        RecordConstructorArgs.__init__(self, actions=actions)
+        gym.Wrapper.__init__(self, env)
+        space = env.action_space
+        if not isinstance(space, gym.spaces.Discrete):
+            raise ConfigurationError(
+                f"SelectActions needs a Discrete action space, not {shortened(space)}"
+            )
+        first, last = int(space.start), int(space.start + space.n) - 1
+        offered = [actions] if isinstance(actions, str) else list(actions)
+        numbers = all(type(action) is int and first <= action <= last for action in offered)
+        if not offered or not numbers or len(set(offered)) < len(offered):
+            raise ConfigurationError(
+                f"actions={offered}: expected numbers from {first} to {last}, each once"
+            )
+        self.actions = np.asarray(offered, space.dtype)
+        self._places = self.actions - first
+        self.action_space = gym.spaces.Discrete(len(offered))
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        return observation, self._masked(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ConfigurationError(
+                f"action {action}: SelectActions offers those from 0 to {len(self.actions) - 1}"
+            )
+        observation, reward, terminated, truncated, info = self.env.step(self.actions[action])
+        return observation, reward, terminated, truncated, self._masked(info)
+
+    def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" not in info:
+            return info
+        return {**info, "action_mask": np.asarray(info["action_mask"])[self._places]}
 
 
 class ClipObservation(gym.ObservationWrapper):

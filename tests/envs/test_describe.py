@@ -558,8 +558,8 @@ def test_a_brief_description_tells_the_same_in_fewer_words(mini):
         "right and 2 steps forward."
     )
     assert env.describer(mini.base.gen_obs(), env) == (
-        "mission: find out, carrying grey key, wall 2 left, locked red door 1 forward, "
-        "red lava 1 right, purple ball 1 right 2 forward"
+        "carrying grey key, wall: left 2, locked red door: forward 1, red lava: right 1, "
+        "purple ball: forward 2 right 1, mission: find out"
     )
 
 

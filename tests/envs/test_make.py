@@ -1,5 +1,8 @@
 """Making environments: lean stepping changes nothing, mistakes are explained."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -246,3 +249,10 @@ def test_what_a_native_environment_says_stands(mode):
 def test_gymnasium_s_own_native_environments_say_it():
     env = make_vector_env("CartPole-v1", 2, "native")
     assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("name", ["TextMaze-v0", "rl_lightning:BitFlip-v0"])
+def test_importing_the_package_registers_its_environments(name):
+    code = f"import gymnasium, rl_lightning; print(gymnasium.make({name!r}).spec.id)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name.rpartition(":")[2]

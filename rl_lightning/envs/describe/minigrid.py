@@ -59,9 +59,10 @@ def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
 def describe_briefly(obs: Mapping[str, Any], env: gym.Env) -> str:
     """The same as `describe`, in half as many words, for models that read at each step.
 
-    Example: "mission: open the red door, carrying blue key, wall 2 left, locked red door 1 left 3
-    forward". Words are lower-cased and come after a space, so that a thing has the same tokens
-    wherever it is told.
+    Example: "carrying blue key, wall: left 2, locked red door: forward 3 left 1, mission: open the
+    red door". Words are lower-cased and come after a space, so that a thing has the same tokens
+    wherever it is told. The mission comes last, and a place begins with a word that is also an
+    action's, so that a model which goes on with a text as it went on before has something to go by.
 
     Args:
         obs: See `describe`.
@@ -71,15 +72,15 @@ def describe_briefly(obs: Mapping[str, Any], env: gym.Env) -> str:
         ValueError: See `describe`.
     """
     seen = _look(obs)
-    parts = [f"mission: {seen.mission}"]
+    parts = []
     if seen.carried is not None:
         parts.append(f"carrying {_words(seen.carried)}")
-    parts += [f"wall {steps} {side}" for side, steps in seen.walls]
+    parts += [f"wall: {side} {steps}" for side, steps in seen.walls]
     for right, forward, cell in seen.objects:
-        ways = [f" {abs(right)} {'right' if right > 0 else 'left'}"] if right else []
-        ways += [f" {forward} forward"] if forward else []
-        parts.append(_words(cell) + "".join(ways))
-    return ", ".join(parts)
+        ways = [f" forward {forward}"] if forward else []
+        ways += [f" {'right' if right > 0 else 'left'} {abs(right)}"] if right else []
+        parts.append(f"{_words(cell)}:{''.join(ways)}")
+    return ", ".join([*parts, f"mission: {seen.mission}"])
 
 
 class _Seen(NamedTuple):
