@@ -47,13 +47,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     config = yaml.safe_load(args.config.read_text())
     texts = play(config, args.frames, args.window, args.seed, not args.prompts_only)
-    given = list(texts)
-    if args.retold:
-        things = things_told(given)
-        texts = [retold(text, things) for text in given]
-    tokenizer = make_tokenizer(texts, args.vocabulary, args.phrases)
+    things = things_told(texts) if args.retold else []
+    if args.retold and not things:
+        parser.error("--retold: texts name nothing, in parts between commas, before a colon")
+    told = [retold(text, things) for text in texts] if things else texts
+    tokenizer = make_tokenizer(told, args.vocabulary, args.phrases)
     model = make_model(len(tokenizer), args.layers, args.hidden, args.heads)
-    loss = train(model, tokenizer, texts, given if args.retold else None, args)
+    loss = train(model, tokenizer, texts, things, args)
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
@@ -178,25 +178,25 @@ def make_model(vocabulary: int, layers: int, hidden: int, heads: int) -> Any:
 
 
 def train(
-    model: Any, tokenizer: Any, texts: list[str], given: list[str] | None, args: argparse.Namespace
+    model: Any, tokenizer: Any, texts: list[str], things: list[str], args: argparse.Namespace
 ) -> float:
-    """Next-token prediction, of what comes behind `given` if there is such; the mean loss of the
-    last tenth of the steps."""
+    """Next-token prediction; where there are `things`, of the answers to what is asked of them,
+    each time anew. The mean loss of the last tenth of the steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=max(args.steps, 2)
     )
     losses = []
     for _ in tqdm(range(args.steps), desc="training", unit="step"):
-        drawn = random.sample(range(len(texts)), args.batch)
-        ids = tokenizer([texts[i] for i in drawn])["input_ids"]
+        drawn = random.sample(texts, args.batch)
+        ids = tokenizer([retold(text, things) if things else text for text in drawn])["input_ids"]
         width = max(map(len, ids))
         tokens = torch.tensor([row + [1] * (width - len(row)) for row in ids])
         there = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
         labels = tokens.masked_fill(there == 0, -100)
-        if given is not None:
-            for row, i in zip(labels, drawn, strict=True):
-                row[: len(tokenizer(given[i])["input_ids"])] = -100
+        if things:
+            for row, text in zip(labels, drawn, strict=True):
+                row[: len(tokenizer(text)["input_ids"])] = -100
         loss = model(input_ids=tokens, attention_mask=there, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

@@ -72,3 +72,11 @@ def test_what_is_asked_is_answered_by_what_was_told(script):
             told = {"wall": "left 2", "red ball": "forward 3", "blue key": "right 2"}
             assert answer == told.get(name, "unseen")
     assert 60 < framed < 120  # of 300
+
+
+def test_texts_that_name_nothing_cannot_be_asked(monkeypatch, capsys, tmp_path):
+    command = [SCRIPT.name, str(ROOT / "configs/ppo/textmaze.yaml"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--frames", "20", "--retold"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "texts name nothing" in capsys.readouterr().err
