@@ -20,8 +20,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs import make_env
-from rl_lightning.envs.describe import action_names
+from rl_lightning.envs.describe.actions import names_of
 from rl_lightning.llm.prompt import Template
 
 
@@ -45,8 +46,15 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(args.seed)
     torch.manual_seed(args.seed)
+    if not args.config.is_file():
+        parser.error(f"no such file: {args.config}")
+    if args.out.exists():
+        parser.error(f"{args.out} is there already, and checkpoints may need it: take another name")
     config = yaml.safe_load(args.config.read_text())
-    texts = play(config, args.frames, args.window, args.seed, not args.prompts_only)
+    try:
+        texts = play(config, args.frames, args.window, args.seed, not args.prompts_only)
+    except ConfigurationError as error:
+        parser.error(str(error))
     things = things_told(texts) if args.retold else []
     if args.retold and not things:
         parser.error("--retold: texts name nothing, in parts between commas, before a colon")
@@ -68,18 +76,23 @@ def play(
     there is to read; `window` of them a text, one after the other, of one episode each."""
     data = config["data"]["init_args"]
     agent = config["model"]["init_args"]
-    encoder = agent.get("encoder", {}).get("init_args", {})
+    encoder = agent.get("encoder")
+    encoder = encoder.get("init_args", {}) if isinstance(encoder, dict) else {}
     env = make_env(data["env"], data.get("env_kwargs"), data.get("wrappers") or ())
     space = env.observation_space
     fields = list(space.spaces) if isinstance(space, gym.spaces.Dict) else ["observation"]
     template = Template(encoder.get("template"), [*fields, *({"actions"} - set(fields))])
-    names = encoder.get("actions") or action_names(data["env"], int(env.action_space.n))
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        raise ConfigurationError(f"actions of {data['env']} have no numbers: {env.action_space}")
+    names = encoder.get("actions") or names_of(env, data["env"])
+    if names is None and "actions" not in fields:
+        raise ConfigurationError(f"nobody says what actions of {data['env']} are called")
     texts: list[str] = []
     lines: list[str] = []
     obs, _ = env.reset(seed=seed)
     for step in tqdm(range(frames), desc="playing", unit="step"):
         values = dict(obs) if isinstance(obs, dict) else {"observation": obs}
-        allowed = values["actions"].split("\n") if "actions" in values else list(names)
+        allowed = values["actions"].split("\n") if "actions" in values else list(names or ())
         values["actions"] = ", ".join(allowed)
         action = random.randrange(len(allowed))
         before, text = obs, template(values)

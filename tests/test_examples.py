@@ -3,6 +3,7 @@
 import random
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,12 +15,24 @@ from rl_lightning import EnvSpec, TextActionEncoder
 from rl_lightning.llm.generation import write
 
 ROOT = Path(__file__).parents[1]
+ONE_ACTION = {"SelectActions": {"actions": [0]}}
 SCRIPT = ROOT / "examples" / "small_language_model.py"
 
 
 @pytest.fixture
 def script():
     return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    def run(command, fails=True):
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) if fails else nullcontext():
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capsys.readouterr().err
+
+    return run
 
 
 def play(script, **kwargs):
@@ -30,13 +43,13 @@ def play(script, **kwargs):
 
 def test_a_small_language_model_of_an_environments_words(tmp_path, monkeypatch, capsys):
     command = ["small_language_model.py", str(ROOT / "configs/ppo/textmaze.yaml")]
-    more = ["--out", str(tmp_path), "--frames", "300", "--steps", "120", "--hidden", "32"]
+    more = ["--out", str(tmp_path / "model"), "--frames", "300", "--steps", "120", "--hidden", "32"]
     monkeypatch.setattr(sys, "argv", [*command, *more, "--layers", "1", "--lr", "1e-2"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "nats a token" in capsys.readouterr().out
     spec = EnvSpec(gym.spaces.Text(200), gym.spaces.Discrete(4), "TextMaze-v0")
     encoder = TextActionEncoder(
-        spec, str(tmp_path), "lora", ["north", "east", "south", "west"], max_length=64
+        spec, str(tmp_path / "model"), "lora", ["north", "east", "south", "west"], max_length=64
     )
     x = encoder.preprocess(["Wall north, new east, new south, wall west. The exit is far south."])
     with torch.no_grad():
@@ -74,9 +87,30 @@ def test_what_is_asked_is_answered_by_what_was_told(script):
     assert 60 < framed < 120  # of 300
 
 
-def test_texts_that_name_nothing_cannot_be_asked(monkeypatch, capsys, tmp_path):
-    command = [SCRIPT.name, str(ROOT / "configs/ppo/textmaze.yaml"), "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [*command, "--frames", "20", "--retold"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "texts name nothing" in capsys.readouterr().err
+def test_texts_that_name_nothing_cannot_be_asked(refused, tmp_path):
+    command = [SCRIPT.name, str(ROOT / "configs/ppo/textmaze.yaml"), "--frames", "20", "--retold"]
+    assert "texts name nothing" in refused([*command, "--out", str(tmp_path / "model")])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, "no such file"),
+        ({"env": "TextMaze-v0", "wrappers": ["Nothing"]}, "unknown wrapper"),
+        (
+            {"env": "FrozenLake-v1", "wrappers": ["Describe", {"SelectActions": {"actions": [0]}}]},
+            "",
+        ),
+        ({"env": "Pendulum-v1", "wrappers": ["Describe"]}, "have no numbers"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence(config, expected, refused, tmp_path):
+    path = tmp_path / "config.yaml"
+    agent = {"init_args": {"encoder": "rl_lightning.BagOfWordsEncoder"}}
+    if config is not None:
+        path.write_text(yaml.safe_dump({"data": {"init_args": config}, "model": agent}))
+    command = [SCRIPT.name, str(path), "--frames", "9", "--steps", "0", "--hidden", "8"]
+    command += ["--out", str(tmp_path / "model")]
+    assert expected in refused(command, bool(expected))
+    if not expected:
+        assert "is there already" in refused(command)

@@ -26,7 +26,7 @@ from rl_lightning.data.resuming import ResumingModule
 from rl_lightning.data.stored_module import StoredDataModule
 from rl_lightning.data.trainer_arguments import check_trainer, trains_nothing
 from rl_lightning.data.tuners import check_tuners
-from rl_lightning.envs.describe.actions import action_names
+from rl_lightning.envs.describe.actions import action_names, names_of
 from rl_lightning.envs.make import Vectorization, WrapperSpec, make_env, make_vector_env
 from rl_lightning.llm import frozen_models
 from rl_lightning.nn.modes import EvalMode
@@ -210,7 +210,8 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         else:
             spaces = env.observation_space, env.action_space
         actions = int(spaces[1].n) if isinstance(spaces[1], gym.spaces.Discrete) else 0
-        return EnvSpec(*spaces, self.env, action_names(self.env, actions))
+        known = None if isinstance(env, VectorEnv) else names_of(env, self.env)
+        return EnvSpec(*spaces, self.env, known or action_names(self.env, actions))
 
     @cached_property
     def snapshots(self) -> Snapshots:

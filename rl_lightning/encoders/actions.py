@@ -45,8 +45,7 @@ class TextActionEncoder(ReadingEncoder):
     observation's entry `actions`, a line each (see `rl_lightning.envs.AdmissibleActions`); or else
     from what the environment's actions are called (`rl_lightning.envs.register_action_names`).
 
-    A frozen model's scores are remembered by state, so that no text is scored twice and never in an
-    update. A tuned one reads each different row of a batch once.
+    A frozen model's scores are remembered by state; a tuned one reads each row of a batch once.
 
     Args:
         spec: Of an environment whose observations are text, or a Dict with texts in it, and whose
@@ -85,8 +84,7 @@ class TextActionEncoder(ReadingEncoder):
         trust_remote_code: See `LLMEncoder`.
 
     Raises:
-        ConfigurationError: If there is no text, no action in words, no such model, if it cannot
-            write, or if an argument makes no sense.
+        ConfigurationError: If there is no text, no action in words, or no model that can write.
     """
 
     _fixed_ids: Tensor
@@ -122,9 +120,13 @@ class TextActionEncoder(ReadingEncoder):
         trust_remote_code: bool = False,
     ) -> None:
         if not isinstance(spec.action_space, gym.spaces.Discrete):
+            texts = isinstance(spec.action_space, gym.spaces.Text)
+            way = (
+                "wrap it in AdmissibleActions" if texts else "use LLMEncoder, for any head to read"
+            )
             raise ConfigurationError(
                 f"TextActionEncoder chooses among a number of texts, and actions of {spec.id} are "
-                f"{shortened(spec.action_space)}: use LLMEncoder, whose features any head can read"
+                f"{shortened(spec.action_space)}: {way}"
             )
         if pooling not in get_args(PromptPooling):
             raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(PromptPooling)}")

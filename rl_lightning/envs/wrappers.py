@@ -118,7 +118,7 @@ class SelectActions(gym.Wrapper, RecordConstructorArgs):
                 f"actions={offered}: expected numbers from {first} to {last}, each once"
             )
         self.actions = np.asarray(offered, space.dtype)
-        self._places = self.actions - first
+        self.places = self.actions - first  # among all, counted from 0
         self.action_space = gym.spaces.Discrete(len(offered))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -136,7 +136,7 @@ class SelectActions(gym.Wrapper, RecordConstructorArgs):
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         if "action_mask" not in info:
             return info
-        return {**info, "action_mask": np.asarray(info["action_mask"])[self._places]}
+        return {**info, "action_mask": np.asarray(info["action_mask"])[self.places]}
 
 
 class ClipObservation(gym.ObservationWrapper):

@@ -43,6 +43,8 @@ def find_model(model: str) -> str:
         get_model_path = getattr(importlib.import_module(package), "get_model_path", None)
         if get_model_path is not None:
             return str(get_model_path())
+    if package in PACKAGES or package in _FOLDERS:
+        raise not_found(model, "the weights package of that name is not installed")
     if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is None:
         raise not_found(model, "no such folder, and not a name the hub could have")
     return model

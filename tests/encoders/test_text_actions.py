@@ -388,6 +388,9 @@ def test_what_cannot_be_scored_is_refused(models):
     box = EnvSpec(Named().observation_space, gym.spaces.Box(-1, 1), "Probe-v0")
     with pytest.raises(ConfigurationError, match=r"actions of Probe-v0 are Box.*use LLMEncoder"):
         TextActionEncoder(box, models["llama"])
+    texts = EnvSpec(Named().observation_space, gym.spaces.Text(9), "Probe-v0")
+    with pytest.raises(ConfigurationError, match=r"are Text.*wrap it in AdmissibleActions"):
+        TextActionEncoder(texts, models["llama"])
     numbers = EnvSpec(gym.spaces.Box(-1, 1), gym.spaces.Discrete(2), "Probe-v0")
     with pytest.raises(ConfigurationError, match="wrap the environment in `Describe`"):
         TextActionEncoder(numbers, models["llama"], actions=NAMES)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rl_lightning import RolloutDataModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs import SelectActions, make_env
+from rl_lightning.envs.describe.actions import names_of
 
 
 class Noted(gym.Env):
@@ -72,3 +74,15 @@ def test_from_a_configuration():
     env.reset(seed=0)
     assert env.action_space.n == 1
     assert env.step(0)[0][1] > 0  # pushed to the right
+
+
+def test_names_of_actions_follow():
+    chosen = {"SelectActions": {"actions": [3, 0]}}
+    data = RolloutDataModule("FrozenLake-v1", wrappers=["Describe", chosen, "TextHistory"])
+    assert data.spec.action_names == ("up", "left")
+    env = make_env("FrozenLake-v1", wrappers=["Describe", chosen, "TextHistory"])
+    env.reset(seed=0)
+    assert env.step(1)[0]["history"].endswith("Action: left")
+    again = {"SelectActions": {"actions": [1]}}
+    assert names_of(make_env("FrozenLake-v1", wrappers=[chosen, again])) == ("left",)
+    assert names_of(Noted()) is None

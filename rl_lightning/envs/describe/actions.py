@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import gymnasium as gym
+
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.envs.wrappers import SelectActions
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "TextMaze-": ("north", "east", "south", "west"),
@@ -45,3 +48,28 @@ def action_names(env_id: str, count: int) -> tuple[str, ...] | None:
     known = [key for key in _NAMES if name.startswith(key)]
     found = _NAMES[max(known, key=len)] if known else None
     return found if found is not None and len(found) == count else None
+
+
+def names_of(env: gym.Env, env_id: str | None = None) -> tuple[str, ...] | None:
+    """What the actions of an environment are called, of those that its wrappers offer; None if
+    nobody said.
+
+    Args:
+        env: With its wrappers.
+        env_id: Its id; None: as its specification says.
+    """
+    own = env.unwrapped.action_space
+    env_id = env_id or (env.spec.id if env.spec is not None else None)
+    if env_id is None or not isinstance(own, gym.spaces.Discrete):
+        return None
+    names = action_names(env_id, int(own.n))
+    layers = []
+    while isinstance(env, gym.Wrapper):
+        layers.append(env)
+        env = env.env
+    for layer in reversed(layers):
+        if isinstance(layer, SelectActions) and names is not None:
+            names = tuple(names[place] for place in layer.places)
+    outer = layers[0].action_space if layers else own
+    fits = isinstance(outer, gym.spaces.Discrete) and names is not None and outer.n == len(names)
+    return names if fits else None

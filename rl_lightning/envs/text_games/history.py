@@ -9,6 +9,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.spaces import is_text
+from rl_lightning.envs.describe.actions import names_of
 from rl_lightning.envs.text import text_space
 
 SEEN, DONE = "Observation: ", "Action: "
@@ -21,7 +22,8 @@ class TextHistory(gym.Wrapper, RecordConstructorArgs):
     the present observation is not among them, and at an episode's beginning it is empty. A Dict
     observation gets one entry more, a text becomes a Dict of itself and its history.
 
-    Actions are told by name: by `action_names`, where they are numbered once and for all; as the
+    Actions are told by name: by `action_names`, or what they are known to be called (see
+    `rl_lightning.envs.register_action_names`), where they are numbered once and for all; as the
     text they are, where the environment takes texts; or else by `info["admissible_actions"]` of the
     step before, as below `AdmissibleActions`.
 
@@ -87,6 +89,8 @@ class TextHistory(gym.Wrapper, RecordConstructorArgs):
         self._admitted: list[str] | None = None
 
     def _names(self, names: Sequence[str] | None) -> list[str] | None:
+        if names is None:
+            names = names_of(self.env)
         if names is None:
             return None
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
