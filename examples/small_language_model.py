@@ -70,10 +70,10 @@ def main() -> None:
 
 
 def play(
-    config: dict[str, Any], frames: int, window: int, seed: int, told: bool = True
+    config: dict[str, Any], frames: int, window: int, seed: int, with_actions: bool = True
 ) -> list[str]:
     """Prompts, and behind each the action that a uniformly random policy chose, if it changed what
-    there is to read; `window` of them a text, one after the other, of one episode each."""
+    there is to read; or prompts alone. `window` of them make a text, and are of one episode."""
     data = config["data"]["init_args"]
     agent = config["model"]["init_args"]
     encoder = agent.get("encoder")
@@ -96,7 +96,7 @@ def play(
         values["actions"] = ", ".join(allowed)
         action = random.randrange(len(allowed))
         before, text = obs, template(values)
-        if told:
+        if with_actions:
             text += f" {allowed[action].strip()}"
         obs, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated or obs != before:

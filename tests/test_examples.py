@@ -67,7 +67,7 @@ def test_texts_are_of_several_steps_and_with_or_without_actions(script):
     assert all(text.split()[-1] in ("north", "east", "south", "west") for text in one)
     assert {text.count("The exit is") for text in three} >= {3}
     assert "\n".join(one).startswith("\n".join(three)[:500])
-    assert all(text.endswith("\nAction:") for text in play(script, told=False))
+    assert all(text.endswith("\nAction:") for text in play(script, with_actions=False))
 
 
 def test_what_is_asked_is_answered_by_what_was_told(script):

@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -60,6 +60,16 @@ def check_finite(name: str, value: Any) -> None:
     """
     if value is not None and (isinstance(value, str) or not math.isfinite(value)):
         raise ConfigurationError(f"{name} must be a finite number, not {value!r}")
+
+
+def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is none of some words.
+
+    Raises:
+        ConfigurationError: That names the argument, the value and the words.
+    """
+    if value not in choices:
+        raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(choices)}")
 
 
 def is_whole(value: Any) -> bool:

@@ -205,13 +205,13 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
     def spec(self) -> EnvSpec:
         """The spaces of one environment, read off a spare one."""
         env = self._spare
-        if isinstance(env, VectorEnv):
-            spaces = env.single_observation_space, env.single_action_space
-        else:
-            spaces = env.observation_space, env.action_space
-        actions = int(spaces[1].n) if isinstance(spaces[1], gym.spaces.Discrete) else 0
-        known = None if isinstance(env, VectorEnv) else names_of(env, self.env)
-        return EnvSpec(*spaces, self.env, known or action_names(self.env, actions))
+        if not isinstance(env, VectorEnv):
+            names = names_of(env, self.env)
+            return EnvSpec(env.observation_space, env.action_space, self.env, names)
+        actions = env.single_action_space
+        count = int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0
+        names = action_names(self.env, count)
+        return EnvSpec(env.single_observation_space, actions, self.env, names)
 
     @cached_property
     def snapshots(self) -> Snapshots:

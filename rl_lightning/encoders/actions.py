@@ -7,7 +7,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, shortened, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened, whole
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.choices import Choices
 from rl_lightning.encoders.reading import ReadingEncoder
@@ -128,8 +128,7 @@ class TextActionEncoder(ReadingEncoder):
                 f"TextActionEncoder chooses among a number of texts, and actions of {spec.id} are "
                 f"{shortened(spec.action_space)}: {way}"
             )
-        if pooling not in get_args(PromptPooling):
-            raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(PromptPooling)}")
+        check_one_of("pooling", pooling, get_args(PromptPooling))
         budget = whole("max_actions_length", max_actions_length, 1)
         backbone = Backbone(
             model,
@@ -335,12 +334,6 @@ def normalized(scored: Scored, normalize: Normalize) -> Tensor:
         return scored.log_prob
     length = scored.tokens if normalize == "token" else scored.words
     return scored.log_prob / length.clamp(min=1.0)
-
-
-def check_normalize(name: str, value: Any) -> None:
-    """Refuse what is no `Normalize`."""
-    if value not in get_args(Normalize):
-        raise ConfigurationError(f"{name}={value!r}: use one of {get_args(Normalize)}")
 
 
 def lengths(part: Tensor, count: int) -> Tensor:

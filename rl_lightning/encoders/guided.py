@@ -1,13 +1,13 @@
 """A prior over actions, said by a frozen language model, for whatever else learns to act."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError, check_range, shortened
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, shortened
 from rl_lightning.core.schedules import anneal
 from rl_lightning.core.sharing import sharing
 from rl_lightning.core.spaces import is_text
@@ -15,7 +15,6 @@ from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.actions import (
     Normalize,
     TextActionEncoder,
-    check_normalize,
     normalized,
 )
 from rl_lightning.encoders.encoder import Encoder
@@ -82,7 +81,7 @@ class GuidedEncoder(Encoder):
         fraction: float = 0.5,
     ) -> None:
         super().__init__()
-        check_normalize("normalize_scores", normalize_scores)
+        check_one_of("normalize_scores", normalize_scores, get_args(Normalize))
         check_range("prior_temperature", prior_temperature, 1e-6)
         for name, value in (("weight", weight), ("weight_end", weight_end),
                             ("kl_coef", kl_coef), ("kl_coef_end", kl_coef_end)):  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.reading import ReadingEncoder
@@ -105,8 +105,7 @@ class LLMEncoder(ReadingEncoder):
                 "wrap the environment in `Describe`, which puts observations into words, or use "
                 "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
             )
-        if pooling not in get_args(Pooling):
-            raise ConfigurationError(f"pooling={pooling!r}: use one of {get_args(Pooling)}")
+        check_one_of("pooling", pooling, get_args(Pooling))
         backbone = Backbone(
             model,
             tune=tune,

@@ -27,7 +27,7 @@ class Reword(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         ConfigurationError: If nothing is to be replaced, if a word is empty or not printable ASCII,
-            or if there is no such text.
+            twice in whatever case, or if there is no such text.
     """
 
     def __init__(self, env: gym.Env, words: Mapping[str, str], key: str | None = None) -> None:
@@ -44,6 +44,8 @@ class Reword(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
             if not is_printable(new):
                 raise ConfigurationError(f"words: {new!r} is not printable ASCII")
         self._new = {old.lower(): new for old, new in words.items()}
+        if len(self._new) < len(words):
+            raise ConfigurationError(f"words={dict(words)}: a word stands there twice")
         longest_first = sorted(self._new, key=len, reverse=True)
         either = "|".join(re.escape(old) for old in longest_first)
         self._old = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, is_whole, shortened
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -111,8 +111,8 @@ class SelectActions(gym.Wrapper, RecordConstructorArgs):
                 f"SelectActions needs a Discrete action space, not {shortened(space)}"
             )
         first, last = int(space.start), int(space.start + space.n) - 1
-        offered = [actions] if isinstance(actions, str) else list(actions)
-        numbers = all(type(action) is int and first <= action <= last for action in offered)
+        offered: list[Any] = [actions] if isinstance(actions, str) else list(actions)
+        numbers = all(is_whole(action) and first <= action <= last for action in offered)
         if not offered or not numbers or len(set(offered)) < len(offered):
             raise ConfigurationError(
                 f"actions={offered}: expected numbers from {first} to {last}, each once"

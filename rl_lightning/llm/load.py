@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
 from rl_lightning.llm.find import find_model, not_found
 from rl_lightning.llm.quiet import quiet
@@ -61,8 +61,7 @@ def load_backbone(
             if it cannot be had without running its author's code, if it reads no text, if `layers`
             is out of range, if `dtype` is unknown, or if `config_overrides` make no model.
     """
-    if dtype not in get_args(Dtype):
-        raise ConfigurationError(f"dtype={dtype!r} is unknown: use one of {get_args(Dtype)}")
+    check_one_of("dtype", dtype, get_args(Dtype))
     if config_overrides and pretrained:
         raise ConfigurationError(
             f"config_overrides={dict(config_overrides)}: pretrained weights have the size they "

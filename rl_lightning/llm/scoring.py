@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.logits import log_probs
 from rl_lightning.llm.pool import Pooling, pool
@@ -104,8 +104,7 @@ def choose_method(backbone: Backbone, wanted: Method, longest: int) -> Method:
     Raises:
         ConfigurationError: If `wanted` does not work, or is unknown.
     """
-    if wanted not in get_args(Method):
-        raise ConfigurationError(f"method={wanted!r}: use one of {get_args(Method)}")
+    check_one_of("method", wanted, get_args(Method))
     if backbone.encoder_decoder or wanted == "pairs":
         return "pairs"
     tried: Sequence[Method] = ("packed", "cached") if wanted == "auto" else (wanted,)

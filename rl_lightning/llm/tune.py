@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.trial import called_layers
 
 Tune = Literal["frozen", "lora", "full"]
@@ -47,8 +47,7 @@ def tune_backbone(
     Raises:
         ConfigurationError: For values that cannot mean anything.
     """
-    if tune not in get_args(Tune):
-        raise ConfigurationError(f"tune={tune!r} is unknown: use one of {get_args(Tune)}")
+    check_one_of("tune", tune, get_args(Tune))
     model.requires_grad_(tune == "full")
     if tune == "lora":
         model = _add_lora(model, lora_rank, lora_alpha, lora_targets)

@@ -8,12 +8,12 @@ token. Results are zero outside the mask, in float32 at least.
 the index of each completion's group, int64 `[N]`.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
 from rl_lightning.maths.returns import backward_sum
 from rl_lightning.maths.token_losses import KLEstimator, kl_estimate, own, wide
 
@@ -38,8 +38,7 @@ def group_advantages(
     Raises:
         ConfigurationError: If a group has a single completion, or `scale` is unknown.
     """
-    if scale not in ("group", "batch", "none"):
-        raise ConfigurationError(f"scale must be one of group, batch, none, not {scale!r}")
+    check_one_of("scale", scale, get_args(Scale))
     reward, index, size = _compared(reward, group)
     centred = reward - _group_mean(reward, index, size)
     if scale == "none":

@@ -5,8 +5,8 @@ tokens, those the model chose. Padding and what an environment wrote are False t
 neither loss nor gradient, whatever stands in their place, be it nan or infinite. Everything is
 computed in float32 at least.
 
-A loss is a sum divided by a `normaliser`. Left out, the batch is all there is. When a generation
-batch is learned in pieces, pass the `loss_normaliser` of the whole to each of them, divided by the
+A loss is a sum divided by a `normalizer`. Left out, the batch is all there is. When a generation
+batch is learned in pieces, pass the `loss_normalizer` of the whole to each of them, divided by the
 number of ranks where their gradients are averaged: the gradients then add up to those of the whole.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, check_range
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
 from rl_lightning.maths import losses
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
@@ -87,7 +87,7 @@ def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor, estimator: KLEstim
     Returns:
         `[N, T]`.
     """
-    _check_one_of("kl_estimator", estimator, KLEstimator)
+    check_one_of("kl_estimator", estimator, get_args(KLEstimator))
     log_ratio = wide(reference_log_prob) - wide(log_prob)
     if estimator == "k1":
         return -log_ratio
@@ -111,7 +111,7 @@ def importance_log_ratio(log_ratio: Tensor, mask: Tensor, importance: Importance
     Returns:
         `[N, T]`, or `[N, 1]` where all tokens of a completion have one ratio.
     """
-    _check_one_of("importance", importance, Importance)
+    check_one_of("importance", importance, get_args(Importance))
     if importance != "token":
         log_ratio = log_ratio.sum(1, keepdim=True)  # (N, 1)
     if importance == "sequence":
@@ -119,7 +119,7 @@ def importance_log_ratio(log_ratio: Tensor, mask: Tensor, importance: Importance
     return log_ratio.clamp(max=MAX_LOG_RATIO)
 
 
-def loss_normaliser(
+def loss_normalizer(
     mask: Tensor, loss_type: LossType, max_completion_length: int | None = None
 ) -> Tensor:
     """What the summed loss of a batch is divided by.
@@ -139,7 +139,7 @@ def loss_normaliser(
     Raises:
         ConfigurationError: If the loss type is unknown, or dr_grpo has no length.
     """
-    _check_one_of("loss_type", loss_type, LossType)
+    check_one_of("loss_type", loss_type, get_args(LossType))
     if loss_type == "grpo":
         return mask.new_tensor(len(mask), dtype=torch.float32)
     if loss_type == "dr_grpo":
@@ -167,14 +167,14 @@ def token_policy_loss(
     kl_estimator: KLEstimator = "k3",
     kl_correction: bool = True,
     max_completion_length: int | None = None,
-    normaliser: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> tuple[Tensor, PolicyMetrics]:
     """Clipped policy gradient over tokens, with an optional KL to a reference policy.
 
         −min(ρ Â, clip(ρ, 1 − ε_low, 1 + ε_high) Â) + β ρ KL
 
     of each own token (GRPO, Shao et al. 2024, eq. 3; asymmetric clipping from DAPO, Yu et al. 2025,
-    eq. 8). The loss types differ in what the sum is divided by, see `loss_normaliser`. cispo also
+    eq. 8). The loss types differ in what the sum is divided by, see `loss_normalizer`. cispo also
     differs in the first term, −sg[clip(ρ, 1 − ε_low, 1 + ε_high)] Â log π, in which clipped tokens
     keep a gradient (MiniMax-M1, Chen et al. 2025, eq. 4); no bound below is `clip_low=1`.
 
@@ -203,7 +203,7 @@ def token_policy_loss(
             of k1 and k3 is then that of KL(π ‖ π_ref) (DeepSeek-V3.2, 2025). Without it, that is so
             for k2; k1 has none at all, and k3 has that of KL(π_ref ‖ π).
         max_completion_length: Most tokens a completion may have; needed by dr_grpo.
-        normaliser: What the sum is divided by instead of this batch's own `loss_normaliser`.
+        normalizer: What the sum is divided by instead of this batch's own `loss_normalizer`.
 
     Returns:
         The loss, a scalar, and what explains it.
@@ -216,10 +216,10 @@ def token_policy_loss(
     check_range("dual_clip", dual_clip, 1.0 + clip_high)
     if dual_clip is not None and loss_type == "cispo":
         raise ConfigurationError(f"dual_clip must be None with loss_type='cispo', not {dual_clip}")
-    if normaliser is None:
-        normaliser = loss_normaliser(mask, loss_type, max_completion_length)
+    if normalizer is None:
+        normalizer = loss_normalizer(mask, loss_type, max_completion_length)
     else:
-        _check_one_of("loss_type", loss_type, LossType)
+        check_one_of("loss_type", loss_type, get_args(LossType))
 
     log_prob = own(log_prob, mask)
     old = log_prob.detach() if old_log_prob is None else own(old_log_prob, mask)
@@ -257,7 +257,7 @@ def token_policy_loss(
             kl_old=losses.mean(kl_estimate(old, log_prob, "k3"), mask),
             kl_reference=None if kl is None else losses.mean(kl, mask),
         )
-    return _divide(own(loss, mask).sum(), normaliser), metrics
+    return _divide(own(loss, mask).sum(), normalizer), metrics
 
 
 def token_value_loss(
@@ -266,7 +266,7 @@ def token_value_loss(
     mask: Tensor,
     old_value: Tensor | None = None,
     clip_range: float | None = None,
-    normaliser: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """½ E[(V − target)²] over the own tokens, optionally clipped, as `losses.value_loss`.
 
@@ -276,7 +276,7 @@ def token_value_loss(
         mask: Own tokens, bool `[N, T]`.
         old_value: V at collection time, `[N, T]`; needed with `clip_range`.
         clip_range: ε of the value clipping, in units of return; None switches it off.
-        normaliser: Tokens that the sum is divided by; those of this batch if None.
+        normalizer: Tokens that the sum is divided by; those of this batch if None.
 
     Raises:
         ConfigurationError: If values are to be clipped and there are no old ones.
@@ -287,18 +287,18 @@ def token_value_loss(
         )
     old = None if old_value is None else own(old_value, mask)
     mean = losses.value_loss(own(value, mask), own(target, mask), old, clip_range, mask)
-    return mean if normaliser is None else _divide(mean * mask.sum(), normaliser)
+    return mean if normalizer is None else _divide(mean * mask.sum(), normalizer)
 
 
-def sft_loss(log_prob: Tensor, mask: Tensor, normaliser: float | Tensor | None = None) -> Tensor:
+def sft_loss(log_prob: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
     """−E[log π] over the own tokens: the cross-entropy of supervised fine-tuning, in nats.
 
     Args:
         log_prob: log π of the tokens to be imitated, with gradient, `[N, T]`.
         mask: Tokens to imitate, bool `[N, T]`.
-        normaliser: Tokens that the sum is divided by; those of this batch if None.
+        normalizer: Tokens that the sum is divided by; those of this batch if None.
     """
-    return _divide(-own(log_prob, mask).sum(), mask.sum() if normaliser is None else normaliser)
+    return _divide(-own(log_prob, mask).sum(), mask.sum() if normalizer is None else normalizer)
 
 
 def dpo_loss(
@@ -336,14 +336,7 @@ def dpo_loss(
     return loss.mean(), DPOMetrics(margin.detach().mean(), accuracy.mean())
 
 
-def _divide(total: Tensor, normaliser: float | Tensor) -> Tensor:
+def _divide(total: Tensor, normalizer: float | Tensor) -> Tensor:
     """The quotient; the total where there is nothing to divide by, which is zero then."""
-    count = torch.as_tensor(normaliser, dtype=total.dtype, device=total.device)
+    count = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device)
     return total / torch.where(count > 0, count, 1.0)
-
-
-def _check_one_of(name: str, value: str, kind: object) -> None:
-    if value not in get_args(kind):
-        raise ConfigurationError(
-            f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}"
-        )

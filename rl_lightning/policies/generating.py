@@ -7,7 +7,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, RunError, check_finite, check_range, whole
+from rl_lightning.core.errors import (
+    ConfigurationError,
+    RunError,
+    check_finite,
+    check_one_of,
+    check_range,
+    whole,
+)
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.llm.generation import Written, speak, write
 from rl_lightning.maths.distributions import Categorical, mask_logits
@@ -64,8 +71,7 @@ class GeneratingPolicy(TextPolicy):
         critic: bool = True,
     ) -> None:
         super().__init__(spec, encoder, critic_hidden, critic_activation, detach_critic, critic)
-        if on_illegal not in get_args(OnIllegal):
-            raise ConfigurationError(f"on_illegal={on_illegal!r}: use one of {get_args(OnIllegal)}")
+        check_one_of("on_illegal", on_illegal, get_args(OnIllegal))
         check_range("temperature", temperature, 1e-6)
         check_finite("illegal_reward", illegal_reward)
         self.max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)

@@ -1,19 +1,18 @@
 """Policies whose actions are texts, and whose preferences are a language model's."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError, RunError, check_range
+from rl_lightning.core.errors import ConfigurationError, RunError, check_one_of, check_range
 from rl_lightning.core.types import EnvSpec, Stored
 from rl_lightning.encoders.actions import (
     Normalize,
     Scored,
     TextActionEncoder,
-    check_normalize,
     normalized,
 )
 from rl_lightning.maths.distributions import Categorical, mask_logits
@@ -49,7 +48,7 @@ class ActionScores(nn.Module):
         head_size: int = 64,
     ) -> None:
         super().__init__()
-        check_normalize("normalize", normalize)
+        check_one_of("normalize", normalize, get_args(Normalize))
         check_range("temperature", temperature, 1e-6)
         self.normalize: Normalize = normalize
         self.temperature = temperature

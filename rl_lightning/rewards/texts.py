@@ -10,7 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, shortened, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened, whole
 from rl_lightning.core.remembered import Remembered
 from rl_lightning.core.sharing import shared
 from rl_lightning.core.spaces import is_text
@@ -179,10 +179,7 @@ class TextEmbedder:
         batch_size: int = 64,
         cache_size: int = 100_000,
     ) -> None:
-        if pooling not in get_args(Pooling):
-            raise ConfigurationError(
-                f"data.rewards: pooling={pooling!r}: use one of {get_args(Pooling)}"
-            )
+        check_one_of("data.rewards: pooling", pooling, get_args(Pooling))
         whole("data.rewards: max_length", max_length, 1)
         self.batch_size = whole("data.rewards: batch_size", batch_size, 1)
         whole("data.rewards: cache_size", cache_size, 0)

@@ -64,7 +64,9 @@ def test_entries_of_a_dict():
         Reword(Says(told, space), {"wall": "barrier"}, key="n")
 
 
-@pytest.mark.parametrize("words", [{}, None, {"": "x"}, {" ": "x"}, {"a": 1}, {1: "a"}, {"a": "é"}])
+@pytest.mark.parametrize(
+    "words", [{}, None, {"": "x"}, {" ": "x"}, {"a": 1}, {1: "a"}, {"a": "é"}, {"A": "b", "a": "c"}]
+)
 def test_words_that_are_none(words):
     with pytest.raises(ConfigurationError, match="words"):
         Reword(Says("a"), words)

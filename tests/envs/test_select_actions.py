@@ -54,7 +54,7 @@ def test_without_a_mask_none_is_added():
     assert "action_mask" not in env.step(0)[-1]
 
 
-@pytest.mark.parametrize("actions", [[], [5], [-1], [1, 1], [0.0], [True], "01"])
+@pytest.mark.parametrize("actions", [[], [5], [-1], [1, 1], [0.5], [True], "01"])
 def test_wrong_actions_are_named(actions):
     with pytest.raises(ConfigurationError, match="expected numbers from 0 to 4, each once"):
         SelectActions(Noted(), actions)

@@ -98,7 +98,7 @@ def test_wrong_arguments_are_named():
     ]:
         with pytest.raises(ConfigurationError, match=message):
             advantages.group_advantages(REWARD, group)
-    with pytest.raises(ConfigurationError, match="scale must be one of group, batch, none, not 'x"):
+    with pytest.raises(ConfigurationError, match="scale='x': use one of group, batch, none"):
         advantages.group_advantages(REWARD, 2, "x")  # type: ignore[arg-type]
     with pytest.raises(
         ConfigurationError, match=r"must be given with kl_coef=0\.1, or kl_coef be 0"

@@ -90,7 +90,7 @@ def test_the_value_loss_is_that_of_the_own_tokens():
     assert loss.item() == pytest.approx(0.5 * (4 + 0.25) / 2)
     (gradient,) = torch.autograd.grad(loss, value)
     torch.testing.assert_close(gradient, torch.tensor([[-1.0, 0.0, -0.25]]))
-    assert token.token_value_loss(value, target, mask, normaliser=4).item() == loss.item() / 2
+    assert token.token_value_loss(value, target, mask, normalizer=4).item() == loss.item() / 2
     # From 0, V may move to ±0.5: (0.5 − 3)² and (0.5 − 5.5)² count, as they are the larger ones.
     clipped = token.token_value_loss(value, target, mask, torch.zeros(1, 3), clip_range=0.5)
     assert clipped.item() == pytest.approx(0.5 * (2.5**2 + 5.0**2) / 2)

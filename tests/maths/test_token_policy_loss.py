@@ -47,7 +47,7 @@ def by_hand(loss_type, **options):
     )
 
 
-def test_every_normaliser_by_hand():
+def test_every_normalizer_by_hand():
     # min(ρÂ, clip(ρ)Â): 1.2 (clipped), 1.1 and 0.5 of the first; −1.6 (clipped) of the second.
     first, second = -(1.2 + 1.1 + 0.5), 1.6
     expected = {
@@ -59,7 +59,7 @@ def test_every_normaliser_by_hand():
     for loss_type, value in expected.items():
         loss, _ = by_hand(loss_type, max_completion_length=5)
         assert loss.item() == pytest.approx(value), loss_type
-        loss, _ = by_hand(loss_type, normaliser=8.0)
+        loss, _ = by_hand(loss_type, normalizer=8.0)
         total = first / 3 + second if loss_type == "grpo" else first + second
         assert loss.item() == pytest.approx(total / 8), loss_type
 
@@ -171,7 +171,7 @@ def test_sequence_importance_gives_every_token_one_ratio():
 def test_on_policy_gradient_is_the_policy_gradient(loss_type):
     log_prob, advantage, mask, _, _ = batch()
     _, gradient = loss_and_gradient(log_prob, advantage, mask, loss_type=loss_type)
-    expected = -advantage[:, None] * mask / token.loss_normaliser(mask, loss_type, 10)
+    expected = -advantage[:, None] * mask / token.loss_normalizer(mask, loss_type, 10)
     if loss_type == "grpo":
         expected = expected / mask.sum(1, keepdim=True)
     torch.testing.assert_close(gradient, expected)
@@ -229,11 +229,11 @@ def test_a_completion_without_own_tokens_has_no_gradient():
 
 
 @pytest.mark.parametrize("loss_type", TYPES)
-def test_pieces_with_the_normaliser_of_the_whole_add_up_to_it(loss_type):
+def test_pieces_with_the_normalizer_of_the_whole_add_up_to_it(loss_type):
     log_prob, advantage, mask, old, reference = batch()
     options = {"loss_type": loss_type, "kl_coef": 0.1}
     whole = loss_and_gradient(log_prob, advantage, mask, old, reference, **options)
-    options["normaliser"] = token.loss_normaliser(mask, loss_type, 10)
+    options["normalizer"] = token.loss_normalizer(mask, loss_type, 10)
     pieces = [
         loss_and_gradient(
             *(x[rows] for x in (log_prob, advantage, mask, old, reference)), **options
@@ -311,9 +311,9 @@ def test_gradients_are_those_of_finite_differences(importance, estimator):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "ppo"}, "one of grpo, bnpo, dr_grpo, dapo, cispo, not 'ppo'"),
-        ({"loss_type": "ppo", "normaliser": 3.0}, "loss_type must be one of"),
-        ({"importance": "word"}, "one of token, sequence, trajectory, not 'word'"),
+        ({"loss_type": "ppo"}, "loss_type='ppo': use one of grpo, bnpo, dr_grpo, dapo, cispo"),
+        ({"loss_type": "ppo", "normalizer": 3.0}, "loss_type='ppo': use one of"),
+        ({"importance": "word"}, "importance='word': use one of token, sequence, trajectory"),
         ({"loss_type": "dr_grpo"}, "max_completion_length must be given with loss_type='dr_grpo'"),
         ({"clip_low": 1.5}, "clip_low must be between 0 and 1, not 1.5"),
         ({"clip_high": -0.1}, "clip_high must be at least 0, not -0.1"),
@@ -326,7 +326,5 @@ def test_wrong_arguments_are_named(options, message):
     log_prob, advantage, mask, old, _ = batch()
     with pytest.raises(ConfigurationError, match=message):
         token.token_policy_loss(log_prob, advantage, mask, old, **options)
-    with pytest.raises(
-        ConfigurationError, match="kl_estimator must be one of k1, k2, k3, not 'k4'"
-    ):
+    with pytest.raises(ConfigurationError, match="kl_estimator='k4': use one of k1, k2, k3"):
         token.kl_estimate(log_prob, old, "k4")  # type: ignore[arg-type]

@@ -182,16 +182,16 @@ def test_the_dual_clip_is_the_delta_of_trl():
 
 @pytest.mark.parametrize("loss_type", TYPES)
 def test_accumulated_gradients_are_those_of_trl(loss_type):
-    """Two pieces; TRL takes the mean of their bnpo losses, which have own normalisers."""
+    """Two pieces; TRL takes the mean of their bnpo losses, which have own normalizers."""
     b = batch(3)
     theirs, ours = bounds(loss_type)
     made = trainer(GRPOTrainer, loss_type=loss_type, steps_per_generation=2, **theirs)
-    whole = token.loss_normaliser(b.mask, loss_type, LONGEST)
+    whole = token.loss_normalizer(b.mask, loss_type, LONGEST)
     total = [torch.zeros(()), torch.zeros(())], [torch.zeros(N, T), torch.zeros(N, T)]
     for rows in (slice(0, N // 2), slice(N // 2, N)):
-        piece = token.loss_normaliser(b.mask[rows], loss_type, LONGEST)
-        normaliser = 2 * piece if loss_type == "bnpo" else whole
-        mine = our_gradient(b, rows=rows, loss_type=loss_type, normaliser=normaliser, **ours)
+        piece = token.loss_normalizer(b.mask[rows], loss_type, LONGEST)
+        normalizer = 2 * piece if loss_type == "bnpo" else whole
+        mine = our_gradient(b, rows=rows, loss_type=loss_type, normalizer=normalizer, **ours)
         other = trl_gradient(made, b, rows)
         for kind in (0, 1):
             total[kind][0] += mine[kind]

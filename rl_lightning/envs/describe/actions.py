@@ -51,25 +51,31 @@ def action_names(env_id: str, count: int) -> tuple[str, ...] | None:
 
 
 def names_of(env: gym.Env, env_id: str | None = None) -> tuple[str, ...] | None:
-    """What the actions of an environment are called, of those that its wrappers offer; None if
-    nobody said.
+    """What the actions of an environment with its wrappers are called; None if nobody said.
+
+    Names are of the environment's own actions, of which `SelectActions` offers some; or else of as
+    many as there are outside.
 
     Args:
         env: With its wrappers.
         env_id: Its id; None: as its specification says.
     """
-    own = env.unwrapped.action_space
     env_id = env_id or (env.spec.id if env.spec is not None else None)
-    if env_id is None or not isinstance(own, gym.spaces.Discrete):
+    if env_id is None:
         return None
-    names = action_names(env_id, int(own.n))
     layers = []
     while isinstance(env, gym.Wrapper):
         layers.append(env)
         env = env.env
+    names = action_names(env_id, _count(env))
     for layer in reversed(layers):
         if isinstance(layer, SelectActions) and names is not None:
             names = tuple(names[place] for place in layer.places)
-    outer = layers[0].action_space if layers else own
-    fits = isinstance(outer, gym.spaces.Discrete) and names is not None and outer.n == len(names)
-    return names if fits else None
+    outside = _count(layers[0] if layers else env)
+    fits = names is not None and len(names) == outside
+    return names if fits else action_names(env_id, outside)
+
+
+def _count(env: gym.Env) -> int:
+    space = env.action_space
+    return int(space.n) if isinstance(space, gym.spaces.Discrete) else 0

@@ -7,7 +7,7 @@ own descriptions: so texts repeat, and a language model need not read any of the
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import check_one_of
 
 Goal = Literal["steps", "last", "story"]
 GOALS = get_args(Goal)
@@ -72,8 +72,7 @@ def tell_goal(game: Any, goal: Goal) -> str:
         game: A `textworld.Game`.
         goal: In which words, see `TextWorldGame`.
     """
-    if goal not in GOALS:
-        raise ConfigurationError(f"goal={goal!r} is unknown: use one of {GOALS}")
+    check_one_of("goal", goal, GOALS)
     if goal == "story":
         return " ".join(game.objective.split())
     steps = game.walkthrough or []
