@@ -240,6 +240,28 @@ def overlong_penalty(length: Tensor, max_length: int, cache: int) -> Tensor:
     return ((max_length - cache - length.float()) / cache).clamp(-1.0, 0.0)
 
 
+def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
+    """The chance that one of k completions is right, 1 − C(n − c, k) / C(n, k), without bias (Chen
+    et al. 2021, "Evaluating Large Language Models Trained on Code", eq. 1).
+
+    Args:
+        right: c, how many of the samples of each prompt are right, int64 `[P]`.
+        samples: n, in [k, …).
+        k: How many are tried.
+
+    Returns:
+        Float32 `[P]`.
+
+    Raises:
+        ConfigurationError: If k is more than the samples.
+    """
+    check_range("k", k, 1, samples)
+    i = torch.arange(k, device=right.device)
+    # The product of (n − c − i) / (n − i), which is 0 once fewer than k are wrong.
+    wrong = ((samples - right)[:, None] - i).clamp(min=0) / (samples - i)
+    return 1.0 - wrong.prod(1)
+
+
 def _backward(x: Tensor, mask: Tensor, weight: float) -> Tensor:
     """yₜ = xₜ + w y of the next own token; outside the mask, where x is zero, y of the next one."""
     return backward_sum(x.T, torch.where(mask, weight, 1.0).to(x.dtype).T).T
