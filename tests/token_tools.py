@@ -13,8 +13,6 @@ from rl_lightning.data import CompletionDataModule, PromptDataModule
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import character_model
 
-SPEC = PromptDataModule(["a"], rewards=[len]).spec
-
 
 def characters(folder: Any, *, layers: int = 2, hidden: int = 32, positions: int = 64) -> str:
     """Save a random model of characters to `folder` and return the folder's name."""
@@ -36,6 +34,9 @@ def make(name: str, model: str, **kwargs: Any) -> Any:
 def letters_in(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """The share of a's in a completion: the simplest thing to learn."""
     return [text.count("a") / 6 for text in completions]
+
+
+SPEC = PromptDataModule(["a"], rewards=[letters_in]).spec
 
 
 def prompts(**kwargs: Any) -> PromptDataModule:

@@ -54,8 +54,8 @@ class DPO(TokenAgent):
         return {}
 
     def loss(self, batch: TensorDict) -> Loss:
-        said = self._sums(batch, self.read(batch).log_prob)
-        value, found = self._compared(said, self._sums(batch, batch["reference_log_prob"]))
+        said = self._totals(batch, self.read(batch).log_prob)
+        value, found = self._compared(said, self._totals(batch, batch["reference_log_prob"]))
         return Loss(
             value,
             lambda: {
@@ -66,9 +66,9 @@ class DPO(TokenAgent):
         )
 
     def judged(self, batch: TensorDict) -> dict[str, Tensor]:
-        said = self._sums(batch, self.read(batch).log_prob)
+        said = self._totals(batch, self.read(batch).log_prob)
         with self._reference() as backbone:
-            known = self._sums(batch, self.read(batch, backbone).log_prob)
+            known = self._totals(batch, self.read(batch, backbone).log_prob)
         pairs = [self._compared(*pair) for pair in zip(said.split(1), known.split(1), strict=True)]
         return {
             "loss": torch.stack([value for value, _ in pairs]),
@@ -82,6 +82,6 @@ class DPO(TokenAgent):
         return dpo_loss(*four, self.beta, self.label_smoothing)
 
     @staticmethod
-    def _sums(batch: TensorDict, log_prob: Tensor) -> Tensor:
+    def _totals(batch: TensorDict, log_prob: Tensor) -> Tensor:
         """log p of whole completions, `[P, 2]`."""
         return sequence_log_prob(flat(log_prob), flat(batch["own"])).view(batch["length"].shape)

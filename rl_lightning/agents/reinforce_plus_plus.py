@@ -53,7 +53,7 @@ class REINFORCEPlusPlus(TokenAgent):
         self.baseline: Baseline = baseline
         self.smallest_group = 2 if baseline == "group" else 1
         self.kl_coef = kl_coef
-        self.clip = {"clip_low": clip_low, "clip_high": clip_high}
+        self.bounds = {"clip_low": clip_low, "clip_high": clip_high}
         if self.needs_reference:
             self.make_reference()
 
@@ -91,7 +91,7 @@ class REINFORCEPlusPlus(TokenAgent):
             flat(batch.get("log_prob", None)),
             flat(batch.get("reference_log_prob", None)),
             normalizer=shared(batch, "normalizer"),
-            **self.clip,
+            **self.bounds,
         )
         return Loss(
             value, lambda: {"loss/policy": value, **self.policy_metrics(batch, read, found)}

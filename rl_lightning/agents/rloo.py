@@ -45,7 +45,7 @@ class RLOO(TokenAgent):
         check_range("model.clip_low", clip_low, 0.0, 1.0)
         check_range("model.clip_high", clip_high, 0.0)
         self.kl_coef = kl_coef
-        self.clip = {"clip_low": clip_low, "clip_high": clip_high}
+        self.bounds = {"clip_low": clip_low, "clip_high": clip_high}
         if self.needs_reference:
             self.make_reference()
 
@@ -78,7 +78,7 @@ class RLOO(TokenAgent):
             flat(batch.get("reference_log_prob", None)),
             loss_type="grpo",
             importance="trajectory",
-            **self.clip,
+            **self.bounds,
         )
         return Loss(
             value, lambda: {"loss/policy": value, **self.policy_metrics(batch, read, found)}

@@ -23,7 +23,7 @@ from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.load import Dtype
-from rl_lightning.llm.reading import Reading, ReadingMethod, read_completions
+from rl_lightning.llm.reading import Method, Reading, read_completions
 from rl_lightning.llm.tune import Tune
 from rl_lightning.maths import losses
 from rl_lightning.maths.token_losses import PolicyMetrics
@@ -101,7 +101,7 @@ class TokenAgent(EvaluatedCompletions, Agent):
         pretrained: bool = True,
         config_overrides: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
-        reading: ReadingMethod = "auto",
+        reading: Method = "auto",
         chunk: int = 1024,
         max_grad_norm: float | None = None,
         gamma: float = 1.0,
@@ -114,7 +114,7 @@ class TokenAgent(EvaluatedCompletions, Agent):
             )
         check_range("max_grad_norm", max_grad_norm, 1e-12)
         self.max_grad_norm = max_grad_norm
-        self.reading: ReadingMethod = reading
+        self.reading: Method = reading
         self.chunk = whole("model.chunk", chunk, 1)
         self._model = partial(
             Backbone,

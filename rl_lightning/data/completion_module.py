@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.data.collect.completions import padded
-from rl_lightning.data.prompts import PromptSource, draw
+from rl_lightning.data.prompts import Prompts
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.token_module import TokenDataModule
 from rl_lightning.data.update_loader import UpdateLoader
@@ -45,7 +45,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | PromptSource,
+        prompts: str | list[Any] | Prompts,
         batch_size: int = 32,
         updates_per_epoch: int = 50,
         total_updates: int = 500,
@@ -151,16 +151,9 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         self.begin_clock()
 
     def batches(self) -> Iterator[TensorDict]:
-        trainer = self._trainer
+        size = self.batch_size * self._trainer.world_size
         for left in reversed(range(self.rounds)):
-            rows = draw(
-                self.frames * self.batch_size,
-                self.batch_size,
-                len(self.cut("train")),
-                self.order_seed,
-                trainer.global_rank,
-                trainer.world_size,
-            )
+            rows = self.drawn(self.frames * size, self.batch_size)
             with self.acting():
                 batch = self.model.prepare_completions(
                     self.batch("train", rows), self.batch_size, once=True
@@ -173,7 +166,8 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
     def _completions(self, stage: str, seed: int) -> Any:
         """Held-out rows as they were recorded, and behind them the model's own completions."""
         self.check(self.agent)
-        own = super()._completions(stage, seed) if self.judge.rewards or stage == "predict" else []
+        judges = self.judge is not None or stage == "predict"
+        own = super()._completions(stage, seed) if judges else []
         if stage == "predict":
             return own
         world, rank = self._trainer.world_size, self._trainer.global_rank

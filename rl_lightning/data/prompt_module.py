@@ -13,7 +13,7 @@ from rl_lightning.core.errors import ConfigurationError, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.ranks import gather
 from rl_lightning.data.collect.completions import Completed
-from rl_lightning.data.prompts import PromptSource, draw
+from rl_lightning.data.prompts import Prompts
 from rl_lightning.data.rollout_module import RolloutLoader
 from rl_lightning.data.token_module import TokenDataModule
 from rl_lightning.llm.sampling import Sampling
@@ -52,7 +52,7 @@ class PromptDataModule(TokenDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | PromptSource,
+        prompts: str | list[Any] | Prompts,
         prompts_per_step: int = 16,
         group_size: int = 8,
         minibatch_prompts: int | None = None,
@@ -82,7 +82,7 @@ class PromptDataModule(TokenDataModule):
                 "data.temperature: 0 writes the same completion again and again; give more, such "
                 "as 1.0"
             )
-        if not self.judge.rewards:
+        if self.judge is None:
             raise ConfigurationError(
                 "data.rewards: there is none, so nothing would be learned; give some, such as "
                 "[{class_path: rl_lightning.rewards.completions.ExactMatch}]"
@@ -145,15 +145,7 @@ class PromptDataModule(TokenDataModule):
         learned = self._learning_seconds()
         self.agent.check_loss()  # of the last step's last update
         self._mode = None  # a callback may have changed what the agent consists of
-        trainer = self._trainer
-        rows = draw(
-            self.frames // trainer.world_size,
-            self.prompts_per_step,
-            len(self.cut("train")),
-            self.order_seed,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        rows = self.drawn(self.frames, self.prompts_per_step)
         with self.acting():
             model = self.model
             try:
@@ -213,6 +205,7 @@ class PromptDataModule(TokenDataModule):
         return {name: value for name, value in self._told.items() if name.startswith("train/")}
 
     def metrics(self) -> dict[str, float]:
+        assert self.judge is not None
         return {
             **self._told,
             **self.judge.metrics(),

@@ -13,7 +13,9 @@ from rl_lightning.core.protocols import TokenLearner, Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.completions import Completed, CompletionLoader, complete
-from rl_lightning.data.prompts import Prompts, PromptSource, PromptTokens, read_prompts, split
+from rl_lightning.data.order import Order
+from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
+from rl_lightning.data.prompts.asked import PromptTokens
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.llm.generators import Generator, TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
@@ -29,7 +31,7 @@ class TokenDataModule(RLDataModule):
 
     Args:
         prompts: File (JSONL, Parquet), data set, list of texts, chats or rows, or a source such as
-            `ReasoningGymPrompts`; see `rl_lightning.data.prompts.read_prompts`. What is in a row
+            `ReasoningGymPrompts`; see `rl_lightning.data.prompts.as_prompts`. What is in a row
             beside its `prompt` is handed to the rewards.
         val_prompts: As `prompts`, for evaluation; None: `val_share` of those.
         val_share: Share of the prompts that is held out where there are no `val_prompts`.
@@ -60,10 +62,10 @@ class TokenDataModule(RLDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | PromptSource,
+        prompts: str | list[Any] | Prompts,
         *,
         total_frames: int,
-        val_prompts: str | list[Any] | PromptSource | None = None,
+        val_prompts: str | list[Any] | Prompts | None = None,
         val_share: float = 0.1,
         rewards: Sequence[Any] | None = None,
         template: str | None = None,
@@ -90,7 +92,7 @@ class TokenDataModule(RLDataModule):
         self.prompts, self.val_prompts = prompts, val_prompts
         check_range("data.val_share", val_share, 0.0, 0.9)
         self.val_share = val_share
-        self.judge = CompletionJudge(rewards or [])
+        self.judge = CompletionJudge(rewards) if rewards else None
         self.template, self.chat, self.system = template, chat, system
         self.max_new_tokens = whole("data.max_new_tokens", max_new_tokens, 1)
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -113,6 +115,7 @@ class TokenDataModule(RLDataModule):
         super().clear()
         self._tables: tuple[Prompts, Prompts] | None = None
         self._cut: dict[str, PromptTokens] = {}
+        self._order: Order | None = None
 
     # --- prompts ------------------------------------------------------------------------------
 
@@ -132,13 +135,10 @@ class TokenDataModule(RLDataModule):
     def tables(self) -> tuple[Prompts, Prompts]:
         """Prompts of training, and of evaluation."""
         if self._tables is None:
-            own = read_prompts(self.prompts)
-            if self.val_prompts is not None:
-                self._tables = own, read_prompts(self.val_prompts)
-            else:
-                self._tables = split(own, self.val_share, self.order_seed)
-            if not len(self._tables[0]):
-                raise ConfigurationError("data.prompts: there is no prompt to train on")
+            held = None if self.val_prompts is None else as_prompts(self.val_prompts)
+            self._tables = split_prompts(
+                as_prompts(self.prompts), self.val_share, self.order_seed, held
+            )
         return self._tables
 
     def cut(self, stage: str) -> PromptTokens:
@@ -157,6 +157,19 @@ class TokenDataModule(RLDataModule):
             made.check(room, why, quiet=not self._trainer.is_global_zero)
             self._cut[stage] = made
         return self._cut[stage]
+
+    def drawn(self, first: int, count: int) -> list[int]:
+        """Numbers of the next training prompts of this rank.
+
+        Args:
+            first: Prompts that all ranks have had so far.
+            count: Prompts.
+        """
+        trainer = self._trainer
+        total = len(self.cut("train"))
+        if self._order is None or self._order.total != total:
+            self._order = Order(total, self.order_seed, 1)
+        return self._order(first, count, trainer.global_rank, trainer.world_size).tolist()
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -189,6 +202,7 @@ class TokenDataModule(RLDataModule):
             sampling: How tokens are chosen.
         """
         model = self.model
+        assert self.judge is not None
         return complete(
             model.backbone,
             self.generator,
@@ -211,6 +225,11 @@ class TokenDataModule(RLDataModule):
 
     def _completions(self, stage: str, seed: int) -> Any:
         self.check(self.agent)
+        if self.judge is None:
+            raise ConfigurationError(
+                f"data.rewards: there is none, so that {stage} could not say what completions are "
+                "worth"
+            )
         world, rank = self._trainer.world_size, self._trainer.global_rank
         count = len(self.tables[1])
         if not count:

@@ -65,22 +65,17 @@ def complete(
     ]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     wrote = time.perf_counter()
-    columns = {
-        k: [v for v in column for _ in range(samples)] for k, column in asked.columns.items()
-    }
     judged = judge.judge(
-        [prompt for prompt in asked.prompts for _ in range(samples)],
+        repeated(asked.prompts, samples),
         texts,
-        {
-            name: [v for v in column for _ in range(samples)]
-            for name, column in asked.columns.items()
-        },
-        completion_ids=rows,
-        ended=written.ended.tolist(),
+        rows,
+        written.ended.tolist(),
+        {name: repeated(values, samples) for name, values in asked.columns.items()},
     )
     shape = len(asked.ids), samples
+    longest = int(written.length.max())
     prompt, length = padded(asked.ids, backbone.tokens.pad_id)
-    ids, lengths = written.ids.view(*shape, -1), written.length.view(shape)
+    ids, lengths = written.ids[:, :longest].view(*shape, -1), written.length.view(shape)
     batch = TensorDict(
         {
             "prompt": prompt,
@@ -88,7 +83,7 @@ def complete(
             "ids": ids.int(),
             "length": lengths,
             "own": torch.arange(ids.shape[2], device=ids.device) < lengths[..., None],
-            "said": written.log_prob.view(*shape, -1),
+            "said": written.log_prob[:, :longest].view(*shape, -1),
             "reward": judged.total.view(shape),
             "temperature": torch.full(shape[:1], float(sampling.temperature)),
             "most": torch.full(shape[:1], sampling.max_new_tokens),
@@ -98,6 +93,11 @@ def complete(
     parts = {name: values.view(shape) for name, values in judged.parts.items()}
     seconds = wrote - began, time.perf_counter() - wrote
     return Completed(asked, texts, batch, written.ended.view(shape), parts, seconds)
+
+
+def repeated(values: Sequence[Any], samples: int) -> list[Any]:
+    """Each of the values as often as its prompt has completions."""
+    return [value for value in values for _ in range(samples)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rl_lightning.data.prompts.table import Prompts
 from tqdm import tqdm
 
 from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.data.prompts.table import Prompts
 from rl_lightning.llm.prompt import Template
 from rl_lightning.llm.tokens import Tokens
 
@@ -47,8 +47,8 @@ class PromptTokens:
     ) -> None:
         self.table, self.tokens = table, tokens
         self.chat, self.system = chat, system
-        names = list(table.columns(0)) if len(table) else []
-        self.template = None if template is None else Template(template, ["prompt", *names])
+        names = ["prompt", *table.names]
+        self.template = None if template is None else Template(template, names)
         if system is not None and not chat:
             raise ConfigurationError("data.system: it begins a chat; give chat: true with it")
         chats = chat or (len(table) > 0 and not isinstance(table.prompt(0), str))
@@ -66,13 +66,7 @@ class PromptTokens:
     def asked(self, rows: Sequence[int]) -> Asked:
         """Some prompts, by their numbers."""
         self._cut([i for i in rows if i not in self._ids])
-        columns = [self.table.columns(i) for i in rows]
-        names = list(columns[0]) if columns else []
-        return Asked(
-            [self._ids[i] for i in rows],
-            [self.table.prompt(i) for i in rows],
-            {name: [own.get(name) for own in columns] for name in names},
-        )
+        return Asked([self._ids[i] for i in rows], *self.table.batch(rows))
 
     def check(self, most: int, why: str, quiet: bool = True) -> None:
         """Refuse prompts of more tokens than there is room for.
