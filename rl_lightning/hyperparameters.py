@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 
 from rl_lightning.core.arguments import check_arguments
+from rl_lightning.core.described import Described
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.names import present_path, present_paths, public_path
 from rl_lightning.core.signatures import signature_of
@@ -36,6 +37,7 @@ _ROLES = (
     ActionNoise,
     ValueExploration,
     Reward,
+    Described,
 )
 # Functions do anything, and one may be given what another returned. So of this library's only those
 # that describe observations may be named, of other installed packages those of trusted ones.
@@ -44,7 +46,7 @@ _PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "plat
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages, whosever
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CODE_SWITCH = "trust_remote_code"
-_PLACES = ("model", "dataset", "record", "storage_dir", "ckpt_path")
+_PLACES = ("model", "dataset", "prompts", "val_prompts", "record", "storage_dir", "ckpt_path")
 _FOREIGN = ("env_kwargs", "val_env_kwargs", "wrappers")  # whose texts are handed on as they are
 # Of a text: a file or a language model, an argument that is handed on, or anything else.
 Kind = Literal["place", "foreign", "value"]
@@ -79,6 +81,9 @@ def _describe(name: str, value: Any) -> Any:
         return {str(k): _describe(name, v) for k, v in value.items() if k != _CODE_SWITCH}
     if isinstance(value, Sequence):
         return [_describe(name, v) for v in value]
+    if isinstance(value, Described) and "<" not in type(value).__qualname__:
+        init = _describe(name, value.arguments)
+        return {"class_path": public_path(type(value)), "init_args": init}
     if isinstance(value, partial):
         made, args = value.func, value.args
         if made.__module__.startswith("jsonargparse"):  # what a loaded agent was built with
