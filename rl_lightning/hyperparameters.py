@@ -82,7 +82,7 @@ def _describe(name: str, value: Any) -> Any:
     if isinstance(value, Sequence):
         return [_describe(name, v) for v in value]
     if isinstance(value, Described) and "<" not in type(value).__qualname__:
-        init = {k: _describe(k, v) for k, v in value.arguments.items()}
+        init = _describe(name, value.arguments)
         return {"class_path": public_path(type(value)), "init_args": init}
     if isinstance(value, partial):
         made, args = value.func, value.args
