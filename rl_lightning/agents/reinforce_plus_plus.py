@@ -53,7 +53,7 @@ class REINFORCEPlusPlus(TokenAgent):
         self.baseline: Baseline = baseline
         self.smallest_group = 2 if baseline == "group" else 1
         self.kl_coef = kl_coef
-        self.bounds = {"clip_low": clip_low, "clip_high": clip_high}
+        self.bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high}
         if self.needs_reference:
             self.make_reference()
 

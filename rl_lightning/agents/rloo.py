@@ -45,7 +45,7 @@ class RLOO(TokenAgent):
         check_range("model.clip_low", clip_low, 0.0, 1.0)
         check_range("model.clip_high", clip_high, 0.0)
         self.kl_coef = kl_coef
-        self.bounds = {"clip_low": clip_low, "clip_high": clip_high}
+        self.bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high}
         if self.needs_reference:
             self.make_reference()
 

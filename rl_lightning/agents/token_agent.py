@@ -3,39 +3,34 @@
 Shapes: P prompts of a batch, G completions of each, L tokens of a prompt, T of a completion.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.collapse import CollapseModule
 from rl_lightning.agents.evaluated_completions import EvaluatedCompletions
+from rl_lightning.agents.reading import ReadingModule
 from rl_lightning.agents.token_batches import mean_over_ranks
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.load import Dtype
-from rl_lightning.llm.reading import Method, Reading, read_completions
+from rl_lightning.llm.reading import Method, Reading
 from rl_lightning.llm.tune import Tune
 from rl_lightning.maths import losses
 from rl_lightning.maths.token_losses import PolicyMetrics
-
-LITTLE_ENTROPY = 0.01  # nats a token
-FEW_SPREAD = 0.95  # share of groups without any
 
 # AdamW as its users know it, but without decay: adapters begin at zero and are pulled nowhere.
 adamw = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0, fused=True)
 
 
-class TokenAgent(EvaluatedCompletions, Agent):
+class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
     """A language model that is tuned by what its completions are worth.
 
     A subclass implements `advantages` and `loss`. What it is given is a TensorDict `[P]`, one row a
@@ -147,8 +142,7 @@ class TokenAgent(EvaluatedCompletions, Agent):
             )
         self.max_length = wanted
         """Most tokens of prompt and completion together."""
-        self.frozen: Backbone | None = None
-        """The reference of a model that is tuned as a whole."""
+        self.frozen = None
         self._pretrained = pretrained
         self._warned: set[str] = set()
 
@@ -183,47 +177,7 @@ class TokenAgent(EvaluatedCompletions, Agent):
         """Whether `advantages` reads the learner's own log-probabilities."""
         return False
 
-    # --- the model ----------------------------------------------------------------------------
-
-    def make_reference(self) -> None:
-        """Have a reference model, from now on; call it in `__init__`, where one is needed."""
-        own = self.backbone
-        if own.tune == "lora":
-            return  # the model without its adapters
-        if self._pretrained:
-            self.frozen = self._model(tune="frozen")  # which no checkpoint holds
-        else:
-            self.frozen = copy.deepcopy(own)
-            self.frozen.requires_grad_(False)
-
-    @contextmanager
-    def _reference(self) -> Iterator[Backbone]:
-        if self.frozen is not None:
-            yield self.frozen
-            return
-        with self.backbone.model.disable_adapter():
-            yield self.backbone
-
-    def read(self, batch: TensorDict, backbone: Backbone | None = None, **asked: Any) -> Reading:
-        """What a model says of completions, with gradient where that is on.
-
-        Args:
-            batch: Rows `[P]`.
-            backbone: The model; None: the one that is tuned.
-            **asked: `hidden` or `entropy_grad`, see `read_completions`.
-        """
-        return read_completions(
-            self.backbone if backbone is None else backbone,
-            batch["prompt"],
-            batch["prompt_length"],
-            batch["ids"],
-            batch["length"],
-            batch["own"],
-            batch["temperature"],
-            method=self.reading,
-            chunk=self.chunk,
-            **asked,
-        )
+    # --- learning -----------------------------------------------------------------------------
 
     def prepare_completions(self, batch: TensorDict, rows: int, once: bool) -> TensorDict:
         """What minibatches come from, without gradient.
@@ -275,60 +229,6 @@ class TokenAgent(EvaluatedCompletions, Agent):
         if "log_prob" not in batch.keys():  # noqa: SIM118  (a TensorDict is no dict)
             told["policy/sampler_gap"] = _gap(batch, read.log_prob)
         return told
-
-    # --- what an agent is asked ---------------------------------------------------------------
-
-    @property
-    def encoders(self) -> Sequence[Any]:
-        return ()
-
-    @property
-    def mask_dim(self) -> int:
-        return 0
-
-    def initial_state(self, num_envs: int) -> None:
-        return None
-
-    def act(self, *args: Any, **kwargs: Any) -> Any:
-        raise ConfigurationError(
-            f"{type(self).__name__} writes completions of prompts and takes no actions; in an "
-            "environment a language model acts as GeneratingPolicy or ScoringPolicy of PPO"
-        )
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
-    def encoder_metrics(self) -> dict[str, float]:
-        return {}
-
-    def collection_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_collection_state(self, state: dict[str, Any]) -> None:
-        pass
-
-    # --- diagnosis ----------------------------------------------------------------------------
-
-    def on_train_epoch_end(self) -> None:
-        """Warn, once, of a policy that has nothing left to try."""
-        logged = self.trainer.callback_metrics
-        entropy, equal = logged.get("policy/entropy"), logged.get("reward/groups_without_spread")
-        told = self._warned
-        if entropy is not None and float(entropy) < LITTLE_ENTROPY and "entropy" not in told:
-            told.add("entropy")
-            rank_zero_warn(
-                f"the policy is nearly deterministic ({float(entropy):.2g} nats a token): it tries "
-                "nothing new. Lower the learning rate or the passes, raise clip_high above "
-                "clip_low, give a kl_coef, or begin from an earlier checkpoint"
-            )
-        if equal is not None and float(equal) > FEW_SPREAD and "spread" not in told:
-            told.add("spread")
-            rank_zero_warn(
-                f"in {float(equal):.0%} of the groups all completions have the same reward, from "
-                "which nothing is learned: if reward/total is low, make the task easier, the "
-                "reward finer or data.group_size larger, or warm up by SFT; if it is high, the "
-                "task is solved"
-            )
 
 
 def _gap(batch: TensorDict, log_prob: Tensor) -> Tensor:

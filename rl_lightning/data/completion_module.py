@@ -59,7 +59,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     def clear(self) -> None:
         super().clear()
-        self._completions: dict[tuple[str, int], list[list[int]]] = {}
+        self._recorded: dict[tuple[str, int], list[list[int]]] = {}
 
     def check(self, agent: Trainee) -> None:
         if not set(COLUMNS) & set(agent.learns_from):
@@ -75,7 +75,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         return COLUMNS[kind]
 
     def open_source(self, seed: int) -> None:
-        self._completions = {}
+        self._recorded = {}
         super().open_source(seed)
         for row in range(len(self.cut("train"))):
             self.completions("train", row)
@@ -86,7 +86,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         Raises:
             ConfigurationError: If one is no text, has no token, or too many.
         """
-        known = self._completions.get((stage, row))
+        known = self._recorded.get((stage, row))
         if known is not None:
             return known
         backbone = self.model.backbone
@@ -109,7 +109,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
                     "change that"
                 )
             out.append(ids)
-        self._completions[stage, row] = out
+        self._recorded[stage, row] = out
         return out
 
     def batch(self, stage: str, rows: Sequence[int]) -> TensorDict:

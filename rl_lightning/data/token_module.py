@@ -9,11 +9,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.charset import PRINTABLE
 from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
+from rl_lightning.core.order import Order
 from rl_lightning.core.protocols import TokenLearner, Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.completions import Completed, CompletionLoader, complete
-from rl_lightning.data.order import Order
 from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
