@@ -167,6 +167,7 @@ _HOMES = {
     "RewardFunction": "rewards.completions",
     "RewardModelReward": "rewards.completions",
     "FilePrompts": "data.prompts",
+    "StringTasks": "data.prompts",
     "ReasoningGymPrompts": "data.prompts",
 }
 __all__ = [
