@@ -17,8 +17,8 @@ from rl_lightning.rewards.completions.reward import (
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"""
-    (?P<sign>(?<![\w.)\]}}])[-+−]\s?)?           # not of a difference, such as 5-3
-    [$€£]?\s?
+    (?P<sign>(?<![\w.)\]}}])[-+−])?  # not of a difference, such as 5-3 and 5 - 3
+    (?:[$€£]\s?)?
     (?:
         \\[dt]?frac\{{(?P<over>\d+)\}}\{{(?P<under>\d+)\}}
         | (?<![\w.])(?P<number>{_DIGITS})
