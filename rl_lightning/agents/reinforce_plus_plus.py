@@ -18,8 +18,8 @@ Baseline = Literal["none", "group"]
 
 class REINFORCEPlusPlus(TokenAgent):
     """Reward-to-go of each token, whitened over the whole batch of all ranks (Hu et al. 2025): no
-    critic, and no group, so that a single completion of each prompt will do. Where an environment pays
-    for single turns, a token is credited with what is paid from it on.
+    critic, and no group, so that a single completion of each prompt will do. Where an environment
+    pays for single turns, a token is credited with what is paid from it on.
 
     Args:
         spec: Of texts to texts.

@@ -1,4 +1,4 @@
-"""An environment as one side of a conversation: it says texts, and takes what is said as actions."""
+"""An environment as one side of a conversation: it says texts, and takes others as actions."""
 
 import math
 from collections.abc import Callable, Sequence

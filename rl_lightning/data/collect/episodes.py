@@ -23,7 +23,7 @@ from rl_lightning.data.prompts.asked import Asked
 from rl_lightning.data.prompts.turns import TurnTokens
 from rl_lightning.envs.failures import name
 from rl_lightning.llm.backbone import Backbone
-from rl_lightning.llm.generators import Generator
+from rl_lightning.llm.generators import Generator, remembering
 from rl_lightning.llm.sampling import Sampling
 from rl_lightning.rewards.completions import CompletionJudge
 
@@ -146,17 +146,18 @@ def play(
     for n, one in enumerate(episodes):
         _check_start(one, firsts[n // samples], rules.max_length - most)
     # Those of one seed begin alike: what was said first is read once.
-    written = generator(backbone, [one.prompt for one in firsts], samples, sampling, version)
-    playing = episodes
-    while True:
-        columns = written.ids.tolist(), written.length.tolist(), written.log_prob.tolist()
-        for one, ids, length, said in zip(playing, *columns, strict=True):
-            one.take(ids[:length], said[:length], rules, most)
-        playing = [one for one in playing if not one.over]
-        if not playing:
-            break
-        asked = [[*one.prompt, *one.ids] for one in playing]
-        written = generator(backbone, asked, 1, sampling, version)
+    with remembering(generator):
+        written = generator(backbone, [one.prompt for one in firsts], samples, sampling, version)
+        playing = episodes
+        while True:
+            columns = written.ids.tolist(), written.length.tolist(), written.log_prob.tolist()
+            for one, ids, length, said in zip(playing, *columns, strict=True):
+                one.take(ids[:length], said[:length], rules, most)
+            playing = [one for one in playing if not one.over]
+            if not playing:
+                break
+            asked = [[*one.prompt, *one.ids] for one in playing]
+            written = generator(backbone, asked, 1, sampling, version)
     wrote = time.perf_counter()
     rewards, parts = _judged(backbone, episodes, rules, judge)
     shape = len(seeds), samples
