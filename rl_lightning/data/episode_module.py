@@ -1,12 +1,12 @@
 """The data module of reinforcement learning over tokens in environments: episodes of many turns."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 
 from rl_lightning.core.charset import PRINTABLE
-from rl_lightning.core.errors import ConfigurationError, check_finite, whole
+from rl_lightning.core.errors import ConfigurationError, check_finite, check_one_of, whole
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.completions import Completed
 from rl_lightning.data.collect.conversation import Conversation, Conversations, OnIllegal
@@ -17,6 +17,7 @@ from rl_lightning.data.prompts.turns import TurnTokens
 from rl_lightning.envs.conversations import make_text_env
 from rl_lightning.envs.make import WrapperSpec
 from rl_lightning.llm.sampling import Sampling
+from rl_lightning.policies.parsing import ActionParser
 
 _STAGES = ("val", "test", "predict")
 
@@ -92,7 +93,9 @@ class EpisodeDataModule(PromptDataModule):
         super().__init__(prompts=[], val_prompts=None, val_share=0.0, **shared)
         self.env, self.env_kwargs, self.wrappers = env, dict(env_kwargs or {}), wrappers or []
         self.val_env_kwargs = dict(val_env_kwargs or {})
+        ActionParser(answer)  # says what is wrong with it
         self.actions, self.pattern = actions, answer
+        check_one_of("data.on_illegal", on_illegal, get_args(OnIllegal))
         self.on_illegal: OnIllegal = on_illegal
         check_finite("data.illegal_reward", illegal_reward)
         check_finite("data.env_reward_weight", env_reward_weight)

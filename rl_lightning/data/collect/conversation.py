@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_lightning.core.errors import ConfigurationError, RunError, check_one_of, shortened
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.core.spaces import is_text
 from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.envs.conform import MisfitError, five, flag, number
@@ -61,7 +61,6 @@ class Conversation:
         on_illegal: OnIllegal = "penalize",
         success_threshold: float | None = None,
     ) -> None:
-        check_one_of("data.on_illegal", on_illegal, get_args(OnIllegal))
         self.env, self.on_illegal = env, on_illegal
         self.threshold = success_threshold
         self.parser = ActionParser(answer)
