@@ -223,7 +223,8 @@ class ToolEnv(TextEnv):
 
     def _worth(self) -> float:
         ask = _get(self.made, "get_reward")
-        return float((ask() if callable(ask) else _get(self.made, "reward", 0.0)) or 0.0)
+        worth: Any = ask() if callable(ask) else _get(self.made, "reward", 0.0)
+        return float(worth or 0.0)
 
 
 def tools_of(made: Any) -> dict[str, Callable[..., Any]]:
