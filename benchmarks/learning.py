@@ -215,7 +215,9 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
             began = time.perf_counter()
             out = command("fit")
             wall = time.perf_counter() - began
-            trained = re.search(r"trained ([\d,]+) of .* at ([\d,]+) (frames|updates|prompts)/s", out)
+            trained = re.search(
+                r"trained ([\d,]+) of .* at ([\d,]+) (frames|updates|prompts)/s", out
+            )
             if trained is None:
                 raise RunError(f"fit did not say what it trained: {out[-300:]}")
             done, speed = (int(number.replace(",", "")) for number in trained.groups()[:2])

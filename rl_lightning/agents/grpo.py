@@ -5,8 +5,9 @@ from typing import Any, get_args
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.token_agent import Credit, TokenAgent, check_credit
-from rl_lightning.agents.token_batches import flat, over_ranks, shared, token_scores
+from rl_lightning.agents.credit import Credit, check_credit, token_scores
+from rl_lightning.agents.token_agent import TokenAgent
+from rl_lightning.agents.token_batches import flat, over_ranks, shared
 from rl_lightning.core.errors import check_one_of, check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec

@@ -5,8 +5,9 @@ from typing import Any, Literal, get_args
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.credit import scores
 from rl_lightning.agents.token_agent import TokenAgent
-from rl_lightning.agents.token_batches import flat, scores, shared, whitened
+from rl_lightning.agents.token_batches import flat, shared, whitened
 from rl_lightning.core.errors import check_one_of, check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec

@@ -5,8 +5,9 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.token_agent import Credit, TokenAgent, check_credit
-from rl_lightning.agents.token_batches import flat, scores
+from rl_lightning.agents.credit import Credit, check_credit, scores
+from rl_lightning.agents.token_agent import TokenAgent
+from rl_lightning.agents.token_batches import flat
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec

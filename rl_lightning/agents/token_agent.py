@@ -4,7 +4,7 @@ Shapes: P prompts of a batch, G completions of each, L tokens of a prompt, T of 
 """
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,7 +16,7 @@ from rl_lightning.agents.collapse import CollapseModule
 from rl_lightning.agents.evaluated_completions import EvaluatedCompletions
 from rl_lightning.agents.reading import ReadingModule
 from rl_lightning.agents.token_batches import mean_over_ranks
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_range, whole
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm.backbone import Backbone
@@ -25,8 +25,6 @@ from rl_lightning.llm.reading import Method, Reading
 from rl_lightning.llm.tune import Tune
 from rl_lightning.maths import losses
 from rl_lightning.maths.token_losses import PolicyMetrics
-
-Credit = Literal["episode", "turn"]
 
 # AdamW as its users know it, but without decay: adapters begin at zero and are pulled nowhere.
 adamw = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0, fused=True)
@@ -233,20 +231,6 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         if "log_prob" not in batch.keys():  # noqa: SIM118  (a TensorDict is no dict)
             told["policy/sampler_gap"] = _gap(batch, read.log_prob)
         return told
-
-
-def check_credit(credit: Credit, gamma: float) -> None:
-    """Refuse a credit that there is not, and a discount that would do nothing.
-
-    Raises:
-        ConfigurationError: That says which.
-    """
-    check_one_of("model.credit", credit, get_args(Credit))
-    if credit == "episode" and gamma != 1.0:
-        raise ConfigurationError(
-            f"model.gamma: {gamma} discounts what later turns are paid; give credit: turn with it, "
-            "or leave it out"
-        )
 
 
 def _gap(batch: TensorDict, log_prob: Tensor) -> Tensor:

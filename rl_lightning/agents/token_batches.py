@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.core.ranks import gather, world_size
-from rl_lightning.maths.token_advantages import token_rewards, whiten
+from rl_lightning.maths.token_advantages import whiten
 
 
 @overload
@@ -18,16 +18,6 @@ def flat(x: None) -> None: ...
 def flat(x: Any) -> Any:
     """`[P, G, ...]` as `[P · G, ...]`: completions, those of one prompt adjacent."""
     return None if x is None else x.flatten(0, 1)
-
-
-def scores(batch: TensorDict) -> Tensor:
-    """What completions are worth: `[P · G, T]` where single tokens are paid for, else `[P · G]`."""
-    return flat(batch["token_reward" if "token_reward" in batch.keys() else "reward"])  # noqa: SIM118
-
-
-def token_scores(batch: TensorDict) -> Tensor:
-    """What is paid for each token, `[P · G, T]`: where nobody says, the last own one has it all."""
-    return token_rewards(scores(batch), flat(batch["own"]))
 
 
 def shared(batch: TensorDict, name: str) -> Tensor | None:
