@@ -156,7 +156,11 @@ class SteppedEnv(TextEnv):
 
 class ArenaEnv(TextEnv):
     """A game of TextArena's for one player: `reset(num_players, seed)`, `get_observation`, `step`
-    and, of an episode that is over, `close`, which says what it was worth."""
+    and, of an episode that is over, `close`, which says what it was worth.
+
+    Give the game without wrappers (`textarena.make("Sokoban-v0-raw")`): it tells what is new, and
+    they would tell all again. What the player has said itself is left out.
+    """
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
@@ -175,8 +179,10 @@ class ArenaEnv(TextEnv):
         """Nothing is open: `close` of a game says who has won."""
 
     def _told(self) -> str:
-        _, found = self.made.get_observation()
-        return found if isinstance(found, str) else "\n".join(str(entry[1]) for entry in found)
+        player, found = self.made.get_observation()
+        if isinstance(found, str):
+            return found
+        return "\n".join(str(said) for who, said, *_ in found if who != player)
 
 
 class ToolEnv(TextEnv):

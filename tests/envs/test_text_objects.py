@@ -52,8 +52,8 @@ def test_tuples_are_taken_as_they_are_in_use():
 def test_a_game_of_one_player_says_at_its_end_what_it_was_worth():
     env = as_text_env(Arena())
     assert env.reset(seed=9)[0] == "game 9"
-    assert env.step("[up]") == ("[up]\n1 left", 0.0, False, False, {})
-    assert env.step("[down]") == ("[down]\n0 left", 1.0, True, False, {})
+    assert env.step("[up]") == ("1 left", 0.0, False, False, {})
+    assert env.step("[down]") == ("0 left", 1.0, True, False, {})
 
 
 def test_public_methods_are_tools():

@@ -80,7 +80,7 @@ class _Episode:
                 "action": _plain(answer.action),
                 "illegal": answer.illegal,
                 "reward": answer.reward,
-                "observation": answer.values,
+                "observation": dict(answer.values),
             }
         )
         if answer.over:
