@@ -72,6 +72,7 @@ class EpisodeDataModule(PromptDataModule):
     """
 
     pays = True
+    held_out_by = "data.val_episodes"
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class EpisodeDataModule(PromptDataModule):
         self.env_reward_weight = float(env_reward_weight)
         self.max_turns = whole("data.max_turns", max_turns, 1)
         self.turn_template = turn_template
-        self.val_episodes = whole("data.val_episodes", val_episodes, 0)
+        self.val_episodes = whole("data.val_episodes", val_episodes, 1)
         names = [] if self.judge is None else list(self.judge.rewards)
         if taken := [name for name in names if name in OURS]:
             raise ConfigurationError(

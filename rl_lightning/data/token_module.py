@@ -61,6 +61,8 @@ class TokenDataModule(RLDataModule):
     prediction_file = "completions.jsonl"
     pays = False
     """Whether completions are worth something without rewards."""
+    held_out_by = "data.val_prompts"
+    """The argument that says what evaluation asks."""
 
     def __init__(
         self,
@@ -242,13 +244,13 @@ class TokenDataModule(RLDataModule):
         if not count:
             if stage != "val":
                 raise ConfigurationError(
-                    f"{stage}: there are no prompts for it; give data.val_prompts, or a "
+                    f"{stage}: there are no prompts for it; give {self.held_out_by}, or a "
                     "data.val_share above 0"
                 )
             return []
         if count < world:
             raise ConfigurationError(
-                f"data.val_prompts: {count} prompts cannot be shared by {world} ranks"
+                f"{self.held_out_by}: {count} cannot be shared by {world} ranks"
             )
 
         def answer(rows: Sequence[int]) -> Completed:
