@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rl_lightning.core.types import EnvSpec
     from rl_lightning.data import (
         CompletionDataModule,
+        EpisodeDataModule,
         OfflineDataModule,
         PreferenceDataModule,
         PromptDataModule,
@@ -105,6 +106,7 @@ _HOMES = {
     "ContinuousNetwork": "policies",
     "CompletionDataModule": "data",
     "DDPG": "agents",
+    "EpisodeDataModule": "data",
     "DPO": "agents",
     "GRPO": "agents",
     "PromptDataModule": "data",
@@ -196,6 +198,7 @@ __all__ = [
     "DiscreteSAC",
     "Encoder",
     "EnvSpec",
+    "EpisodeDataModule",
     "ExactMatch",
     "FilePrompts",
     "FormatReward",

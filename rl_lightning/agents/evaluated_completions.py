@@ -18,8 +18,9 @@ class EvaluatedCompletions(L.LightningModule):
     """A module whose validation, test and prediction are completions of prompts, judged.
 
     A batch is a mapping: `reward` and `length` `[P, k]`, `ended` and (where somebody says what that
-    is) `success`, bool `[P, k]`, and `parts`, each `[P, k]` by the name of a reward. Or it is a
-    TensorDict of recorded completions, for `judged`.
+    is) `success`, bool `[P, k]`, `parts`, each `[P, k]` by the name of a reward, and `told`, what
+    else there is to be known, likewise. Or it is a TensorDict of recorded completions, for
+    `judged`.
     """
 
     spec: EnvSpec
@@ -69,6 +70,7 @@ class EvaluatedCompletions(L.LightningModule):
             "length": batch["length"].flatten().float(),
             "cut": (~batch["ended"]).flatten().float(),
             **{f"reward_{name}": part.flatten() for name, part in batch["parts"].items()},
+            **{name: values.flatten() for name, values in batch["told"].items()},
         }
         if batch.get("success") is not None:
             right, samples = batch["success"].sum(1), reward.shape[1]

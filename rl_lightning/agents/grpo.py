@@ -5,6 +5,7 @@ from typing import Any, get_args
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.credit import Credit, check_credit, token_scores
 from rl_lightning.agents.token_agent import TokenAgent
 from rl_lightning.agents.token_batches import flat, over_ranks, shared
 from rl_lightning.core.errors import check_one_of, check_range
@@ -19,6 +20,7 @@ from rl_lightning.maths.token_losses import (
     loss_normalizer,
     token_policy_loss,
 )
+from rl_lightning.maths.turn_advantages import find_turns, turn_advantages
 
 
 class GRPO(TokenAgent):
@@ -38,6 +40,9 @@ class GRPO(TokenAgent):
         importance: Whether ratios are those of tokens, whole sequences or trajectories.
         scale: By whose standard deviation advantages are divided: the `group`'s, the `batch`'s, of
             all ranks, or `none`.
+        credit: What a token of a conversation is credited with: the reward of the whole `episode`,
+            or what is paid from its `turn` on, compared with the same turn of the others.
+        gamma: Discount γ per turn, of `credit: turn`.
         clip_low: ε below a ratio of 1.
         clip_high: ε above it.
         dual_clip: Largest ratio that a negative advantage is multiplied with; None: any.
@@ -57,6 +62,8 @@ class GRPO(TokenAgent):
         loss_type: LossType = "dapo",
         importance: Importance = "token",
         scale: Scale = "group",
+        credit: Credit = "episode",
+        gamma: float = 1.0,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         dual_clip: float | None = None,
@@ -65,7 +72,9 @@ class GRPO(TokenAgent):
         kl_correction: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, **shared)
+        super().__init__(spec, model, gamma=gamma, **shared)
+        check_credit(credit, gamma)
+        self.credit: Credit = credit
         check_range("model.kl_coef", kl_coef, 0.0)
         check_one_of("model.scale", scale, get_args(Scale))
         self.scale: Scale = scale
@@ -91,6 +100,11 @@ class GRPO(TokenAgent):
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
         reward = batch["reward"]
+        if self.credit == "turn":
+            turns = find_turns(token_scores(batch), flat(batch["own"]), self.gamma)
+            everyone, _ = over_ranks(turns.to_go[turns.there])
+            advantage = turn_advantages(turns, reward.shape[1], self.scale, everyone)
+            return {"advantage": turns.spread(advantage, flat(batch["own"])).view_as(batch["own"])}
         everyone, own = over_ranks(reward)
         advantage = group_advantages(everyone.reshape(-1), reward.shape[1], self.scale)
         return {"advantage": advantage.view(everyone.shape)[own]}

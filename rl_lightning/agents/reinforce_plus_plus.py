@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents.credit import scores
 from rl_lightning.agents.token_agent import TokenAgent
 from rl_lightning.agents.token_batches import flat, shared, whitened
 from rl_lightning.core.errors import check_one_of, check_range
@@ -18,7 +19,8 @@ Baseline = Literal["none", "group"]
 
 class REINFORCEPlusPlus(TokenAgent):
     """Reward-to-go of each token, whitened over the whole batch of all ranks (Hu et al. 2025): no
-    critic, and no group, so that a single completion of each prompt will do.
+    critic, and no group, so that a single completion of each prompt will do. Where an environment
+    pays for single turns, a token is credited with what is paid from it on.
 
     Args:
         spec: Of texts to texts.
@@ -66,16 +68,17 @@ class REINFORCEPlusPlus(TokenAgent):
         return self.kl_coef > 0.0
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
-        own, score = flat(batch["own"]), flat(batch["reward"])
-        if self.baseline == "group":
-            score = group_advantages(score, batch["reward"].shape[1], "none")
+        own, total = flat(batch["own"]), flat(batch["reward"])
         reward = token_rewards(
-            score,
+            scores(batch),
             own,
             flat(batch.get("log_prob", None)),
             flat(batch.get("reference_log_prob", None)),
             self.kl_coef,
         )
+        if self.baseline == "group":  # its mean is taken off at the end
+            centred = group_advantages(total, batch["reward"].shape[1], "none")
+            reward = reward + token_rewards(centred - total, own)
         advantage = whitened(returns_to_go(reward, own, self.gamma), own)
         return {"advantage": advantage.view_as(batch["own"])}
 

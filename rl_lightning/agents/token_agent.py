@@ -42,6 +42,8 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
       wrote in between
     - `said`, float32 `[P, G, T]`: log-probabilities of own tokens when they were sampled
     - `reward` float32 `[P, G]`, `temperature` float32 `[P]`
+    - `token_reward` float32 `[P, G, T]`, of environments of several turns alone: what was paid for
+      a turn, at its last own token; its sum is `reward`
 
     Args:
         spec: Of texts to texts.

@@ -6,6 +6,7 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from rl_lightning.agents.credit import scores
 from rl_lightning.agents.token_agent import TokenAgent
 from rl_lightning.agents.token_batches import flat, shared, whitened
 from rl_lightning.core.errors import check_range
@@ -19,7 +20,8 @@ from rl_lightning.nn.mlp import mlp
 
 class TokenPPO(TokenAgent):
     """PPO whose steps are tokens (Ouyang et al. 2022): a critic foretells what a completion will
-    be worth from each of its tokens on, and advantages are GAE's, whitened over the batch.
+    be worth from each of its tokens on, and advantages are GAE's, whitened over the batch. Where an
+    environment pays for single turns, that is what their last tokens are paid.
 
     The critic is a small head of the model's last hidden state, where the token is foretold.
 
@@ -103,7 +105,7 @@ class TokenPPO(TokenAgent):
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
         own = flat(batch["own"])
         reward = token_rewards(
-            flat(batch["reward"]),
+            scores(batch),
             own,
             flat(batch["log_prob"]),
             flat(batch.get("reference_log_prob", None)),

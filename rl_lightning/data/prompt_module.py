@@ -82,7 +82,7 @@ class PromptDataModule(TokenDataModule):
                 "data.temperature: 0 writes the same completion again and again; give more, such "
                 "as 1.0"
             )
-        if self.judge is None:
+        if self.judge is None and not self.pays:
             raise ConfigurationError(
                 "data.rewards: there is none, so nothing would be learned; give some, such as "
                 "[{class_path: rl_lightning.rewards.completions.ExactMatch}]"
@@ -189,7 +189,8 @@ class PromptDataModule(TokenDataModule):
             equal = groups_without_spread(reward.flatten(), self.group_size)
             told["reward/groups_without_spread"] = float(equal.float().mean())
         wrote, judged = found.seconds
-        tokens = int(length.sum())
+        told |= self.more_statistics(found)
+        tokens = found.tokens
         told["time/tokens_per_second_generated"] = tokens / max(wrote, 1e-9)
         if learned is not None:
             whole = max(wrote + judged + learned, 1e-9)
@@ -201,14 +202,17 @@ class PromptDataModule(TokenDataModule):
         told["memory/peak_gb"] = _peak_memory(self.agent.device)
         return told
 
+    def more_statistics(self, found: Completed) -> dict[str, float]:
+        """What else there is to be known of a step's completions."""
+        return {}
+
     def episode_metrics(self) -> dict[str, float]:
         return {name: value for name, value in self._told.items() if name.startswith("train/")}
 
     def metrics(self) -> dict[str, float]:
-        assert self.judge is not None
         return {
             **self._told,
-            **self.judge.metrics(),
+            **({} if self.judge is None else self.judge.metrics()),
             "time/prompts": float(self.frames),
             "time/prompts_per_second": self.fps(),
         }

@@ -59,6 +59,10 @@ class TokenDataModule(RLDataModule):
     evaluated = "batch"
     """What an evaluation counts, for its bar."""
     prediction_file = "completions.jsonl"
+    pays = False
+    """Whether completions are worth something without rewards."""
+    held_out_by = "data.val_prompts"
+    """The argument that says what evaluation asks."""
 
     def __init__(
         self,
@@ -190,13 +194,18 @@ class TokenDataModule(RLDataModule):
 
     # --- evaluation ---------------------------------------------------------------------------
 
+    @property
+    def held_out(self) -> int:
+        """Prompts of evaluation, of all ranks."""
+        return len(self.tables[1])
+
     def answer(
         self, stage: str, rows: Sequence[int], samples: int, sampling: Sampling
     ) -> Completed:
         """Completions of some prompts, written and judged.
 
         Args:
-            stage: `train` or `val`.
+            stage: `train`, `val`, `test` or `predict`.
             rows: Numbers of the prompts.
             samples: G.
             sampling: How tokens are chosen.
@@ -206,7 +215,7 @@ class TokenDataModule(RLDataModule):
         return complete(
             model.backbone,
             self.generator,
-            self.cut(stage).asked(rows),
+            self.cut("train" if stage == "train" else "val").asked(rows),
             samples,
             sampling,
             self.judge,
@@ -225,28 +234,28 @@ class TokenDataModule(RLDataModule):
 
     def _completions(self, stage: str, seed: int) -> Any:
         self.check(self.agent)
-        if self.judge is None:
+        if self.judge is None and not self.pays:
             raise ConfigurationError(
                 f"data.rewards: there is none, so that {stage} could not say what completions are "
                 "worth"
             )
         world, rank = self._trainer.world_size, self._trainer.global_rank
-        count = len(self.tables[1])
+        count = self.held_out
         if not count:
             if stage != "val":
                 raise ConfigurationError(
-                    f"{stage}: there are no prompts for it; give data.val_prompts, or a "
+                    f"{stage}: there are no prompts for it; give {self.held_out_by}, or a "
                     "data.val_share above 0"
                 )
             return []
         if count < world:
             raise ConfigurationError(
-                f"data.val_prompts: {count} prompts cannot be shared by {world} ranks"
+                f"{self.held_out_by}: {count} cannot be shared by {world} ranks"
             )
 
         def answer(rows: Sequence[int]) -> Completed:
             with self.acting():
-                return self.answer("val", rows, self.val_samples, self.val_sampling)
+                return self.answer(stage, rows, self.val_samples, self.val_sampling)
 
         known = self._eval_loaders.get(stage)
         if known is None:
@@ -279,7 +288,11 @@ class TokenDataModule(RLDataModule):
         super().load_shared_state(state)
         now, before = self.fingerprint, state["prompts"]
         if before != now:
-            rank_zero_warn(
-                f"data.prompts: training began with {before['prompts']} prompts, and here are "
-                f"{now['prompts']}, or others: it goes on with what is there now"
-            )
+            rank_zero_warn(f"{self.changed(before, now)}: it goes on with what is there now")
+
+    def changed(self, before: dict[str, Any], now: dict[str, Any]) -> str:
+        """What to say where a run goes on with another `fingerprint`."""
+        return (
+            f"data.prompts: training began with {before['prompts']} prompts, and here are "
+            f"{now['prompts']}, or others"
+        )

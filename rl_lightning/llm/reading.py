@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rl_lightning.core.errors import check_one_of, whole
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.chunks import like_lengths
 from rl_lightning.llm.logits import head_logits
-from rl_lightning.llm.rows import PADDING, Rows, lay_out
+from rl_lightning.llm.rows import PADDING, Layout, Rows, lay_out
 from rl_lightning.llm.scoring import choose_method, why_not, window_of
 
 Method = Literal["auto", "packed", "rows"]
@@ -151,8 +152,7 @@ def _in_rows(
         torch.cat([before, behind], 1),
     )
     layout = lay_out(backbone, rows, tree)
-    none = torch.zeros_like(layout.part, dtype=torch.bool)
-    hidden = backbone.logits(none, **layout.inputs).hidden
+    hidden = _hidden(backbone, layout, tree)
     row = torch.arange(len(behind), device=ids.device).repeat_interleave(beside)
     row = row.view(count, samples, 1).expand_as(ids)
     start = torch.arange(0, len(behind), each, device=ids.device)
@@ -162,6 +162,26 @@ def _in_rows(
         layout.before[:, width:].reshape(ids.shape),
         hidden[start, layout.last[start]],
     )
+
+
+def _hidden(backbone: Backbone, layout: Layout, tree: bool) -> Tensor:
+    """What the head is given, `[N, L, D]`; without a tree, rows of like lengths are read together:
+    conversations of one batch may end at very different turns."""
+    count, width = layout.part.shape
+    lengths = (layout.part != PADDING).sum(1).tolist()
+    parts, order = [], []
+    for rows in [list(range(count))] if tree else like_lengths(lengths, count):
+        longest = width if tree else max(lengths[rows[-1]], 1)
+        own = {
+            name: x[rows][:, :longest] if isinstance(x, Tensor) and not tree else x
+            for name, x in layout.inputs.items()
+        }
+        none = torch.zeros_like(own["input_ids"], dtype=torch.bool)
+        hidden = backbone.logits(none, **own).hidden
+        parts.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - longest)))
+        order += rows
+    places = torch.tensor(order, device=layout.part.device).argsort()
+    return torch.cat(parts)[places]
 
 
 def _by_decoder(backbone: Backbone, prompt: Tensor, prompt_length: Tensor, ids: Tensor) -> _States:
@@ -198,7 +218,15 @@ def _packs(backbone: Backbone, prompt_length: Tensor, length: Tensor, method: Me
 
 
 def _pays(backbone: Backbone, prompt_length: Tensor, length: Tensor) -> bool:
-    return True
+    """Whether a long row with the prompt once costs less than rows with a prompt each.
+
+    By the arithmetic of a layer, D wide: 24 D² of a token's matrices, and 4 D of each token that
+    it may see, masked or not.
+    """
+    wide, total = 6 * backbone.hidden_size, (prompt_length[:, None] + length).float()
+    packed = (prompt_length + length.sum(1)).max().float()
+    together = len(length) * packed * (wide + packed)
+    return bool(together < (total * (wide + total)).sum())
 
 
 _TRIED: weakref.WeakKeyDictionary[Backbone, dict[bool, str]] = weakref.WeakKeyDictionary()

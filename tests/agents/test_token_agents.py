@@ -161,7 +161,7 @@ def test_every_knob_of_grpo_changes_what_is_learned(knob, model):
 
 def test_all_arguments_of_grpo_are_tested_above():
     own = set(inspect.signature(GRPO.__init__).parameters) - {"self", "spec", "model", "shared"}
-    assert own == set(KNOBS)
+    assert own - {"credit", "gamma"} == set(KNOBS)  # those: test_turn_credit
 
 
 def test_advantages_are_those_of_the_groups(model):

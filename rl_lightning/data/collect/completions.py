@@ -6,6 +6,7 @@ Shapes: P prompts of a batch, G completions of each, L tokens of a prompt, T of 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,8 @@ class Completed(NamedTuple):
 
     `batch` is what agents learn from, see `rl_lightning.agents.TokenAgent`; `ended` bool `[P, G]`:
     by its own end, and not cut; `parts` are rewards by name, `[P, G]`, nan where one has none;
-    `seconds` those of writing and of judging.
+    `seconds` those of writing and of judging; `tokens`, how many were written. `told` is what else
+    there is to be known, by name, `[P, G]`, and `lines` what is to be written down of each.
     """
 
     asked: Asked
@@ -33,6 +35,9 @@ class Completed(NamedTuple):
     ended: Tensor
     parts: Mapping[str, Tensor]
     seconds: tuple[float, float]
+    tokens: int
+    told: Mapping[str, Tensor] = MappingProxyType({})
+    lines: Sequence[Mapping[str, Any]] = ()
 
 
 def complete(
@@ -92,7 +97,8 @@ def complete(
     ).to(device)
     parts = {name: values.view(shape) for name, values in judged.parts.items()}
     seconds = wrote - began, time.perf_counter() - wrote
-    return Completed(asked, texts, batch, written.ended.view(shape), parts, seconds)
+    tokens = int(written.length.sum())
+    return Completed(asked, texts, batch, written.ended.view(shape), parts, seconds, tokens)
 
 
 def repeated(values: Sequence[Any], samples: int) -> list[Any]:
@@ -174,6 +180,9 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
     """What `validation_step` and `predict_step` are given, see `EvaluatedCompletions`."""
     reward = found.batch["reward"].cpu()
     success = None if threshold is None else reward >= threshold
+    if "success" in found.told:
+        known = found.told["success"]
+        success = None if bool(known.isnan().any()) else known.bool()
     length = found.batch["length"].cpu()
     samples = reward.shape[1]
     lines = []
@@ -190,6 +199,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
                 **({} if success is None else {"success": bool(success[p, g])}),
                 "tokens": int(length[p, g]),
                 "ended": bool(found.ended[p, g]),
+                **(found.lines[n] if found.lines else {}),
             }
         )
     return {
@@ -198,6 +208,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
         "ended": found.ended.cpu(),
         "success": success,
         "parts": {name: part.cpu() for name, part in found.parts.items()},
+        "told": found.told,
         "lines": lines,
     }
 
