@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rl_lightning.data.order import Order
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.data.order import Order
 from rl_lightning.data.prompts import (
     FilePrompts,
     PickedPrompts,
