@@ -27,6 +27,9 @@ class Memory:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._steps: list[Continuation] = []
         self._found: dict[bytes, tuple[int, int]] = {}  # tokens → continuation, row
         self._lengths: set[int] = set()
@@ -34,7 +37,7 @@ class Memory:
     def recall(self, prompts: Sequence[Sequence[int]]) -> Iterator[Known]:
         """Those prompts that begin with something known, by continuation; it is forgotten then."""
         steps, found, lengths = self._steps, self._found, sorted(self._lengths, reverse=True)
-        self.__init__()
+        self._forget()
         parts: dict[int, list[tuple[int, int, int]]] = {}
         for number, ids in enumerate(prompts):
             for length in lengths:

@@ -78,7 +78,10 @@ def test_curves_and_conversations_are_logged(trained):
     assert "a:" in table or "b:" in table
 
 
-def test_a_checkpoint_says_what_was_played_and_may_not_say_what_is_called(trained, capsys):
+def test_a_checkpoint_says_what_was_played_and_may_not_say_what_is_called(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     checkpoint = str(trained / "checkpoints" / "last.ckpt")
     with pytest.raises(SystemExit) as ended:
         main(["validate", "--ckpt_path", checkpoint])

@@ -72,22 +72,22 @@ def letters(seed, turns):
 def test_a_row_is_what_was_written_and_what_was_answered(backbone):
     said = letters(3, 2)
     right, wrong = said[0], "ab"[said[1] == "a"]
-    found, _ = started(backbone, Copying, scripted(backbone, right, [wrong + "\n"]))
+    found, _ = started(backbone, Copying, scripted(backbone, right + "\n", [wrong + "\n"]))
     batch = found.batch
     assert spelled(backbone, batch["prompt"][0]) == f"<s>{said[0]}:"
-    assert spelled(backbone, batch["ids"][0, 0]) == f"{right}\n{said[1]}={wrong}\n"
-    assert batch["own"][0, 0].tolist() == [True, False, False, False, True, True]
-    assert batch["said"][0, 0].tolist() == [-0.5, 0, 0, 0, -0.5, -0.5]
-    assert batch["token_reward"][0, 0].tolist() == [1.0, 0, 0, 0, 0, 0]
+    assert spelled(backbone, batch["ids"][0, 0]) == f"{right}\n\n{said[1]}={wrong}\n"
+    assert batch["own"][0, 0].tolist() == [True, True, False, False, False, True, True]
+    assert batch["said"][0, 0].tolist() == [-0.5, -0.5, 0, 0, 0, -0.5, -0.5]
+    assert batch["token_reward"][0, 0].tolist() == [0, 1.0, 0, 0, 0, 0, 0]
     assert batch["reward"].tolist() == [[1.0]]
-    assert batch["length"].tolist() == [[6]]
+    assert batch["length"].tolist() == [[7]]
     assert found.told["turns"].tolist() == [[2.0]]
     assert found.told["success"].tolist() == [[0.0]]
     assert found.ended.all()
-    assert found.tokens == 3
-    assert found.texts == [f"{right}\n{said[1]}={wrong}\n"]
+    assert found.tokens == 4
+    assert found.texts == [f"{right}\n\n{said[1]}={wrong}\n"]
     turns = found.lines[0]["turns"]
-    assert [turn["wrote"] for turn in turns] == [right, wrong + "\n"]
+    assert [turn["wrote"] for turn in turns] == [right + "\n", wrong + "\n"]
     assert [turn["reward"] for turn in turns] == [1.0, 0.0]
 
 

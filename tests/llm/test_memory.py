@@ -15,7 +15,7 @@ def backbone(request, tmp_path_factory):
     return Backbone(tiny_model(request.param, folder), tune="full", head=True, max_length=16)
 
 
-def talk(backbone, generator, samples=2, turns=3, temperature=0.0, batch=64):
+def talk(backbone, generator, samples=2, turns=3, temperature=0.0, batch=64, longest=5):
     """All that is written in a few turns, in which rows of very different lengths are answered."""
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15], [5]]
     generator.batch_size = batch
@@ -29,7 +29,7 @@ def talk(backbone, generator, samples=2, turns=3, temperature=0.0, batch=64):
         found.append(made)
         rows = zip(prompts, made.ids.tolist(), made.length.tolist(), strict=True)
         prompts = [
-            [*before, *ids[:length], *range(20, 21 + (7 * n + turn) % 5)]
+            [*before, *ids[:length], *range(20, 21 + (7 * n + turn) % longest)]
             for n, (before, ids, length) in enumerate(rows)
         ]
         if turn == 0:
@@ -37,12 +37,12 @@ def talk(backbone, generator, samples=2, turns=3, temperature=0.0, batch=64):
     return found
 
 
-@pytest.mark.parametrize("batch", [64, 3])
-def test_what_is_remembered_is_what_would_be_read(backbone, batch):
-    plain = talk(backbone, TransformersGenerator(), batch=batch)
+@pytest.mark.parametrize(("batch", "longest"), [(64, 5), (3, 5), (64, 29)])
+def test_what_is_remembered_is_what_would_be_read(backbone, batch, longest):
+    plain = talk(backbone, TransformersGenerator(), batch=batch, longest=longest)
     generator = TransformersGenerator()
     with remembering(generator):
-        known = talk(backbone, generator, batch=batch)
+        known = talk(backbone, generator, batch=batch, longest=longest)
     for one, other in zip(plain, known, strict=True):
         assert one.ids.equal(other.ids)
         assert one.length.equal(other.length)
