@@ -1,4 +1,4 @@
-"""Train configurations over several seeds and measure the final greedy policy.
+"""Train configurations over several seeds and measure the final policy, as they evaluate it.
 
     python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1 2 3 4 5
     python benchmarks/learning.py --tables
@@ -336,8 +336,10 @@ def summary(result: dict[str, Any]) -> str:
     if not done:
         return f"{result['name']}: every run failed"
     a = result["aggregate"]
+    data = yaml.safe_load((RESULTS.parents[1] / result["config"]).read_text())["data"]
+    how = "sampled" if data["init_args"].get("val_explore") else "greedy"
     return (
-        f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} greedy "
+        f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} {how} "
         f"{result['metric']} (worst {spell(result, a['min'])}) after {amount(done[0])}"
     )
 
