@@ -69,6 +69,14 @@ _TEXTWORLD = (
         "--vocabulary 1500 --frames 10000",
     ),
 )
+_GOTOLOCAL = (
+    "checkpoints/models/gotolocal/config.json",
+    (
+        "examples/small_language_model.py configs/ppo/gotolocal-scoring-lora.yaml "
+        "--out checkpoints/models/gotolocal --hidden 64 --lr 3e-3 --frames 8000 --prompts-only "
+        "--retold --steps 5000",
+    ),
+)
 _TURNS = (
     "checkpoints/models/textmaze-turns/config.json",
     (
@@ -88,6 +96,7 @@ PREPARE = {
     "bc-pendulum": _PENDULUM,
     "grpo-textmaze-turns": _TURNS,
     "iql-pendulum": _PENDULUM,
+    "ppo-gotolocal-scoring-lora": _GOTOLOCAL,
     "ppo-textmaze-generating": _WRITER,
     "ppo-textmaze-scoring-frozen": _TEXTMAZE,
     "ppo-textmaze-scoring-full": _TEXTMAZE,
