@@ -1,4 +1,4 @@
-"""Prompts out of lists, files, data sets and tasks; splits, fingerprints and the order of passes."""
+"""Prompts out of lists, files, data sets and tasks; splits, fingerprints, the order of passes."""
 
 import copy
 import json
@@ -95,7 +95,7 @@ def test_rows_that_are_no_prompts(told):
 
 @pytest.mark.parametrize("source", [3, None, object(), {"train": ["a"]}, iter(["a"])])
 def test_sources_that_are_none(source):
-    with pytest.raises(ConfigurationError, match="data.prompts must be a file"):
+    with pytest.raises(ConfigurationError, match=r"data\.prompts must be a file"):
         as_prompts(source)
 
 
@@ -151,7 +151,7 @@ def test_parquet(tmp_path):
     assert content(FilePrompts(str(path))) == content(as_prompts(rows))
     twice = arrow.table([arrow.array(["a"]), arrow.array(["b"])], names=["prompt", "prompt"])
     parquet.write_table(twice, path)
-    with pytest.raises(ConfigurationError, match="column 'prompt' stands there twice"):
+    with pytest.raises(ConfigurationError, match=r"a\.parquet: 'prompt' stands there twice"):
         FilePrompts(str(path))
     path.write_bytes(b"none")
     with pytest.raises(ConfigurationError, match="is no Parquet"):
@@ -301,7 +301,7 @@ def test_shares_that_leave_nothing():
         split_prompts(prompts, 0.1)
     with pytest.raises(ConfigurationError, match=r"of 1 different .*none to train on"):
         split_prompts(as_prompts(["a"]), 0.9)
-    with pytest.raises(ConfigurationError, match="val_share must be between 0 and 0.9"):
+    with pytest.raises(ConfigurationError, match=r"val_share must be between 0 and 0\.9"):
         split_prompts(prompts, 1.0)
 
 
