@@ -126,7 +126,8 @@ def train(model: str, size: int, frames: int) -> dict[str, Any]:
 
 
 def compare(backbone: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
-    from rl_lightning.llm.scoring import PADDING, make_rows, score
+    from rl_lightning.llm.rows import PADDING, make_rows
+    from rl_lightning.llm.scoring import score
 
     generator = torch.Generator().manual_seed(count)
     vocabulary = min(int(backbone.model.config.vocab_size), 8_000)

@@ -154,9 +154,14 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
             _check_role(text)
         else:  # a sentence, most likely; no more than an import may come of it
             check_import(text.partition(".")[0], repr(text))
-    module, colon, _ = str(plain.get("env", "")).rpartition(":")
+    module, colon, made = str(plain.get("env", "")).rpartition(":")
     if colon:
         check_import(module, f"the environment {plain['env']}")
+    if colon and made.isidentifier() and made not in gym.registry and not is_trusted(module):
+        raise ConfigurationError(
+            f"the checkpoint makes its environment by calling {plain['env']}: if you trust that "
+            f"package, say so with --trust {module.partition('.')[0]}, or give --config of your own"
+        )
     return plain
 
 

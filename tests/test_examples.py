@@ -13,6 +13,7 @@ import yaml
 
 from rl_lightning import EnvSpec, TextActionEncoder
 from rl_lightning.llm.generation import write
+from rl_lightning.llm.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 ONE_ACTION = {"SelectActions": {"actions": [0]}}
@@ -55,7 +56,7 @@ def test_a_small_language_model_of_an_environments_words(tmp_path, monkeypatch, 
     with torch.no_grad():
         said = encoder.score(x).log_prob.exp()
     assert float(said.sum()) > 0.5  # behind a prompt it expects an action, and no other word
-    written = write(encoder.backbone, *encoder.prompts(x), 1, 0.0)
+    written = write(encoder.backbone, *encoder.prompts(x), Sampling(1, 0.0))
     assert encoder.backbone.tokens.tokenizer.decode(written.ids[0]).strip() in (
         encoder.choices.names or ()
     )

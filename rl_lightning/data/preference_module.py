@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from tqdm import tqdm
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole, whole_seed
+from rl_lightning.core.order import Order
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.order import Order
 from rl_lightning.data.preferences.labelling import answered, checked
 from rl_lightning.data.preferences.lines import Lines
 from rl_lightning.data.preferences.questions import Questions, Source

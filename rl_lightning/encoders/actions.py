@@ -13,7 +13,8 @@ from rl_lightning.encoders.choices import Choices
 from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm import Backbone, Dtype, TruncationSide, Tune
 from rl_lightning.llm.embed import check_read
-from rl_lightning.llm.scoring import PADDING, Method, Rows, Scores, choose_method, make_rows, score
+from rl_lightning.llm.rows import PADDING, Rows, make_rows
+from rl_lightning.llm.scoring import Method, Scores, choose_method, score
 
 Normalize = Literal["sum", "token", "word"]
 PromptPooling = Literal["last", "mean"]

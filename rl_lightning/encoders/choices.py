@@ -12,7 +12,7 @@ from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm import Backbone
 from rl_lightning.llm.prompt import Prompter, Template, check_candidates
-from rl_lightning.llm.scoring import Rows, make_rows
+from rl_lightning.llm.rows import Rows, make_rows
 
 ENTRY = "actions"
 """The entry of a Dict observation that holds what may be done, a line each."""

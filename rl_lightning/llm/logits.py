@@ -55,6 +55,47 @@ def read_logits(model: Any, select: Tensor, **inputs: Any) -> Logits:
     return Logits(seen[0], logits, getattr(out, "past_key_values", None))
 
 
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The logits `[M, V]` of what a head was given, `[M, D]`, a part of `Logits.hidden`.
+
+    The model's own `forward` runs, its layers left out, so that whatever a family does behind the
+    head is done.
+    """
+    body = model.get_decoder()
+    given: dict[str, Any] = {}
+    if model.config.is_encoder_decoder:
+        given["encoder_outputs"] = (hidden[None],)
+    nothing = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+    given["decoder_input_ids" if given else "input_ids"] = nothing
+
+    def layers(*args: Any, **kwargs: Any) -> _Nothing:
+        return _Nothing(last_hidden_state=hidden[None, :1])
+
+    def give(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (hidden[None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(give)
+    former = vars(body).get("forward")
+    body.forward = layers
+    try:
+        return model(**given, use_cache=False).logits.squeeze(0)
+    finally:
+        handle.remove()
+        del body.forward
+        if former is not None:
+            body.forward = former
+
+
+class _Nothing(dict[str, Any]):
+    """What layers that did not run have put out: hidden states, and None for all else."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__("last_hidden_state" if key == 0 else key)
+
+
 def log_probs(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
     """log p of tokens, float32 `[K]`, in float32 whatever the logits are.
 

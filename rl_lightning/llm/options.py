@@ -11,7 +11,8 @@ from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.chunks import like_lengths
 from rl_lightning.llm.load import Dtype
-from rl_lightning.llm.scoring import Method, choose_method, make_rows, score
+from rl_lightning.llm.rows import make_rows
+from rl_lightning.llm.scoring import Method, choose_method, score
 
 MOST_IN_A_ROW = 16  # options of one prompt that are read together
 LEAST = 16  # tokens

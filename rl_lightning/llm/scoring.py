@@ -19,20 +19,9 @@ from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.logits import log_probs
 from rl_lightning.llm.pool import Pooling, pool
+from rl_lightning.llm.rows import PADDING, Rows, lay_out, make_rows
 
 Method = Literal["auto", "packed", "cached", "pairs"]
-PADDING = -1
-
-
-class Rows(NamedTuple):
-    """Prompts and their candidates.
-
-    `ids` are token ids `[N, W]`; `part` says whose they are, `[N, W]`: 0 the prompt's, k ≥ 1
-    candidate k−1's, −1 padding. A row begins with its prompt; candidates follow in order.
-    """
-
-    ids: Tensor
-    part: Tensor
 
 
 class Scores(NamedTuple):
@@ -41,32 +30,6 @@ class Scores(NamedTuple):
 
     log_prob: Tensor
     hidden: Tensor
-
-
-def make_rows(
-    prompts: Sequence[Sequence[int]],
-    candidates: Sequence[Sequence[Sequence[int]]],
-    pad_id: int,
-    width: int | None = None,
-) -> Rows:
-    """Rows of token ids, int64 and int16, right-padded to `width` or to the longest.
-
-    Args:
-        prompts: Token ids of each prompt.
-        candidates: Of each prompt, the token ids of its candidates.
-        pad_id: What stands on padding.
-        width: W.
-    """
-    lengths = [len(p) + sum(map(len, own)) for p, own in zip(prompts, candidates, strict=True)]
-    width = width or max(lengths)
-    ids = torch.full((len(prompts), width), pad_id)
-    part = torch.full((len(prompts), width), PADDING, dtype=torch.int16)
-    for n, (prompt, own) in enumerate(zip(prompts, candidates, strict=True)):
-        tokens = [*prompt, *(t for c in own for t in c)]
-        parts = [0] * len(prompt) + [k for k, c in enumerate(own, 1) for _ in c]
-        ids[n, : lengths[n]] = torch.tensor(tokens)
-        part[n, : lengths[n]] = torch.tensor(parts, dtype=torch.int16)
-    return Rows(ids, part)
 
 
 def score(
@@ -108,20 +71,11 @@ def choose_method(backbone: Backbone, wanted: Method, longest: int) -> Method:
     if backbone.encoder_decoder or wanted == "pairs":
         return "pairs"
     tried: Sequence[Method] = ("packed", "cached") if wanted == "auto" else (wanted,)
-    rows = _trial_rows(backbone, longest)
-    with torch.no_grad(), torch.autocast(rows.ids.device.type, enabled=False):
-        expected = score(backbone, rows, 3, "pairs").log_prob
-        why = ""
-        for method in tried:
-            try:
-                found = score(backbone, rows, 3, method).log_prob
-            except Exception as error:  # whatever a foreign model may say to it
-                why = shortened(error, 120)
-                continue
-            off = float((found - expected).abs().max())
-            if off <= _TOLERANCE[backbone.source["dtype"]] * float(expected.abs().max()):
-                return method
-            why = f"off by {off:.3g} nats"
+    why = ""
+    for method in tried:
+        why = why_not(backbone, method, longest)
+        if not why:
+            return method
     kind = f"this {backbone.model.config.model_type}"
     if wanted != "auto":
         raise ConfigurationError(
@@ -136,17 +90,43 @@ def choose_method(backbone: Backbone, wanted: Method, longest: int) -> Method:
     return "pairs"
 
 
+def why_not(backbone: Backbone, method: Method, longest: int) -> str:
+    """Why a decoder does not score so what whole pairs score; empty if it does.
+
+    Args:
+        backbone: With its head.
+        method: `packed` or `cached`.
+        longest: Most tokens of a prompt and a candidate together.
+    """
+    rows = _trial_rows(backbone, longest)
+    with torch.no_grad(), torch.autocast(rows.ids.device.type, enabled=False):
+        expected = score(backbone, rows, 3, "pairs").log_prob
+        try:
+            found = score(backbone, rows, 3, method).log_prob
+        except Exception as error:  # whatever a foreign model may say to it
+            return shortened(error, 120) or type(error).__name__
+    off = float((found - expected).abs().max())
+    enough = _TOLERANCE[backbone.source["dtype"]] * float(expected.abs().max())
+    return "" if off <= enough else f"off by {off:.3g} nats"
+
+
+def window_of(backbone: Backbone) -> int | None:
+    """How many tokens a model's attention looks back over, or None without limit."""
+    config = backbone.model.config
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_window", None)
+    return window if isinstance(window, int) else None
+
+
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
 
 def _trial_rows(backbone: Backbone, longest: int) -> Rows:
-    config = backbone.model.config
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_window", None)
+    window = window_of(backbone)
     length = max(min(9, longest - 3), 1)
-    if isinstance(window, int) and window < longest:
+    if window is not None and window < longest:
         length = window + 9
     device = next(backbone.model.parameters()).device
-    vocabulary = min(int(config.vocab_size), 1000)
+    vocabulary = min(int(backbone.model.config.vocab_size), 1000)
     first = [i * 7 % vocabulary for i in range(3, 3 + length)]
     ids = [[5, 8, 3], [8], [2, 9]]
     own = [[i % vocabulary for i in c] for c in ids]
@@ -164,54 +144,17 @@ def _packed(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> S
 def _in_rows(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling, tree: bool) -> Scores:
     """Score rows as they are: with a mask that keeps candidates apart, or of one candidate each."""
     ids, part = rows
-    count, width = ids.shape
-    at = torch.arange(width, device=ids.device)
-    prompt = (part == 0).sum(1, keepdim=True)  # [N, 1]
-    begins = torch.zeros_like(part, dtype=torch.bool)
-    begins[:, 1:] = (part[:, 1:] > 0) & (part[:, 1:] != part[:, :-1])
-    first = torch.where(begins, at, 0).cummax(1).values  # where a token's candidate begins
-    position = torch.where(part > 0, prompt + at - first, at)
-
-    # What is read: all but the candidates' last tokens, moved together.
-    follows = torch.zeros_like(begins)
-    follows[:, :-1] = part[:, :-1] == part[:, 1:]
-    read = (part == 0) | ((part > 0) & follows)
-    length = max(int(read.sum(1).max()), 1)
-    order = torch.sort(~read, dim=1, stable=True).indices[:, :length]  # [N, L]
-    here = read.gather(1, order)
-    own = torch.where(here, part.gather(1, order), PADDING)
-    tokens = torch.where(here, ids.gather(1, order), backbone.tokens.pad_id)
-    place = torch.where(here, position.gather(1, order), 0)
-
-    last = torch.zeros_like(here).scatter_(1, (prompt - 1).clamp(min=0), True)
+    count = len(ids)
+    layout = lay_out(backbone, rows, tree)
+    own = layout.part
+    last = torch.zeros_like(own, dtype=torch.bool).scatter_(1, layout.last[:, None], True)
     select = (own > 0) | (last & (own == 0))
-    inputs = {"input_ids": tokens, "position_ids": place, "use_cache": False}
-    if tree:
-        inputs["attention_mask"] = _tree_mask(own, backbone.model.dtype)
-    else:
-        inputs["attention_mask"] = here.long()
-    out = backbone.logits(select, **inputs)
-
-    # Which logits say a token: the prompt's last, or those of the token before it.
-    row = select.flatten().cumsum(0).view_as(select) - 1  # [N, L]
-    compact = read.cumsum(1) - 1  # where a token that is read went
-    before = torch.where(begins, prompt - 1, compact.roll(1, 1)).clamp(min=0)
+    out = backbone.logits(select, **layout.inputs)
+    row = select.flatten().cumsum(0).view_as(select) - 1  # [N, L], which logits are a position's
     n, w = (part > 0).nonzero(as_tuple=True)
-    said = log_probs(out.logits, row[n, before[n, w]], ids[n, w])
+    said = log_probs(out.logits, row[n, layout.before[n, w]], ids[n, w])
     total = said.new_zeros(count * actions).index_add(0, n * actions + part[n, w] - 1, said)
     return Scores(total.view(count, actions), pool(out.hidden, own == 0, pooling))
-
-
-def _tree_mask(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, `[N, 1, L, L]`: a token sees the prompt and its own
-    candidate up to itself, padding only itself."""
-    length = part.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=part.device).tril()
-    query, key = part[:, :, None], part[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool, device=part.device)
-    seen = ((key == 0) | (key == query)) & (key != PADDING) & causal | itself
-    mask = torch.zeros(seen.shape, dtype=dtype, device=part.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 # --- one candidate a row ----------------------------------------------------------------------

@@ -16,7 +16,8 @@ from rl_lightning.core.errors import (
     whole,
 )
 from rl_lightning.core.types import EnvSpec, Stored
-from rl_lightning.llm.generation import Written, speak, write
+from rl_lightning.llm.generation import Generated, speak, write
+from rl_lightning.llm.sampling import Sampling
 from rl_lightning.maths.distributions import Categorical, mask_logits
 from rl_lightning.nn.mlp import Activation
 from rl_lightning.policies.parsing import ActionParser
@@ -152,11 +153,11 @@ class GeneratingPolicy(TextPolicy):
             out["value"] = spoken.value
         return out
 
-    def _write(self, prompt: Tensor, length: Tensor, temperature: float) -> Written:
-        backbone = self.encoder.backbone
-        return write(backbone, prompt, length, self.max_new_tokens, temperature, self.stop)
+    def _write(self, prompt: Tensor, length: Tensor, temperature: float) -> Generated:
+        sampling = Sampling(self.max_new_tokens, temperature, stop=self.stop)
+        return write(self.encoder.backbone, prompt, length, sampling)
 
-    def _read(self, written: Written, names: list[list[str]], mask: Tensor | None) -> Tensor:
+    def _read(self, written: Generated, names: list[list[str]], mask: Tensor | None) -> Tensor:
         """Indices of the actions that were written, −1 where there is none, int64 `[B]`."""
         tokenizer = self.encoder.backbone.tokens.tokenizer
         rows = zip(written.ids.tolist(), written.length.tolist(), strict=True)

@@ -47,13 +47,14 @@ def writes(made, monkeypatch, *rounds):
     said = iter(rounds)
 
     def write(prompt, length, temperature):
-        from rl_lightning.llm.generation import Written
+        from rl_lightning.llm.generation import Generated
 
         ids = [tokens.plain(text) for text in next(said)][: len(prompt)]
         width = made.max_new_tokens
         lengths = torch.tensor([len(row) for row in ids])
         padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
-        return Written(padded, lengths, torch.zeros(len(ids), width))
+        ended = torch.ones(len(ids), dtype=torch.bool)
+        return Generated(padded, lengths, torch.zeros(len(ids), width), ended)
 
     monkeypatch.setattr(made, "_write", write)
 

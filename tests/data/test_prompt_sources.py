@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.data.order import Order
+from rl_lightning.core.order import Order
 from rl_lightning.data.prompts import (
     FilePrompts,
     PickedPrompts,

@@ -19,7 +19,8 @@ from rl_lightning import (
     TextActionEncoder,
 )
 from rl_lightning.core.errors import ConfigurationError, RunError
-from rl_lightning.llm.scoring import make_rows, score
+from rl_lightning.llm.rows import make_rows
+from rl_lightning.llm.scoring import score
 from rl_lightning.policies.scoring import normalized
 
 NAMES = ["north", "go to the east"]

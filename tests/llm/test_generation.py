@@ -6,6 +6,7 @@ from llm_tiny import WRITERS, tiny_model
 
 from rl_lightning.llm import Backbone
 from rl_lightning.llm.generation import end_tokens, speak, write
+from rl_lightning.llm.sampling import Sampling
 
 PROMPTS = [[5, 17, 33, 40, 41, 60], [8], [12, 13, 14, 15]]
 
@@ -24,7 +25,7 @@ def padded(prompts, pad=3, width=8):
 @pytest.mark.parametrize("kind", [*WRITERS, "t5"])
 def test_greedy_is_what_transformers_writes(backbones, kind):
     backbone = backbones[kind]
-    out = write(backbone, *padded(PROMPTS), 6, temperature=0.0)
+    out = write(backbone, *padded(PROMPTS), Sampling(6, 0.0))
     for n, prompt in enumerate(PROMPTS):
         theirs = backbone.model.generate(
             input_ids=torch.tensor([prompt]),
@@ -44,7 +45,7 @@ def test_greedy_is_what_transformers_writes(backbones, kind):
 def test_what_it_says_afterwards_is_what_it_said_when_writing(backbones, kind, temperature):
     backbone = backbones[kind]
     torch.manual_seed(0)
-    out = write(backbone, *padded(PROMPTS), 7, temperature)
+    out = write(backbone, *padded(PROMPTS), Sampling(7, temperature))
     spoken = speak(backbone, *padded(PROMPTS, width=9), out.ids, out.length, temperature)
     torch.testing.assert_close(spoken.log_prob, out.log_prob, rtol=1e-5, atol=2e-5)
     for n, prompt in enumerate(PROMPTS):  # single = batched
@@ -61,7 +62,7 @@ def test_sampling_follows_the_models_probabilities(backbones):
     torch.manual_seed(0)
     prompt, length = padded([PROMPTS[0]] * 4000)
     for temperature in (1.0, 0.5):
-        first = write(backbone, prompt, length, 1, temperature).ids[:, 0]
+        first = write(backbone, prompt, length, Sampling(1, temperature)).ids[:, 0]
         logits = backbone.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
         expected = (logits / temperature).softmax(-1)
         counted = torch.bincount(first, minlength=len(expected)) / len(first)
@@ -71,17 +72,17 @@ def test_sampling_follows_the_models_probabilities(backbones):
 def test_it_stops_at_a_text_and_at_its_own_end(backbones):
     backbone = backbones["llama"]
     prompt, length = padded(PROMPTS)
-    plain = write(backbone, prompt, length, 6, 0.0)
+    plain = write(backbone, prompt, length, Sampling(6, 0.0))
     decode = backbone.tokens.tokenizer.decode
     second = decode(plain.ids[0, 1:2])
-    stopped = write(backbone, prompt, length, 6, 0.0, stop=[second])
+    stopped = write(backbone, prompt, length, Sampling(6, 0.0, stop=[second]))
     assert stopped.length[0] == 1 + (second not in decode(plain.ids[0, :1]))
     assert torch.equal(stopped.ids[0, : stopped.length[0]], plain.ids[0, : stopped.length[0]])
     assert (stopped.log_prob[0, stopped.length[0] :] == 0).all()
     own = int(plain.ids[0, 2])
     backbone.model.generation_config.eos_token_id = [1, own]
     try:
-        ended = write(backbone, prompt, length, 6, 0.0)
+        ended = write(backbone, prompt, length, Sampling(6, 0.0))
         where = plain.ids[0].tolist().index(own)
         assert ended.length[0] == where + 1
     finally:
@@ -90,7 +91,7 @@ def test_it_stops_at_a_text_and_at_its_own_end(backbones):
 
 def test_gradients_reach_the_model(tmp_path):
     backbone = Backbone(tiny_model("llama", tmp_path), tune="lora", head=True)
-    out = write(backbone, *padded(PROMPTS), 4)
+    out = write(backbone, *padded(PROMPTS), Sampling(4))
     spoken = speak(backbone, *padded(PROMPTS), out.ids, out.length)
     (spoken.log_prob.sum() + spoken.entropy.sum()).backward()
     grads = [p.grad for p in backbone.parameters() if p.requires_grad]

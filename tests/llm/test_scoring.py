@@ -9,7 +9,8 @@ from llm_tiny import WRITERS, tiny_model
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import Backbone
 from rl_lightning.llm.logits import read_logits
-from rl_lightning.llm.scoring import choose_method, make_rows, score
+from rl_lightning.llm.rows import make_rows
+from rl_lightning.llm.scoring import choose_method, score
 
 RNG = random.Random(3)
 

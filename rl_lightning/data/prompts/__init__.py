@@ -3,6 +3,7 @@
 from rl_lightning.data.prompts.files import FilePrompts, as_prompts
 from rl_lightning.data.prompts.reasoning import ReasoningGymPrompts
 from rl_lightning.data.prompts.split import split_prompts
+from rl_lightning.data.prompts.strings import StringTasks
 from rl_lightning.data.prompts.table import PickedPrompts, Prompts, RowPrompts
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Prompts",
     "ReasoningGymPrompts",
     "RowPrompts",
+    "StringTasks",
     "as_prompts",
     "split_prompts",
 ]

@@ -4,7 +4,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.errors import ConfigurationError, check_range
-from rl_lightning.data.preferences.questions import split
+from rl_lightning.core.order import split
 from rl_lightning.data.prompts.table import PickedPrompts, Prompts, as_json
 
 

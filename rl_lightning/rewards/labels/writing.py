@@ -11,6 +11,7 @@ from rl_lightning.llm import Backbone, Dtype
 from rl_lightning.llm.chunks import like_lengths
 from rl_lightning.llm.generation import write
 from rl_lightning.llm.prompt import Prompter, Template
+from rl_lightning.llm.sampling import Sampling
 from rl_lightning.rewards.labels.labeller import Labeller
 from rl_lightning.rewards.labels.questions import Question, prompt_of
 from rl_lightning.rewards.labels.verdict import WHOLE, Verdict
@@ -104,7 +105,8 @@ class _Writer:
     """A model and how it is asked."""
 
     def __init__(self, asked: WritingLabeller) -> None:
-        self.stop, self.most, self.batch_size = asked.stop, asked.max_new_tokens, asked.batch_size
+        self.sampling = Sampling(asked.max_new_tokens, 0.0, stop=asked.stop)
+        self.batch_size = asked.batch_size
         self.device = torch.device(asked.device)
         self.backbone = Backbone(
             asked.model,
@@ -115,9 +117,10 @@ class _Writer:
             head=True,
         ).to(self.device)
         both, positions = self.backbone.encoder_decoder, self.backbone.positions
-        if not both and positions is not None and asked.max_length + self.most > positions:
+        most = asked.max_new_tokens
+        if not both and positions is not None and asked.max_length + most > positions:
             raise ConfigurationError(
-                f"max_length={asked.max_length} and max_new_tokens={self.most} are more than the "
+                f"max_length={asked.max_length} and max_new_tokens={most} are more than the "
                 f"{positions} tokens that {asked.model} reads"
             )
         # What a template ends in matters to candidates alone, and there are none.
@@ -131,7 +134,7 @@ class _Writer:
             padded, mask = self.backbone.tokens.pad([ids[i] for i in chunk])
             padded, length = padded.to(self.device), mask.sum(1).to(self.device)
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                written = write(self.backbone, padded, length, self.most, 0.0, self.stop)
+                written = write(self.backbone, padded, length, self.sampling)
             rows = zip(written.ids.tolist(), written.length.tolist(), strict=True)
             own = [row[:count] for row, count in rows]
             texts = self.backbone.tokens.tokenizer.batch_decode(own, skip_special_tokens=True)
@@ -141,6 +144,6 @@ class _Writer:
 
     def _cut(self, text: str) -> str:
         """Up to the first text that ends it."""
-        ends = [text.find(end) for end in self.stop]
+        ends = [text.find(end) for end in self.sampling.stop]
         found = [end for end in ends if end >= 0]
         return text[: min(found)] if found else text

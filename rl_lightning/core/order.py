@@ -1,4 +1,4 @@
-"""In which order data are learned from: over and over, and where that stands by a count alone."""
+"""Which data are learned from and which are held out, and in which order: by numbers alone."""
 
 import numpy as np
 import torch
@@ -52,3 +52,18 @@ class Order:
             rng = np.random.default_rng([*self.seed, number])
             self._last = number, torch.from_numpy(rng.permutation(self.total))
         return self._last[1]
+
+
+def split(keys: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which rows are for validation, bool `[n]`: those of a random share of the different keys.
+
+    Equal keys are on one side, so nothing that is validated by was trained on.
+
+    Args:
+        keys: Whole numbers `[n]`.
+        share: In [0, 1).
+        rng: Draws.
+    """
+    different = np.unique(keys)
+    held_out = rng.permutation(different)[: round(share * len(different))]
+    return np.isin(keys, held_out)

@@ -1,0 +1,39 @@
+"""Adapters merged into the weights for a while: each layer is then one product instead of three."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rl_lightning.llm.backbone import Backbone
+
+
+@contextmanager
+def merged(backbone: Backbone) -> Iterator[None]:
+    """While inside, a backbone with adapters computes by W + BA; without, nothing happens.
+
+    The weights of before are put aside and back again, the very tensors: subtracting what was added
+    would leave them rounded. Whoever shares them does not notice.
+    """
+    if backbone.tune != "lora":
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    layers = [part for part in backbone.model.modules() if isinstance(part, LoraLayer)]
+    kept: list[tuple[LoraLayer, nn.Parameter]] = []
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                base: Any = layer.get_base_layer()
+                kept.append((layer, base.weight))
+                base.weight = nn.Parameter(base.weight.clone(), requires_grad=False)
+                layer.merge()
+        yield
+    finally:
+        for layer, weight in kept:
+            base = layer.get_base_layer()
+            base.weight = weight
+            layer.merged_adapters.clear()
