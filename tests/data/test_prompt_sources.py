@@ -252,7 +252,7 @@ def test_tasks_are_mixed():
     assert configs == {"leg_counting": {}, "decimal_arithmetic": rough}
     assert mixed[1] == {"name": "decimal_arithmetic", "config": rough}
     asked, told = prompts.batch(range(20))
-    judge = CompletionJudge([ReasoningGymReward(None)])
+    judge = CompletionJudge([ReasoningGymReward("")])
     assert judge.judge(asked, told["answer"], columns=told).total.tolist() == [1.0] * 20
     with pytest.raises(ConfigurationError, match="config of composite must hold datasets"):
         ReasoningGymPrompts("composite")

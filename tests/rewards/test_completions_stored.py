@@ -189,6 +189,30 @@ def test_the_words_of_a_configuration():
     assert found.total.tolist() == [3.5]
 
 
+PATTERNS = [
+    "#### (.*)",
+    "[0-9]",
+    "{a}",
+    "null",
+    "12",
+    "<a>(.*)</a>",
+    r"\\boxed\{(.*)\}$",
+    "&a",
+    "a: b",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_stay_what_they_are(pattern, tmp_path):
+    """Though some are a comment, a list or nothing in YAML."""
+    kinds = ("ExactMatch", "NumericAnswer", "RegexMatch", "FormatReward")
+    made = parsed([{"class_path": kind, "init_args": {"pattern": pattern}} for kind in kinds])
+    stored(tmp_path / "a.ckpt", ["a"], made)
+    loaded = Module.load_from_checkpoint(tmp_path / "a.ckpt").judge.rewards.values()
+    for rewards in (made, loaded):
+        assert [one.pattern.pattern for one in rewards] == [pattern] * 4
+
+
 MISTAKES = {
     "ExactMatch has no argument 'colum'; did you mean 'column'": ("ExactMatch", {"colum": "a"}),
     "data.rewards.most: expected int": ("LengthReward", {"most": "x"}),
