@@ -147,9 +147,9 @@ class TokenDataModule(RLDataModule):
 
     def cut(self, stage: str) -> PromptTokens:
         """Prompts of `train` or `val`, as the agent's tokenizer cuts them; made once."""
-        if stage not in self._cut:
+        model, known = self.model, self._cut.get(stage)
+        if known is None or known.tokens is not model.backbone.tokens:  # another agent's
             table = self.tables[0 if stage == "train" else 1]
-            model = self.model
             made = PromptTokens(table, model.backbone.tokens, self.template, self.chat, self.system)
             room = model.max_length - self.max_new_tokens
             why = f"max_length={model.max_length}, max_new_tokens={self.max_new_tokens}"
