@@ -50,7 +50,7 @@ _PLACES = ("model", "dataset", "prompts", "val_prompts", "record", "storage_dir"
 _FOREIGN = ("env_kwargs", "val_env_kwargs", "wrappers")  # whose texts are handed on as they are
 # Of a text: a file or a language model, an argument that is handed on, or anything else.
 Kind = Literal["place", "foreign", "value"]
-_UNKNOWN = "<"  # begins what stands for an argument that could not be described
+_UNKNOWN = " that a checkpoint cannot describe: "  # of what stands for such an argument
 
 
 def describe_call(cls: type, args: Any, kwargs: Any, prefix: str = "") -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _describe(name: str, value: Any) -> Any:
         return public_path(value)
     # A list, because jsonargparse reports it whole; a text it would try to import.
     return [
-        f"{_UNKNOWN}{name} was a {type(value).__name__} that a checkpoint cannot describe: "
+        f"<{name} was a {type(value).__name__}{_UNKNOWN}"
         f"give it again, load_from_checkpoint(path, {name}=...)>"
     ]
 
@@ -194,7 +194,7 @@ def check_described(hyper: Mapping[str, Any]) -> None:
         ConfigurationError: That names the first of them.
     """
     for text, _ in _texts(hyper):
-        if text.startswith(_UNKNOWN) and text.endswith(">"):
+        if text.startswith("<") and _UNKNOWN in text and text.endswith(">"):
             raise ConfigurationError(text.strip("<>"))
 
 

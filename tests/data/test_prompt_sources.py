@@ -151,7 +151,7 @@ def test_parquet(tmp_path):
     assert content(FilePrompts(str(path))) == content(as_prompts(rows))
     twice = arrow.table([arrow.array(["a"]), arrow.array(["b"])], names=["prompt", "prompt"])
     parquet.write_table(twice, path)
-    with pytest.raises(ConfigurationError, match="column 'prompt' stands there twice"):
+    with pytest.raises(ConfigurationError, match=r"a\.parquet: 'prompt' stands there twice"):
         FilePrompts(str(path))
     path.write_bytes(b"none")
     with pytest.raises(ConfigurationError, match="is no Parquet"):
@@ -252,7 +252,7 @@ def test_tasks_are_mixed():
     assert configs == {"leg_counting": {}, "decimal_arithmetic": rough}
     assert mixed[1] == {"name": "decimal_arithmetic", "config": rough}
     asked, told = prompts.batch(range(20))
-    judge = CompletionJudge([ReasoningGymReward(None)])
+    judge = CompletionJudge([ReasoningGymReward("")])
     assert judge.judge(asked, told["answer"], columns=told).total.tolist() == [1.0] * 20
     with pytest.raises(ConfigurationError, match="config of composite must hold datasets"):
         ReasoningGymPrompts("composite")

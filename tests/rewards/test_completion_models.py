@@ -173,9 +173,9 @@ def test_a_tasks_own_score(reasoning_gym):
     ]
     rows = {"entry": [first, second, second]}
     assert judged(ReasoningGymReward(), ["p"] * 3, said, **rows) == [1.0, 0.0, 0.0]
-    plain = ReasoningGymReward(pattern=None)
+    plain = ReasoningGymReward(pattern="")
     assert judged(plain, ["p"], [second["answer"]], entry=[second]) == [1.0]
-    assert judged(ReasoningGymReward(None, "task"), ["p"], ["x"], task=[second]) == [0.0]
+    assert judged(ReasoningGymReward("", "task"), ["p"], ["x"], task=[second]) == [0.0]
 
 
 def test_a_task_scores_by_its_own_config(reasoning_gym):
@@ -183,7 +183,7 @@ def test_a_task_scores_by_its_own_config(reasoning_gym):
     (entry,) = entries(reasoning_gym, "decimal_arithmetic", 1, **rough)
     said = str(float(entry["answer"]) + 0.05)
     rows = {"entry": [entry] * 2, "config": [None, rough]}
-    assert judged(ReasoningGymReward(None), ["p"] * 2, [said] * 2, **rows) == [0.0, 1.0]
+    assert judged(ReasoningGymReward(""), ["p"] * 2, [said] * 2, **rows) == [0.0, 1.0]
 
 
 def test_what_a_rule_stops_at_is_worth_nothing(reasoning_gym):
@@ -191,7 +191,7 @@ def test_what_a_rule_stops_at_is_worth_nothing(reasoning_gym):
     task = reasoning_gym.create_dataset("prime_factorization", size=1, seed=1)
     with pytest.raises(ValueError, match="invalid literal"):
         task.score_answer("two times three", entry)
-    found = judged(ReasoningGymReward(None), ["p"], ["two times three"], entry=[entry])
+    found = judged(ReasoningGymReward(""), ["p"], ["two times three"], entry=[entry])
     assert found == [0.0]
 
 
@@ -210,7 +210,7 @@ def test_no_answer_is_run(task, reasoning_gym, tmp_path):
     (entry,) = entries(reasoning_gym, task, 1)
     path = tmp_path / "run"
     answer = HARM[task].format(path=str(path))
-    found = judged(ReasoningGymReward(None), ["p"], [answer], entry=[entry])
+    found = judged(ReasoningGymReward(""), ["p"], [answer], entry=[entry])
     assert not path.exists()
     assert found[0] <= 0.01
     made = reasoning_gym.create_dataset(task, size=1, seed=1)
@@ -249,7 +249,7 @@ def test_words_numbers_and_lists_are_read(reasoning_gym):
     assert all(map(_is_list, ["1 2 -3", "_ _ Q\n_ Q _", "ABCDE", "['a', 'b']", "[[1, -2.5]]", ""]))
     assert all(map(_is_sum, ["94*4 - 61 - 6", "(1 + 2.5) / 3", "-2 * -3"]))
     (entry,) = entries(reasoning_gym, "string_insertion", 1)
-    reward = ReasoningGymReward(None)
+    reward = ReasoningGymReward("")
     as_list = str(list(entry["answer"]))
     said = [entry["answer"], as_list, "ABC"]
     assert judged(reward, ["p"] * 3, said, entry=[entry] * 3) == pytest.approx([1.0, 0.1, 0.0])
@@ -267,12 +267,12 @@ REFUSED = ("simple_integration", "intermediate_integration", "polynomial_multipl
 def test_tasks_that_run_formulas_are_refused(task, reasoning_gym):
     (entry,) = entries(reasoning_gym, task, 1)
     with pytest.raises(ConfigurationError, match=f"rule of reasoning-gym's {task} runs answers"):
-        judged(ReasoningGymReward(None), ["p"], ["x"], entry=[entry])
+        judged(ReasoningGymReward(""), ["p"], ["x"], entry=[entry])
 
 
 def test_all_other_tasks_give_the_right_answer_all(reasoning_gym):
     """But for those that say of none that it is right; scores are those of the task itself."""
-    reward = ReasoningGymReward(None)
+    reward = ReasoningGymReward("")
     for task in ("leg_counting", "number_sorting", "n_queens", "puzzle24", "binary_matrix"):
         rows = entries(reasoning_gym, task)
         said = [row["answer"] for row in rows]

@@ -116,13 +116,15 @@ def _parquet(path: Path) -> list[Any]:
         raise ConfigurationError(f"{path}: there is no such file")
     parquet = _package("pyarrow.parquet", f"{path}: Parquet needs")
     try:
-        table = parquet.read_table(path)
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigurationError(f"{path}: {twice[0]!r} stands there twice; leave one out")
+        return file.read().to_pylist()
+    except ConfigurationError:
+        raise
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"{path} is no Parquet: {shortened(error)}") from error
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigurationError(f"{path}: column {twice[0]!r} stands there twice; leave one out")
-    return table.to_pylist()
 
 
 def _saved(path: Path, split: str) -> Any:

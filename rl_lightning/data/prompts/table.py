@@ -72,16 +72,16 @@ class RowPrompts(Prompts):
             raise ConfigurationError(f"{where} is empty: there is no prompt in it")
         self.rows, self.column = rows, column
         names: dict[str, None] = {}
-        for number in range(len(rows)):
-            row = rows[number]
+        for number, row in enumerate(rows, 1):
             if isinstance(row, Mapping):
                 if column not in row:
                     raise ConfigurationError(
-                        f"{where}: row {number + 1} has no {column!r}, but "
+                        f"{where}: row {number} has no {column!r}, but "
                         f"{', '.join(map(str, row)) or 'nothing'}; say which column is the prompt"
                     )
-                names |= dict.fromkeys(map(str, row))
-            check_prompt(self.prompt(number), f"{where}: row {number + 1}")
+                names |= dict.fromkeys(row)
+                row = row[column]
+            check_prompt(row, f"{where}: row {number}")
         names.pop(column, None)
         self._names = list(names)
 

@@ -31,14 +31,12 @@ class FormatReward(CompletionReward):
         ConfigurationError: If both are given, or one is none.
     """
 
-    def __init__(
-        self, tags: list[str] | None = None, pattern: str | None = None, **shared: Any
-    ) -> None:
+    def __init__(self, tags: list[str] | None = None, pattern: str = "", **shared: Any) -> None:
         super().__init__(**shared)
-        if tags is not None and pattern is not None:
+        if tags is not None and pattern:
             raise ConfigurationError(f"give tags={tags} or pattern={pattern!r}, not both")
         self.tags: list[str] = []
-        if pattern is None:
+        if not pattern:
             self.tags = ["think", "answer"] if tags is None else list(tags)
             names = all(isinstance(tag, str) and re.fullmatch(r"[\w-]+", tag) for tag in self.tags)
             if not names or not self.tags or len({*self.tags}) != len(self.tags):

@@ -23,8 +23,9 @@ class ExactMatch(CompletionReward):
         strip: Whether white space around both does not count.
         ignore_case: Whether capital letters do not.
         pattern: Regular expression of what is compared in the completion: what it finds last, its
-            first group or else all of it; where it finds nothing, the completion is worth 0. None
-            takes the completion as it is. One that needs ages for odd texts is its writer's risk.
+            first group or else all of it; where it finds nothing, the completion is worth 0. An
+            empty one takes the completion as it is. One that needs ages for odd texts is its
+            writer's risk.
         **shared: `weight` and `name`, see `CompletionReward`.
 
     Raises:
@@ -37,12 +38,12 @@ class ExactMatch(CompletionReward):
         column: str = "answer",
         strip: bool = True,
         ignore_case: bool = False,
-        pattern: str | None = None,
+        pattern: str = "",
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.column, self.strip, self.ignore_case = column, strip, ignore_case
-        self.pattern = None if pattern is None else compiled("pattern", pattern)
+        self.pattern = compiled("pattern", pattern)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
@@ -58,7 +59,7 @@ class ExactMatch(CompletionReward):
                 f"column {self.column!r} must hold texts or numbers, not "
                 f"{shortened(repr(answer), 80)}"
             )
-        said = completion if self.pattern is None else last_found(self.pattern, completion)
+        said = last_found(self.pattern, completion)
         return 0.0 if said is None else float(self._plain(said) == self._plain(str(answer)))
 
     def _plain(self, text: str) -> str:

@@ -75,8 +75,8 @@ class NumericAnswer(CompletionReward):
         column: Holds the answers: numbers, or texts whose last number counts, such as `#### 72`.
         tolerance: Largest difference, as a share of the answer, of answers below 1 as it is.
         pattern: Regular expression of where the number stands in the completion: the last number of
-            what it finds last, its first group or else all of it. None: the last number of the
-            completion. One that needs ages for odd texts is its writer's risk.
+            what it finds last, its first group or else all of it. An empty one: the last number of
+            the completion. One that needs ages for odd texts is its writer's risk.
         **shared: `weight` and `name`, see `CompletionReward`.
 
     Raises:
@@ -88,13 +88,13 @@ class NumericAnswer(CompletionReward):
         self,
         column: str = "answer",
         tolerance: float = 1e-6,
-        pattern: str | None = None,
+        pattern: str = "",
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         check_range("data.rewards: tolerance", tolerance, 0.0)
         self.column, self.tolerance = column, Fraction(tolerance)
-        self.pattern = None if pattern is None else compiled("pattern", pattern)
+        self.pattern = compiled("pattern", pattern)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
@@ -111,7 +111,7 @@ class NumericAnswer(CompletionReward):
                 f"column {self.column!r} must hold numbers, or texts with one, not "
                 f"{shortened(repr(answer), 80)}"
             )
-        said = completion if self.pattern is None else last_found(self.pattern, completion)
+        said = last_found(self.pattern, completion)
         number = None if said is None else last_number(said)
         if number is None:
             return 0.0

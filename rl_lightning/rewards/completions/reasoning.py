@@ -69,8 +69,8 @@ class ReasoningGymReward(CompletionReward):
 
     Args:
         pattern: Regular expression of the answer in the completion: what it finds last, its first
-            group or else all of it; where it finds nothing, there is no answer. None takes the
-            completion as it is. One that needs ages for odd texts is its writer's risk.
+            group or else all of it; where it finds nothing, there is no answer. An empty one
+            takes the completion as it is. One that needs ages for odd texts is its writer's risk.
         column: Holds the tasks' entries: their question, answer and metadata.
         **shared: `weight` and `name`, see `CompletionReward`.
 
@@ -79,9 +79,9 @@ class ReasoningGymReward(CompletionReward):
             there is no such column, or a task is refused.
     """
 
-    def __init__(self, pattern: str | None = ANSWER, column: str = "entry", **shared: Any) -> None:
+    def __init__(self, pattern: str = ANSWER, column: str = "entry", **shared: Any) -> None:
         super().__init__(**shared)
-        self.pattern = None if pattern is None else compiled("pattern", pattern)
+        self.pattern = compiled("pattern", pattern)
         self.column = column
         self._gym = imported_gym()
         self._tasks: dict[str, Any] = {}
@@ -105,7 +105,7 @@ class ReasoningGymReward(CompletionReward):
                 f"source_dataset in their metadata, not {shortened(repr(entry), 80)}"
             ) from None
         task = self._task(name, dict(config or {}))
-        said = completion if self.pattern is None else last_found(self.pattern, completion)
+        said = last_found(self.pattern, completion)
         said = None if said is None else said.strip()
         if said is not None and not self._may_be_read(name, said, entry):
             said = ""

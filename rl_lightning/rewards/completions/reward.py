@@ -106,7 +106,12 @@ def compiled(name: str, pattern: str) -> re.Pattern[str]:
 
 
 def last_found(pattern: re.Pattern[str], text: str) -> str | None:
-    """What a pattern finds last, its first group or else all of it; None if it finds nothing."""
+    """What a pattern finds last, its first group or else all of it; None if it finds nothing.
+
+    An empty pattern finds the text as it is.
+    """
+    if not pattern.pattern:
+        return text
     found = None
     for match in pattern.finditer(text):
         found = match.group(1) if pattern.groups else match.group()
