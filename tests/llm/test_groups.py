@@ -215,35 +215,6 @@ def test_a_stop_text_ends(made):
     assert int(stopped.length[0]) <= 2
 
 
-# --- which tokens -----------------------------------------------------------------------------
-
-LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ({}, [0, 1, 2, 3]),
-        ({"top_k": 2}, [0, 1]),
-        ({"top_k": 9}, [0, 1, 2, 3]),
-        ({"top_p": 0.5}, [0]),
-        ({"top_p": 0.51}, [0, 1]),
-        ({"top_p": 0.9}, [0, 1, 2]),
-        ({"top_k": 3, "top_p": 0.6}, [0, 1]),
-        ({"temperature": 0.0}, [0]),
-    ],
-)
-def test_what_may_be_sampled(given, kept):
-    torch.manual_seed(0)
-    sampling = Sampling(4, **given)
-    drawn = sampling.choose(LOGITS.expand(2000, 4))
-    assert sorted(drawn.unique().tolist()) == kept
-    share = torch.tensor([0.5, 0.3, 0.15, 0.05])[kept]
-    found = torch.bincount(drawn, minlength=4)[kept] / 2000
-    if "temperature" not in given:
-        torch.testing.assert_close(found, share / share.sum(), atol=0.05, rtol=0.0)
-
-
 def test_what_is_cut_off_has_its_share_in_log_probabilities(made):
     backbone = made("llama")
     written = generate(backbone, Sampling(4, top_k=2))
@@ -251,22 +222,6 @@ def test_what_is_cut_off_has_its_share_in_log_probabilities(made):
     torch.testing.assert_close(
         found.log_prob.view_as(written.log_prob), written.log_prob, rtol=1e-5, atol=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"top_k": 0}, "top_k must be at least 1"),
-        ({"top_p": 1.5}, "top_p must be between 0 and 1"),
-        ({"top_p": 0.0}, "top_p=0 leaves no token"),
-        ({"stop": [""]}, "stop must be texts"),
-    ],
-)
-def test_sampling_that_can_mean_nothing_is_named(given, message):
-    with pytest.raises(ConfigurationError, match=message):
-        Sampling(**given)
 
 
 def test_prompts_that_nothing_can_go_on_from_are_named(made):
