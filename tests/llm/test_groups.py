@@ -130,9 +130,10 @@ def test_entropy_has_a_gradient_where_it_is_asked_for(made):
     read_completions(backbone, *rows, entropy_grad=True).entropy.sum().backward()
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("method", ["packed", "rows"])
-def test_what_an_environment_wrote_is_read_and_not_learned(method, made):
-    backbone = made("llama", tune="full")
+def test_what_an_environment_wrote_is_read_and_not_learned(kind, method, made):
+    backbone = made(kind, tune="full")
     prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
     many = torch.full_like(many, 6)
     own = torch.ones_like(own)
@@ -150,9 +151,10 @@ def test_what_an_environment_wrote_is_read_and_not_learned(method, made):
     assert (after.log_prob[..., 4:] - found.log_prob[..., 4:]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("method", ["packed", "rows"])
-def test_padding_says_nothing(method, made):
-    backbone = made("qwen3")
+def test_padding_says_nothing(kind, method, made):
+    backbone = made(kind)
     prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
     found = read_completions(backbone, prompt, length, ids, many, own, heat, method=method)
     pad = torch.nn.functional.pad
