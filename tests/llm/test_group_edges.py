@@ -267,6 +267,17 @@ def test_weights_come_back_as_the_very_tensors_also_after_an_error(make):
     assert any(p.grad is not None and p.grad.any() for p in backbone.parameters())
 
 
+def test_adapters_that_are_merged_already_stay_so(make):
+    backbone = make("llama", tune="lora", lora_rank=2)
+    for name, weight in backbone.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    once = generate(backbone, Sampling(4, 0.0))
+    with merged(backbone):
+        for _ in range(2):
+            torch.testing.assert_close(generate(backbone, Sampling(4, 0.0)), once)
+
+
 def test_adapters_are_merged_only_where_they_are_to_be(make, monkeypatch):
     from peft.tuners.lora import LoraLayer
 
