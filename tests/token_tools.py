@@ -14,10 +14,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import character_model
 
 
-def characters(folder: Any, *, layers: int = 2, hidden: int = 32, positions: int = 64) -> str:
-    """Save a random model of characters to `folder` and return the folder's name."""
+def characters(
+    folder: Any, *, layers: int = 2, hidden: int = 32, positions: int = 64, letters: str = ""
+) -> str:
+    """Save a random model of characters to `folder` and return the folder's name.
+
+    It knows `letters` in front of those of all others.
+    """
     torch.manual_seed(0)
-    tokenizer = character_model.make_tokenizer("abcdefghij0123456789 :=\n")
+    tokenizer = character_model.make_tokenizer(letters + "abcdefghij0123456789 :=\n")
     model = character_model.make_model(len(tokenizer), layers, hidden, 4, positions)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

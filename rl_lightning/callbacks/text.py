@@ -17,6 +17,11 @@ class TextPanel(L.Callback):
 
     def __init__(self, tag: str = "val/episode") -> None:
         self.tag = tag
+        self._rows: list[Mapping[str, Any]] = []  # of this evaluation
+        self._shown = tag  # what they are
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._rows = []
 
     def on_validation_batch_end(
         self,
@@ -27,13 +32,15 @@ class TextPanel(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if "transcript" not in batch:
-            return
-        for logger in trainer.loggers:
+        if "transcript" in batch:
+            self._shown = "val/completions" if "lines" in batch else self.tag
+            self._rows.extend(batch["transcript"])
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        for logger in trainer.loggers if self._rows else ():
             if isinstance(logger, TensorBoardLogger):
-                table = transcript_table(batch["transcript"])
-                tag = "val/completions" if "lines" in batch else self.tag
-                logger.experiment.add_text(tag, table, pl_module.frames)
+                table = transcript_table(self._rows)
+                logger.experiment.add_text(self._shown, table, pl_module.frames)
 
 
 def transcript_table(transcript: Sequence[Mapping[str, Any]]) -> str:

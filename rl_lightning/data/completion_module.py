@@ -59,7 +59,8 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     def clear(self) -> None:
         super().clear()
-        self._recorded: dict[tuple[str, int], list[list[int]]] = {}
+        # By stage: what completions were cut by, and those that are known, by row.
+        self._recorded: dict[str, tuple[Any, dict[int, list[list[int]]]]] = {}
 
     def check(self, agent: Trainee) -> None:
         if not set(COLUMNS) & set(agent.learns_from):
@@ -77,8 +78,9 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
     def open_source(self, seed: int) -> None:
         self._recorded = {}
         super().open_source(seed)
-        for row in range(len(self.cut("train"))):
-            self.completions("train", row)
+        for stage in self.stages:
+            for row in range(len(self.cut(stage))):
+                self.completions(stage, row)
 
     def completions(self, stage: str, row: int) -> list[list[int]]:
         """Token ids of a prompt's completions.
@@ -86,17 +88,21 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         Raises:
             ConfigurationError: If one is no text, has no token, or too many.
         """
-        known = self._recorded.get((stage, row))
-        if known is not None:
-            return known
+        cut, columns = self.cut(stage), self.columns
+        by, known = self._recorded.get(stage, (None, {}))
+        if by != (cut, columns):  # another agent's
+            known = {}
+            self._recorded[stage] = (cut, columns), known
+        if row in known:
+            return known[row]
         backbone = self.model.backbone
-        values = self.cut(stage).table.columns(row)
+        values = cut.table.columns(row)
         out = []
-        for name in self.columns:
+        for name in columns:
             text = values.get(name)
             if not isinstance(text, str):
                 raise ConfigurationError(
-                    f"data.prompts: prompt {row + 1} has no text in the column {name!r}, but "
+                    f"{cut.called(row)} has no text in the column {name!r}, but "
                     f"{shortened(repr(text), 60)}"
                 )
             ids = backbone.tokens.plain(text)
@@ -104,12 +110,11 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
                 ids = [*ids, *end_tokens(backbone)[:1]]
             if not ids or len(ids) > self.max_new_tokens:
                 raise ConfigurationError(
-                    f"data.prompts: the {name} completion of prompt {row + 1} has {len(ids)} "
-                    f"tokens, and data.max_new_tokens is {self.max_new_tokens}: leave it out, or "
-                    "change that"
+                    f"{cut.called(row)}: its column {name!r} has {len(ids)} tokens, and "
+                    f"data.max_new_tokens is {self.max_new_tokens}: leave it out, or change that"
                 )
             out.append(ids)
-        self._recorded[stage, row] = out
+        known[row] = out
         return out
 
     def batch(self, stage: str, rows: Sequence[int]) -> TensorDict:

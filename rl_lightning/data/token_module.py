@@ -150,7 +150,15 @@ class TokenDataModule(RLDataModule):
         model, known = self.model, self._cut.get(stage)
         if known is None or known.tokens is not model.backbone.tokens:  # another agent's
             table = self.tables[0 if stage == "train" else 1]
-            made = PromptTokens(table, model.backbone.tokens, self.template, self.chat, self.system)
+            own = stage != "train" and self.val_prompts is not None
+            made = PromptTokens(
+                table,
+                model.backbone.tokens,
+                self.template,
+                self.chat,
+                self.system,
+                "data.val_prompts" if own else "data.prompts",
+            )
             room = model.max_length - self.max_new_tokens
             why = f"max_length={model.max_length}, max_new_tokens={self.max_new_tokens}"
             if room < 1:
@@ -190,7 +198,13 @@ class TokenDataModule(RLDataModule):
 
     def open_source(self, seed: int) -> None:
         self._cut = {}  # an earlier run may have had another tokenizer
-        self.cut("train")
+        for stage in self.stages:
+            self.cut(stage)
+
+    @property
+    def stages(self) -> list[str]:
+        """Whose prompts a training run has: what is wrong with them is told before it begins."""
+        return ["train", "val"] if self.held_out and self._trainer.limit_val_batches else ["train"]
 
     # --- evaluation ---------------------------------------------------------------------------
 

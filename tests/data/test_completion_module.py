@@ -81,12 +81,92 @@ def test_the_end_is_learned_unless_told_otherwise(model):
         ([{"prompt": "1:"}, {"prompt": "2:"}], {}, "no text in the column 'completion', but None"),
         ([{"prompt": "1:", "completion": "a" * 9}], {}, "has 10 tokens, and data.max_new_tokens"),
         ([{"prompt": "1:", "completion": ""}], {"append_end": False}, "has 0 tokens"),
+        (
+            [{"prompt": "1" * 60, "completion": "a"}],
+            {},
+            "prompt 1 has 61 tokens, and there is room",
+        ),
     ],
 )
 def test_rows_that_cannot_be_learned_are_named(rows, given, message, model):
     data = CompletionDataModule(rows, val_share=0.0, max_new_tokens=6, **given)
     with pytest.raises(ConfigurationError, match=message):
         fit(make("SFT", model), data)
+
+
+@pytest.mark.parametrize("row", range(10))
+def test_rows_are_called_by_their_places_in_what_was_read(row, model):
+    rows = [{"prompt": f"{i}:", "completion": "a"} for i in range(10)]
+    rows[row]["completion"] = "a" * 9
+    data = CompletionDataModule(rows, val_share=0.3, max_new_tokens=6)
+    with pytest.raises(ConfigurationError, match=f"data.prompts: prompt {row + 1}: its column"):
+        fit(make("SFT", model), data, limit_val_batches=1.0)
+
+
+def test_half_a_pair_is_named(model):
+    rows = [{"prompt": "1:", "chosen": "a"}]
+    with pytest.raises(ConfigurationError, match="no text in the column 'rejected', but None"):
+        fit(make("DPO", model), CompletionDataModule(rows, val_share=0.0, max_new_tokens=6))
+
+
+def test_held_out_rows_are_looked_at_before_training_where_they_are_used(model):
+    rows = [{"prompt": "1:", "completion": "a" * 9}]
+    with pytest.raises(ConfigurationError, match=r"data.val_prompts: prompt 1: .* has 10 tokens"):
+        fit(make("SFT", model), recorded(val_prompts=rows), limit_val_batches=1.0)
+    assert fit(make("SFT", model), recorded(val_prompts=rows), limit_val_batches=0).updates == 10
+
+
+def test_one_data_module_serves_agents_of_different_columns_and_tokenizers(model, tmp_path):
+    data, trainer = recorded(), make_trainer(limit_val_batches=1.0)
+    for name in ("SFT", "DPO"):
+        alone = trainer.validate(make(name, model), recorded(), verbose=False)
+        assert trainer.validate(make(name, model), data, verbose=False) == alone
+    longer = characters(tmp_path / "other", letters="xyz")
+    alone = trainer.validate(make("SFT", longer), recorded(), verbose=False)
+    assert trainer.validate(make("SFT", longer), data, verbose=False) == alone
+
+
+def test_a_pass_has_each_row_once_in_batches_as_asked_for(model):
+    agent, data = make("SFT", model), recorded(batch_size=2, total_updates=8, updates_per_epoch=3)
+    seen, own = [], agent.prepare_completions
+
+    def keep(batch, *args, **kwargs):
+        seen.extend(tuple(row) for row in batch["prompt"].tolist())
+        assert batch.batch_size == (2,)
+        return own(batch, *args, **kwargs)
+
+    agent.__dict__["prepare_completions"] = keep
+    trainer = make_trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(agent, data)
+    assert (agent.updates, data.frames, trainer.current_epoch) == (9, 9, 3)  # whole epochs
+    assert len(seen) == 18
+    assert len(set(seen[:8])) == len(set(seen[8:16])) == 8
+    assert seen[:8] != seen[8:16]
+
+
+def test_means_are_those_of_rows_whatever_the_batches(model):
+    rows = [{"prompt": f"{i}:", "completion": "ab" * (i % 2 + 1)} for i in range(7)]
+    losses = []
+    for size in (32, 3):
+        data = recorded(val_prompts=rows, val_batch=size)
+        trainer = make_trainer(limit_val_batches=1.0)
+        losses.append(trainer.validate(make("SFT", model), data, verbose=False)[0]["val/loss"])
+        assert len(data.val_dataloader()) == -(-7 // size)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_going_on_with_other_rows_is_told(model, tmp_path):
+    trainer = make_trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(make("SFT", model), recorded(total_updates=5))
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.warns(UserWarning, match="training began with 8 prompts, and here are 7"):
+        make_trainer().fit(
+            make("SFT", model), recorded(val_share=0.3), ckpt_path=str(tmp_path / "half.ckpt")
+        )
 
 
 def test_who_learns_from_no_recorded_completions_is_named(model):

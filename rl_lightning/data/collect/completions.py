@@ -159,7 +159,7 @@ class CompletionLoader:
             if left > 0:
                 shown = [line for line in result["lines"] if line["sample"] == 0][:left]
                 result["transcript"] = [_row(line) for line in shown]
-                left = 0
+                left -= len(shown)
             self.seconds += time.perf_counter() - began
             yield result
 

@@ -31,6 +31,7 @@ class PromptTokens:
             prompt as it is.
         chat: Put texts into the tokenizer's chat template, as a user's message. Chats always are.
         system: What a chat begins with, in front of the user's message.
+        where: What messages call the table.
 
     Raises:
         ConfigurationError: If a template names what there is not, or chats meet a tokenizer
@@ -44,8 +45,9 @@ class PromptTokens:
         template: str | None = None,
         chat: bool = False,
         system: str | None = None,
+        where: str = "data.prompts",
     ) -> None:
-        self.table, self.tokens = table, tokens
+        self.table, self.tokens, self.where = table, tokens, where
         self.chat, self.system = chat, system
         names = ["prompt", *table.names]
         self.template = None if template is None else Template(template, names)
@@ -53,7 +55,7 @@ class PromptTokens:
             raise ConfigurationError("data.system: it begins a chat; give chat: true with it")
         chats = chat or (len(table) > 0 and not isinstance(table.prompt(0), str))
         if chats and getattr(tokens.tokenizer, "chat_template", None) is None:
-            why = "data.chat: true" if chat else "data.prompts: they are chats"
+            why = "data.chat: true" if chat else f"{where}: they are chats"
             raise ConfigurationError(
                 f"{why}, but this model's tokenizer has no chat template; give texts with chat: "
                 "false, or an instruction-tuned model"
@@ -62,6 +64,10 @@ class PromptTokens:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def called(self, row: int) -> str:
+        """What messages call a prompt."""
+        return f"{self.where}: prompt {self.table.number(row)}"
 
     def asked(self, rows: Sequence[int]) -> Asked:
         """Some prompts, by their numbers."""
@@ -88,7 +94,7 @@ class PromptTokens:
                 for i in part:
                     if len(self._ids[i]) > most:
                         raise ConfigurationError(
-                            f"data.prompts: prompt {i + 1} has {len(self._ids[i])} tokens, and "
+                            f"{self.called(i)} has {len(self._ids[i])} tokens, and "
                             f"there is room for {most} ({why}): leave it out, shorten it, or "
                             "lower data.max_new_tokens"
                         )
@@ -108,7 +114,7 @@ class PromptTokens:
         for i, ids in zip(places, self.tokens.whole(texts), strict=True):
             if not ids:
                 raise ConfigurationError(
-                    f"data.prompts: prompt {i + 1} has no token: a model needs one to go on from"
+                    f"{self.called(i)} has no token: a model needs one to go on from"
                 )
             self._ids[i] = ids
 
@@ -119,7 +125,7 @@ class PromptTokens:
         for name in self.template.fields:
             if not isinstance(values.get(name), str):
                 raise ConfigurationError(
-                    f"data.template names {{{name}}}, and that of prompt {i + 1} is "
+                    f"{self.called(i)}: data.template names {{{name}}}, and that is "
                     f"{shortened(repr(values.get(name)), 60)}, which is no text"
                 )
         return self.template(values)

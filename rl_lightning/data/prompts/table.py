@@ -34,6 +34,10 @@ class Prompts:
         """What else the data say of a prompt: all columns, None where there is nothing."""
         raise NotImplementedError
 
+    def number(self, index: int) -> int:
+        """What messages call a prompt: its place in what was read, from one on."""
+        return index + 1
+
     def batch(self, rows: Sequence[int]) -> tuple[list[Prompt], dict[str, list[Any]]]:
         """Several prompts, and their columns, each a list of as many."""
         prompts, columns = [], {name: [] for name in self.names}
@@ -124,6 +128,9 @@ class PickedPrompts(Prompts):
 
     def columns(self, index: int) -> dict[str, Any]:
         return self.source.columns(self.rows[index])
+
+    def number(self, index: int) -> int:
+        return self.source.number(self.rows[index])
 
 
 def check_prompt(prompt: Any, where: str) -> None:
