@@ -18,6 +18,7 @@ class Template:
         text: Fields in braces, by their names alone; `{{` and `}}` are braces. None: each field on
             a line with its name, then `Action:`.
         fields: The names there are, in order; `actions` is what may be said.
+        any_end: Allow any: what follows is tokens by itself, and never cut as one text with this.
 
     Attributes:
         fields: Names that occur in it.
@@ -28,7 +29,7 @@ class Template:
             or in a field: then how an action is cut into tokens would depend on what precedes it.
     """
 
-    def __init__(self, text: str | None, fields: Sequence[str]) -> None:
+    def __init__(self, text: str | None, fields: Sequence[str], any_end: bool = False) -> None:
         if text is None:
             named = [name for name in fields if name != "actions"]
             lines = ["{observation}"] if named == ["observation"] else [
@@ -60,6 +61,8 @@ class Template:
                 f"observation; {there}"
             )
         self.end = self._parts[-1][0] if self._parts[-1][1] is None else ""
+        if any_end:
+            return
         if not self.end:
             raise ConfigurationError(
                 f"template={shortened(text, 80)!r} ends in a field, so that how actions are cut "

@@ -125,6 +125,59 @@ def test_fit_validate_predict_and_export(run, folder):
         "--checkpoint.dirpath", "ckpt2")  # fmt: skip
 
 
+def test_a_model_tuned_as_a_whole_is_exported_and_generates_the_same(run, folder):
+    full = config(folder, tune="full")
+    full["model"]["init_args"].pop("lora_rank")
+    (folder / "full.yaml").write_text(yaml.safe_dump(full))
+    run("fit", "--config", "full.yaml", "--checkpoint.dirpath", "full")
+    run("export", "--ckpt_path", "full/last.ckpt", "--out", "whole")
+    agent = Agent.load_from_checkpoint(folder / "full" / "last.ckpt")
+    exported = AutoModelForCausalLM.from_pretrained(folder / "whole").eval()
+    start = AutoModelForCausalLM.from_pretrained(folder / "characters").eval()
+    ids = AutoTokenizer.from_pretrained(folder / "whole")("3:", return_tensors="pt")["input_ids"]
+    own = TransformersGenerator()(agent.backbone, ids.tolist(), 1, Sampling(8, 0.0), 0)
+    out = exported.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert out.tolist() == own.ids[0, : own.length[0]].tolist()
+    with torch.no_grad():
+        logits = exported(input_ids=ids).logits
+        assert logits.equal(agent.backbone.model(input_ids=ids).logits)
+        assert not torch.allclose(logits, start(input_ids=ids).logits, atol=1e-3)
+
+
+def test_recorded_completions_are_imitated_and_compared(run, folder):
+    rows = [
+        {"prompt": f"{i}:", "completion": f"a{i}", "chosen": "a", "rejected": "b"}
+        for i in range(10)
+    ]
+    (folder / "recorded.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for kind in ("SFT", "DPO"):
+        made = config(folder)
+        made["model"]["class_path"] = kind
+        data = made["data"]["init_args"]
+        made["data"] = {
+            "class_path": "CompletionDataModule",
+            "init_args": {
+                "prompts": str(folder / "recorded.jsonl"),
+                "rewards": data["rewards"][1:],
+                "batch_size": 4,
+                "updates_per_epoch": 2,
+                "total_updates": 4,
+                "max_new_tokens": 5,
+                "val_share": 0.2,
+            },
+        }
+        (folder / "recorded.yaml").write_text(yaml.safe_dump(made))
+        assert "trained 4 of 4 updates" in run(
+            "fit", "--config", "recorded.yaml", "--checkpoint.dirpath", kind
+        )
+        said = run("validate", "--ckpt_path", f"{kind}/last.ckpt", "--trust", "token_tools")
+        assert "val/loss" in said
+        assert "val/reward" in said
+    said = run("fit", "--config", "recorded.yaml", "--model", "GRPO", status=2)
+    assert "GRPO does not learn from recorded completions" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("function", ["os.system", "subprocess.run", "builtins.exec"])
 def test_a_checkpoint_names_no_function_that_is_not_trusted(run, folder, function):
     run(
@@ -156,12 +209,18 @@ def test_a_checkpoint_names_no_function_that_is_not_trusted(run, folder, functio
         (["--data.prompts", "broken.jsonl"], "line 2"),
         (["--model.loss_type", "ppo"], "loss_type"),
         (["--model", "DPO"], "DPO does not learn from completions"),
+        (
+            ["--data.prompts", "long.jsonl", "--data.val_share", "0"],
+            "prompt 1 has 71 tokens, and there is room for 59",
+        ),
+        (["--data.val_prompts", "long.jsonl"], "data.val_prompts: prompt 1 has 71 tokens"),
         (["--model.tune", "frozen"], "nothing would be learned"),
         (["--model.model", "nowhere/model"], "nowhere/model"),
     ],
 )
 def test_a_mistake_is_one_sentence(run, folder, given, message):
     (folder / "broken.jsonl").write_text('{"prompt": "1:"}\n{"prompt": \n')
+    (folder / "long.jsonl").write_text(f'{{"prompt": "{"1" * 70}"}}\n{{"prompt": "1:"}}')
     said = run("fit", "--config", "config.yaml", *given, status=2)
     assert message in said
     assert "Traceback" not in said

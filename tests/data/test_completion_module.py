@@ -192,6 +192,8 @@ def test_answers_are_right():
         assert row["answer"] == expected
         kinds.add(prompt.split()[0] if " " in prompt else "add")
     assert kinds == {"copy", "sort", "add"}
+    sizes = {len(StringTasks("copy", 200, 4, shortest=2).columns(i)["answer"]) for i in range(200)}
+    assert sizes == {2, 3, 4}
 
 
 def test_prompts_differ_and_so_do_seeds():
@@ -201,6 +203,16 @@ def test_prompts_differ_and_so_do_seeds():
     assert texts[0] == texts[1] != texts[2]
     assert {len(text) for text in texts[0]} == {len("copy 1234=")}
     assert len(StringTasks(size=50, length=1)) == 50  # of which there are ten
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"size": 0}, "size"), ({"length": 0}, "length"), ({"shortest": 5}, "shortest"),
+     ({"seed": -1}, "seed")],
+)  # fmt: skip
+def test_numbers_of_tasks_that_cannot_be_are_named(given, message):
+    with pytest.raises(ConfigurationError, match=f"^{message}"):
+        StringTasks(**given)
 
 
 def test_tasks_that_there_are_not_are_named():

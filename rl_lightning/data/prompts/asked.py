@@ -50,7 +50,7 @@ class PromptTokens:
         self.table, self.tokens, self.where = table, tokens, where
         self.chat, self.system = chat, system
         names = ["prompt", *table.names]
-        self.template = None if template is None else Template(template, names)
+        self.template = None if template is None else Template(template, names, any_end=True)
         if system is not None and not chat:
             raise ConfigurationError("data.system: it begins a chat; give chat: true with it")
         chats = chat or (len(table) > 0 and not isinstance(table.prompt(0), str))
