@@ -110,9 +110,10 @@ def test_half_a_pair_is_named(model):
 
 
 def test_held_out_rows_are_looked_at_before_training_where_they_are_used(model):
-    rows = [{"prompt": "1:", "completion": "a" * 9}]
+    agent, rows = make("SFT", model), [{"prompt": "1:", "completion": "a" * 9}]
     with pytest.raises(ConfigurationError, match=r"data.val_prompts: prompt 1: .* has 10 tokens"):
-        fit(make("SFT", model), recorded(val_prompts=rows), limit_val_batches=1.0)
+        fit(agent, recorded(val_prompts=rows), limit_val_batches=1.0)
+    assert agent.updates == 0
     assert fit(make("SFT", model), recorded(val_prompts=rows), limit_val_batches=0).updates == 10
 
 

@@ -191,9 +191,10 @@ def test_prompts_are_chats_where_that_is_said(given, text, chatty):
 
 
 def test_held_out_prompts_are_looked_at_before_training_where_they_are_used(model):
-    data = prompts(val_prompts=["1" * 70])
+    agent, data = make("GRPO", model), prompts(val_prompts=["1" * 70])
     with pytest.raises(ConfigurationError, match=r"data.val_prompts: prompt 1 has 71 tokens"):
-        fit(make("GRPO", model), data, limit_val_batches=1.0)
+        fit(agent, data, limit_val_batches=1.0)
+    assert agent.updates == 0
     assert fit(make("GRPO", model), prompts(val_prompts=["1" * 70])).frames == 16
 
 

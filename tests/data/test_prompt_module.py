@@ -110,6 +110,9 @@ def test_a_pass_has_each_prompt_once_and_passes_differ(model):
     asked = [tuple(row.tolist()) for batch, *_ in seen for row in batch["prompt"]]
     assert len(set(asked[:10])) == len(set(asked[10:])) == 10
     assert asked[:10] != asked[10:]
+    data = prompts(val_share=0.0, prompts_per_step=5, total_prompts=5, seed=3)
+    ((batch, *_), *_) = steps(make("GRPO", model), data)
+    assert [tuple(row.tolist()) for row in batch["prompt"]] != asked[:5]
 
 
 def test_held_out_prompts_are_never_trained_on(model):
