@@ -55,9 +55,7 @@ def gradient(name: str, model: str, half: slice) -> torch.Tensor:
 def main() -> None:
     rank, model, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     half = slice(2 * rank, 2 * rank + 2)
     found: dict[str, Any] = {name: gradient(name, model, half) for name in CASES}
     own = {"reward": float(rank), **({"reward/rare": 3.0} if rank else {})}
