@@ -27,6 +27,10 @@ _ROLES = {
     "prompts": ("source of prompts", "rl_lightning.data.prompts.Prompts"),
     "val_prompts": ("source of prompts", "rl_lightning.data.prompts.Prompts"),
     "labeller": ("labeller", "rl_lightning.rewards.Labeller"),
+    "generator": (
+        "generator: an object called with backbone, prompts, samples, sampling and version",
+        "",
+    ),
     "logger": ("logger", "lightning.pytorch.loggers.Logger"),
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
 }
@@ -126,6 +130,8 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     if expected == ["null"] and re.fullmatch(r"\w+(\.\w+)+", str(value)):
         return _wrong_class(where, str(value), report)
     listed = re.findall(r"'class_path': '([^']+)'", str(value))
+    if expected == ["null"] and where.endswith(".generator") and listed:
+        return _wrong_class(where, listed[0], report)
     if unknown_ones := [name for name in listed if not _exists(name)]:
         return _wrong_class(where, unknown_ones[0], report)
     if expected:

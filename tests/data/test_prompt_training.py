@@ -190,5 +190,5 @@ def test_a_policy_that_tries_nothing_is_warned_of(model):
 def test_a_baseline_of_the_group_needs_one(model):
     alone = {"group_size": 1, "total_prompts": 4}
     assert fit(make("REINFORCEPlusPlus", model), prompts(**alone)).updates == 1
-    with pytest.raises(ConfigurationError, match="give 2 at least, or use .* without a baseline"):
+    with pytest.raises(ConfigurationError, match=r"give 2 at least, or use .* without a baseline"):
         fit(make("REINFORCEPlusPlus", model, baseline="group"), prompts(**alone))
