@@ -16,7 +16,16 @@ class CollapseModule(L.LightningModule):
         """Warn, once, of a policy that has nothing left to try."""
         logged = self.trainer.callback_metrics
         entropy, equal = logged.get("policy/entropy"), logged.get("reward/groups_without_spread")
-        told = self._warned
+        imitated, told = logged.get("policy/imitated"), self._warned
+        if imitated is not None and float(imitated) == 0.0:
+            entropy = None  # of nothing
+            if "imitated" not in told:
+                told.add("imitated")
+                rank_zero_warn(
+                    "in the last step no completion was imitated, because none reached "
+                    "model.min_reward: lower it, make the task easier, or warm up by "
+                    "CompletionDataModule"
+                )
         if entropy is not None and float(entropy) < LITTLE_ENTROPY and "entropy" not in told:
             told.add("entropy")
             rank_zero_warn(

@@ -23,7 +23,14 @@ _ROLES = {
     "exploration": ("exploration", "rl_lightning.exploration.ValueExploration"),
     "noise": ("action noise", "rl_lightning.exploration.ActionNoise"),
     "rewards": ("reward", "rl_lightning.rewards.Reward"),
+    "completions": ("reward of completions", "rl_lightning.rewards.completions.CompletionReward"),
+    "prompts": ("source of prompts", "rl_lightning.data.prompts.Prompts"),
+    "val_prompts": ("source of prompts", "rl_lightning.data.prompts.Prompts"),
     "labeller": ("labeller", "rl_lightning.rewards.Labeller"),
+    "generator": (
+        "generator: an object called with backbone, prompts, samples, sampling and version",
+        "",
+    ),
     "logger": ("logger", "lightning.pytorch.loggers.Logger"),
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),
 }
@@ -106,7 +113,7 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     given = [g for g in given if not g.startswith(("NestedArg", "Namespace"))]
     value = given[0] if given else (nested and _value(report)) or "something else"
     if stranger:
-        return _wrong_class(where, str(value).strip("'"))
+        return _wrong_class(where, str(value).strip("'"), report)
     unspelt = ("Not a valid subclass of", "Key must be a string", "argument of type 'int' is not")
     if any(mark in report for mark in unspelt):
         return f"{prefix}{_SPELLING}, not {value}"
@@ -119,12 +126,14 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     expected = [e for e in expected if e != "null"] or expected
     containers = {"null", "list", "Iterable", "bool"}
     if name and not set(expected) - containers and not _looks_plain(name[1]):
-        return _wrong_class(where, name[1])
+        return _wrong_class(where, name[1], report)
     if expected == ["null"] and re.fullmatch(r"\w+(\.\w+)+", str(value)):
-        return _wrong_class(where, str(value))
-    listed = re.findall(r"'class_path': '([^']+)'", str(value)) if expected == ["null"] else []
+        return _wrong_class(where, str(value), report)
+    listed = re.findall(r"'class_path': '([^']+)'", str(value))
+    if expected == ["null"] and where.endswith(".generator") and listed:
+        return _wrong_class(where, listed[0], report)
     if unknown_ones := [name for name in listed if not _exists(name)]:
-        return _wrong_class(where, unknown_ones[0])
+        return _wrong_class(where, unknown_ones[0], report)
     if expected:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
@@ -209,9 +218,12 @@ def class_names(base: Any, name: str) -> list[str]:
     return nearest(name, sorted(f for f in found if not f.startswith(abstract)))
 
 
-def _wrong_class(where: str, name: str) -> str:
+def _wrong_class(where: str, name: str, report: str) -> str:
     """A class that does not exist, or exists and is of another kind."""
-    role, base = _ROLES.get(where.removesuffix(".class_path").rpartition(".")[2], ("", ""))
+    argument = where.removesuffix(".class_path").rpartition(".")[2]
+    if argument == "rewards" and "CompletionReward" in report:
+        argument = "completions"
+    role, base = _ROLES.get(argument, ("", ""))
     short = name.rpartition(".")[2]
     exists = short in rl_lightning.__all__ or import_class(name) is not None
     if exists and role:

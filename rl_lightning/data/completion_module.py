@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.data.collect.completions import padded
+from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.token_module import TokenDataModule
@@ -45,7 +46,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | Prompts,
+        prompts: Prompts | str | list,
         batch_size: int = 32,
         updates_per_epoch: int = 50,
         total_updates: int = 500,
@@ -66,7 +67,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         if not set(COLUMNS) & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded completions; use SFT or DPO, "
-                "or its own data module: --data PromptDataModule"
+                f"or its own data module: --data {own_module(agent)}"
             )
 
     @property

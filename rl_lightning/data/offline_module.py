@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from rl_lightning.core.errors import ConfigurationError, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.tree import to_device
+from rl_lightning.data.own_module import own_module
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.recordings.dataset import Dataset, read_recorded, spell
 from rl_lightning.data.recordings.rows import READ_ROWS, batched, blocks
@@ -97,7 +98,7 @@ class OfflineDataModule(RecordedDataModule):
         if not {"replay", "recordings"} & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded data; use BC, IQL or another "
-                "agent that learns from replay, or its own data module: --data RolloutDataModule"
+                f"agent that learns from replay, or its own data module: --data {own_module(agent)}"
             )
 
     @cached_property

@@ -52,7 +52,7 @@ class PromptDataModule(TokenDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | Prompts,
+        prompts: Prompts | str | list,
         prompts_per_step: int = 16,
         group_size: int = 8,
         minibatch_prompts: int | None = None,
@@ -129,7 +129,7 @@ class PromptDataModule(TokenDataModule):
             raise ConfigurationError(
                 f"data.group_size: {self.group_size}, and {type(agent).__name__} compares the "
                 f"completions of a prompt with each other: give {learner.smallest_group} at least, "
-                "or use REINFORCEPlusPlus, which does not"
+                "or use REINFORCEPlusPlus without a baseline, which does not"
             )
 
     def train_dataloader(self) -> RolloutLoader:
@@ -183,7 +183,8 @@ class PromptDataModule(TokenDataModule):
             "completion/cut": float((~found.ended).float().mean()),
         }
         for name, part in found.parts.items():
-            told[f"reward/{name}"] = float(part.nanmean())
+            if not part.isnan().all():  # else it applies to none of them
+                told[f"reward/{name}"] = float(part.nanmean())
         if self.group_size > 1:
             told["reward/std_in_group"] = float(reward.std(1).mean())
             equal = groups_without_spread(reward.flatten(), self.group_size)
@@ -219,12 +220,9 @@ class PromptDataModule(TokenDataModule):
 
 
 def _mean(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over ranks of what all of them know."""
-    return {
-        name: math.fsum(rank[name] for rank in ranks) / len(ranks)
-        for name in ranks[0]
-        if all(name in rank for rank in ranks)
-    }
+    """Means over those of the ranks that know."""
+    known = {name: [rank[name] for rank in ranks if name in rank] for one in ranks for name in one}
+    return {name: math.fsum(values) / len(values) for name, values in known.items()}
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -12,6 +12,7 @@ from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.schedules import anneal
 from rl_lightning.core.tree import to_device
 from rl_lightning.data.collect.replay_collector import ReplayCollector
+from rl_lightning.data.own_module import own_module
 from rl_lightning.data.replay.buffer import ReplayBuffer
 from rl_lightning.data.replay.hindsight import Hindsight, Strategy
 from rl_lightning.data.replay.storage import (
@@ -177,7 +178,7 @@ class ReplayDataModule(ReplayContents):
 
     def check(self, agent: Trainee) -> None:
         if "replay" not in agent.learns_from:
-            own = "RolloutDataModule" if "rollouts" in agent.learns_from else "OfflineDataModule"
+            own = own_module(agent)
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from replay: its data module is {own}, not "
                 f"{type(self).__name__}; give --data {own}"

@@ -14,6 +14,7 @@ from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.collector import Collector
 from rl_lightning.data.collect.reward_norm import RewardNorm
 from rl_lightning.data.collect.rollout_storage import flatten_sequences, flatten_steps
+from rl_lightning.data.own_module import own_module
 from rl_lightning.data.update_loader import UpdateRun
 
 
@@ -96,7 +97,7 @@ class RolloutDataModule(RLDataModule):
     def check(self, agent: Trainee) -> None:
         name = type(agent).__name__
         if "rollouts" not in agent.learns_from:
-            own = "ReplayDataModule" if "replay" in agent.learns_from else "OfflineDataModule"
+            own = own_module(agent)
             raise ConfigurationError(
                 f"{name} does not learn from rollouts: its data module is {own}, not "
                 f"{type(self).__name__}; give --data {own}"

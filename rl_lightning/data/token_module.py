@@ -1,7 +1,7 @@
 """What data modules of language models that are tuned have in common: prompts, rewards, and
 evaluation by completions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,12 +14,13 @@ from rl_lightning.core.protocols import TokenLearner, Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.base_module import RLDataModule
 from rl_lightning.data.collect.completions import Completed, CompletionLoader, complete
+from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.llm.generators import Generator, TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
-from rl_lightning.rewards.completions import CompletionJudge
+from rl_lightning.rewards.completions import CompletionJudge, CompletionReward
 
 
 class TokenDataModule(RLDataModule):
@@ -66,12 +67,12 @@ class TokenDataModule(RLDataModule):
 
     def __init__(
         self,
-        prompts: str | list[Any] | Prompts,
+        prompts: Prompts | str | list,
         *,
         total_frames: int,
-        val_prompts: str | list[Any] | Prompts | None = None,
+        val_prompts: Prompts | str | list | None = None,
         val_share: float = 0.1,
-        rewards: Sequence[Any] | None = None,
+        rewards: list[CompletionReward | Callable[..., Any]] | None = None,
         template: str | None = None,
         chat: bool = False,
         system: str | None = None,
@@ -193,7 +194,7 @@ class TokenDataModule(RLDataModule):
         if "completions" not in agent.learns_from:
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from completions of prompts; use GRPO or "
-                "another agent of tokens, or its own data module: --data RolloutDataModule"
+                f"another agent of tokens, or its own data module: --data {own_module(agent)}"
             )
 
     def open_source(self, seed: int) -> None:

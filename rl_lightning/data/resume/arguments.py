@@ -17,8 +17,9 @@ from rl_lightning.hyperparameters import (
     stored_class,
 )
 
-# Where to write, and whom to ask (and with which key), is for whoever runs it to say.
-_NOT_FROM_A_FILE = ("record", "storage", "storage_dir", "labeller")
+# Where to write, whom to ask (and with which key), and what writes completions, is for whoever runs
+# it to say.
+_NOT_FROM_A_FILE = ("record", "storage", "storage_dir", "labeller", "generator")
 _DESCRIBED = ("rewards", "prompts", "val_prompts")  # what is an object, and not plain data
 # These write files, or open windows, where the checkpoint says.
 _REFUSED_WRAPPERS = ("RecordVideo", "HumanRendering")
