@@ -8,12 +8,13 @@ the vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.continuing import Continuation
 from rl_lightning.llm.reading import read_completions
 from rl_lightning.llm.sampling import Sampling
 
@@ -75,8 +76,8 @@ def _write(
     done = torch.zeros(count, dtype=torch.bool, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     rows = torch.arange(count, device=device)  # what is in the batch
-    step = _Continuation(backbone)
-    logits = step.begin(prompt.long(), length)  # [N, V]
+    step = Continuation(backbone)
+    logits = step.begin(prompt.long(), length).logits  # [N, V]
     if samples > 1:
         step.keep(owner := torch.arange(len(prompt), device=device).repeat_interleave(samples))
         logits = logits[owner]
@@ -98,7 +99,7 @@ def _write(
         if 2 * left <= len(rows):
             step.keep(kept := going.nonzero()[:, 0])
             rows, token = rows[kept], token[kept]
-        logits = step.more(token)
+        logits = step.more(token[:, None]).logits
     return Generated(ids, lengths, said, done)
 
 
@@ -132,75 +133,6 @@ def speak(
         entropy_grad=True,
     )
     return Spoken(read.log_prob[:, 0], read.entropy[:, 0], read.start)
-
-
-class _Continuation:
-    """A model goes on, token by token.
-
-    Prompts are padded on the left: what lies between two tokens is then the same in columns and in
-    positions, as a window or a bias over distances needs it. A model that keeps no keys and values
-    reads everything again.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.cache: Any = None
-
-    def begin(self, prompt: Tensor, length: Tensor) -> Tensor:
-        """Read prompts, right-padded `[N, P]`; the logits of what comes next, `[N, V]`."""
-        width = max(int(length.max()), 1)
-        at = torch.arange(width, device=prompt.device)
-        model = self.backbone.model
-        if self.backbone.encoder_decoder:
-            self.mask = at < length[:, None]
-            read = model.get_encoder()(input_ids=prompt[:, :width], attention_mask=self.mask.long())
-            self.states = read[0]
-            self.given = torch.full_like(prompt[:, :1], model.config.decoder_start_token_id)
-        else:
-            place = at - (width - length[:, None])  # [N, P], from 0 at a prompt's first token
-            self.mask = place >= 0
-            self.place = place.clamp(min=0)
-            filled = prompt[:, :width].gather(1, self.place)
-            self.given = torch.where(self.mask, filled, self.backbone.tokens.pad_id)
-        return self._read()
-
-    def more(self, token: Tensor) -> Tensor:
-        """Read one more token of each, `[B]`; the logits of what comes next, `[B, V]`."""
-        self.given = torch.cat([self.given, token[:, None]], 1)
-        if not self.backbone.encoder_decoder:
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-            self.place = torch.cat([self.place, self.place[:, -1:] + 1], 1)
-        return self._read()
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some rows, int64 `[B]`, as often as they are named."""
-        self.mask, self.given = self.mask[rows], self.given[rows]
-        if self.backbone.encoder_decoder:
-            self.states = self.states[rows]
-        else:
-            self.place = self.place[rows]
-        if self.cache is not None:
-            self.cache.reorder_cache(rows)
-
-    def _read(self) -> Tensor:
-        """The logits behind the last token, `[B, V]`."""
-        new = slice(None) if self.cache is None else slice(-1, None)
-        given = self.given[:, new]
-        if self.backbone.encoder_decoder:
-            inputs = {"encoder_outputs": (self.states,), "decoder_input_ids": given}
-        else:
-            inputs = {"input_ids": given, "position_ids": self.place[:, new]}
-        select = torch.zeros_like(given, dtype=torch.bool)
-        select[:, -1] = True
-        out = self.backbone.logits(
-            select,
-            **inputs,
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache = out.cache
-        return out.logits
 
 
 def end_tokens(backbone: Backbone) -> list[int]:
