@@ -1,6 +1,7 @@
 """Completions by vLLM's engine (https://docs.vllm.ai), which is made for writing many at once."""
 
 import copy
+import importlib
 import os
 import tempfile
 import weakref
@@ -175,10 +176,9 @@ def _generated(backbone: Backbone, written: Sequence[Any], most: int) -> Generat
 
 def _import() -> Any:
     try:
-        import vllm
+        return importlib.import_module("vllm")
     except ImportError as error:
         raise ConfigurationError(
             "VLLMGenerator needs vLLM, and a GPU that it runs on: pip install vllm, or write by "
             f"TransformersGenerator ({shortened(error, 100)})"
         ) from error
-    return vllm
