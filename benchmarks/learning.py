@@ -1,4 +1,4 @@
-"""Train configurations over several seeds and measure the final greedy policy.
+"""Train configurations over several seeds and measure the final policy, as they evaluate it.
 
     python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1 2 3 4 5
     python benchmarks/learning.py --tables
@@ -69,6 +69,21 @@ _TEXTWORLD = (
         "--vocabulary 1500 --frames 10000",
     ),
 )
+_GOTOLOCAL = (
+    "checkpoints/models/gotolocal/config.json",
+    (
+        "examples/small_language_model.py configs/ppo/gotolocal-scoring-lora.yaml "
+        "--out checkpoints/models/gotolocal --hidden 64 --lr 3e-3 --frames 8000 --prompts-only "
+        "--retold --steps 5000",
+    ),
+)
+_TURNS = (
+    "checkpoints/models/textmaze-turns/config.json",
+    (
+        "examples/small_language_model.py configs/grpo/textmaze-turns.yaml "
+        "--out checkpoints/models/textmaze-turns --hidden 64 --steps 600 --lr 2e-3 --window 8",
+    ),
+)
 PREPARE = {
     "bc-cartpole": (
         "datasets/cartpole.hdf5",
@@ -79,7 +94,9 @@ PREPARE = {
         ),
     ),
     "bc-pendulum": _PENDULUM,
+    "grpo-textmaze-turns": _TURNS,
     "iql-pendulum": _PENDULUM,
+    "ppo-gotolocal-scoring-lora": _GOTOLOCAL,
     "ppo-textmaze-generating": _WRITER,
     "ppo-textmaze-scoring-frozen": _TEXTMAZE,
     "ppo-textmaze-scoring-full": _TEXTMAZE,
@@ -207,7 +224,9 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
             began = time.perf_counter()
             out = command("fit")
             wall = time.perf_counter() - began
-            trained = re.search(r"trained ([\d,]+) of .* at ([\d,]+) (frames|updates)/s", out)
+            trained = re.search(
+                r"trained ([\d,]+) of .* at ([\d,]+) (frames|updates|prompts)/s", out
+            )
             if trained is None:
                 raise RunError(f"fit did not say what it trained: {out[-300:]}")
             done, speed = (int(number.replace(",", "")) for number in trained.groups()[:2])
@@ -326,15 +345,17 @@ def summary(result: dict[str, Any]) -> str:
     if not done:
         return f"{result['name']}: every run failed"
     a = result["aggregate"]
+    data = yaml.safe_load((RESULTS.parents[1] / result["config"]).read_text())["data"]
+    how = "sampled" if data["init_args"].get("val_explore") else "greedy"
     return (
-        f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} greedy "
+        f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} {how} "
         f"{result['metric']} (worst {spell(result, a['min'])}) after {amount(done[0])}"
     )
 
 
 def amount(run: dict[str, Any]) -> str:
     """How much a run was trained, in its own unit."""
-    unit = "updates" if "updates" in run else "frames"
+    unit = next(unit for unit in ("prompts", "updates", "frames") if unit in run)
     return f"{run[unit] / 1000:.0f} k {unit}"
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "baseline" / "random.json"
+PLAYED = ("env", "env_kwargs", "wrappers", "success_threshold", "val_env_kwargs", "val_episodes")
 
 
 class Uniform:
@@ -68,7 +69,12 @@ def play(path: Path) -> dict[str, float]:
 
     config = yaml.safe_load(path.read_text())["data"]
     home, _, name = config["class_path"].rpartition(".")
-    module: Any = getattr(importlib.import_module(home), name)(**config["init_args"])
+    given = config["init_args"]
+    if name == "EpisodeDataModule":  # the same seeds, of actions in the place of texts
+        name = "RolloutDataModule"
+        given = {k: v for k, v in given.items() if k in PLAYED}
+        given["val_num_envs"] = given["val_episodes"]
+    module: Any = getattr(importlib.import_module(home), name)(**given)
     torch.manual_seed(module.val_seed)
     env = module.make_eval_env(min(module.val_num_envs, module.val_episodes))
     agent = Uniform(module.spec.action_space, env.num_envs)

@@ -81,10 +81,12 @@ def play(
     env = make_env(data["env"], data.get("env_kwargs"), data.get("wrappers") or ())
     space = env.observation_space
     fields = list(space.spaces) if isinstance(space, gym.spaces.Dict) else ["observation"]
-    template = Template(encoder.get("template"), [*fields, *({"actions"} - set(fields))])
+    template = Template(
+        encoder.get("template") or data.get("template"), [*fields, *({"actions"} - set(fields))]
+    )
     if not isinstance(env.action_space, gym.spaces.Discrete):
         raise ConfigurationError(f"actions of {data['env']} have no numbers: {env.action_space}")
-    names = encoder.get("actions") or names_of(env, data["env"])
+    names = encoder.get("actions") or data.get("actions") or names_of(env, data["env"])
     if names is None and "actions" not in fields:
         raise ConfigurationError(f"nobody says what actions of {data['env']} are called")
     texts: list[str] = []

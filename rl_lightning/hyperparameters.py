@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 
 from rl_lightning.core.arguments import check_arguments
+from rl_lightning.core.described import Described
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.names import present_path, present_paths, public_path
 from rl_lightning.core.signatures import signature_of
@@ -36,6 +37,7 @@ _ROLES = (
     ActionNoise,
     ValueExploration,
     Reward,
+    Described,
 )
 # Functions do anything, and one may be given what another returned. So of this library's only those
 # that describe observations may be named, of other installed packages those of trusted ones.
@@ -44,11 +46,11 @@ _PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "plat
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages, whosever
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CODE_SWITCH = "trust_remote_code"
-_PLACES = ("model", "dataset", "record", "storage_dir", "ckpt_path")
+_PLACES = ("model", "dataset", "prompts", "val_prompts", "record", "storage_dir", "ckpt_path")
 _FOREIGN = ("env_kwargs", "val_env_kwargs", "wrappers")  # whose texts are handed on as they are
 # Of a text: a file or a language model, an argument that is handed on, or anything else.
 Kind = Literal["place", "foreign", "value"]
-_UNKNOWN = "<"  # begins what stands for an argument that could not be described
+_UNKNOWN = " that a checkpoint cannot describe: "  # of what stands for such an argument
 
 
 def describe_call(cls: type, args: Any, kwargs: Any, prefix: str = "") -> dict[str, Any]:
@@ -79,6 +81,9 @@ def _describe(name: str, value: Any) -> Any:
         return {str(k): _describe(name, v) for k, v in value.items() if k != _CODE_SWITCH}
     if isinstance(value, Sequence):
         return [_describe(name, v) for v in value]
+    if isinstance(value, Described) and "<" not in type(value).__qualname__:
+        init = _describe(name, value.arguments)
+        return {"class_path": public_path(type(value)), "init_args": init}
     if isinstance(value, partial):
         made, args = value.func, value.args
         if made.__module__.startswith("jsonargparse"):  # what a loaded agent was built with
@@ -90,7 +95,7 @@ def _describe(name: str, value: Any) -> Any:
         return public_path(value)
     # A list, because jsonargparse reports it whole; a text it would try to import.
     return [
-        f"{_UNKNOWN}{name} was a {type(value).__name__} that a checkpoint cannot describe: "
+        f"<{name} was a {type(value).__name__}{_UNKNOWN}"
         f"give it again, load_from_checkpoint(path, {name}=...)>"
     ]
 
@@ -149,9 +154,14 @@ def check_hyperparameters(hyper: Mapping[str, Any]) -> dict[str, Any]:
             _check_role(text)
         else:  # a sentence, most likely; no more than an import may come of it
             check_import(text.partition(".")[0], repr(text))
-    module, colon, _ = str(plain.get("env", "")).rpartition(":")
+    module, colon, made = str(plain.get("env", "")).rpartition(":")
     if colon:
         check_import(module, f"the environment {plain['env']}")
+    if colon and made.isidentifier() and made not in gym.registry and not is_trusted(module):
+        raise ConfigurationError(
+            f"the checkpoint makes its environment by calling {plain['env']}: if you trust that "
+            f"package, say so with --trust {module.partition('.')[0]}, or give --config of your own"
+        )
     return plain
 
 
@@ -184,7 +194,7 @@ def check_described(hyper: Mapping[str, Any]) -> None:
         ConfigurationError: That names the first of them.
     """
     for text, _ in _texts(hyper):
-        if text.startswith(_UNKNOWN) and text.endswith(">"):
+        if text.startswith("<") and _UNKNOWN in text and text.endswith(">"):
             raise ConfigurationError(text.strip("<>"))
 
 

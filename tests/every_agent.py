@@ -10,5 +10,7 @@ DISCRETE = EnvSpec(BOX, gym.spaces.Discrete(2), "Discrete")
 CONTINUOUS = EnvSpec(BOX, gym.spaces.Box(-1.0, 1.0, (1,)), "Continuous")
 TABLE = EnvSpec(gym.spaces.Discrete(3), gym.spaces.Discrete(2), "Table")
 SPECS = {"QTable": TABLE, "SAC": CONTINUOUS, "TD3": CONTINUOUS, "DDPG": CONTINUOUS}
-# A reward model is trained as agents are, and acts nowhere.
-AGENTS = [n for n in agents.__all__ if n not in ("Agent", "ReplayAgent", "RewardModel")]
+# A reward model is trained as agents are, and acts nowhere; agents of tokens write.
+TOKEN_AGENTS = ["DPO", "GRPO", "REINFORCEPlusPlus", "RLOO", "SFT", "TokenPPO"]
+NO_ACTORS = ["Agent", "ReplayAgent", "RewardModel", "TokenAgent", *TOKEN_AGENTS]
+AGENTS = [n for n in agents.__all__ if n not in NO_ACTORS]

@@ -9,6 +9,8 @@ import gymnasium as gym
 import learning
 import numpy as np
 import pytest
+import token_tools
+from every_agent import NO_ACTORS, TOKEN_AGENTS
 from lightning.pytorch.callbacks import Callback
 from recorded import offline, record
 from training import fit
@@ -26,11 +28,7 @@ PAGES = {
     page.read_text().splitlines()[0].removeprefix("# "): page
     for page in sorted((ROOT / "docs" / "agents").glob("*.md"))
 }
-AGENTS = {
-    name: getattr(agents, name)
-    for name in agents.__all__
-    if name not in ("Agent", "ReplayAgent", "RewardModel")
-}
+AGENTS = {name: getattr(agents, name) for name in agents.__all__ if name not in NO_ACTORS}
 SPACES = {
     "Discrete": gym.spaces.Discrete(3),
     "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3]),
@@ -172,7 +170,27 @@ def test_named_arguments_and_files_exist():
             assert (page.parent / link).resolve().exists(), (name, link)
 
 
-YAMLS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "llm.md").read_text(), re.S)
+TUNING = (ROOT / "docs" / "llm-finetuning.md").read_text()
+
+
+@pytest.mark.parametrize("name", TOKEN_AGENTS)
+def test_agents_of_tokens_are_explained_with_what_they_log(name, tmp_path):
+    (row,) = re.findall(rf"^\| \[`{name}`\]\(\.\./(\S+)\) \|", TUNING, re.M)
+    assert (ROOT / row).exists()
+    model, seen = token_tools.characters(tmp_path / "model"), Collect()
+    data = token_tools.recorded() if name == "DPO" else token_tools.prompts()
+    fit(token_tools.make(name, model), data, log_every_n_steps=1, callbacks=[seen])
+    table = "\n".join(line for line in TUNING.splitlines() if line.startswith("| `"))
+    own = {m for m in seen.names if re.match(r"(loss|policy|value|memory)/", m)}
+    assert own
+    assert own <= set(re.findall(r"`(\w+/\w+)`", table))
+
+
+YAMLS = [
+    part
+    for name in ("llm.md", "llm-finetuning.md")
+    for part in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / name).read_text(), re.S)
+]
 
 
 @pytest.mark.parametrize("number", range(len(YAMLS)))
@@ -184,5 +202,5 @@ def test_configurations_in_the_text_are_accepted(number, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(tmp_path / "config.yaml"), "--print_config"])
     assert ended.value.code == 0, capsys.readouterr().err
-    (asked,) = re.findall(r"\benv: ([\w-]+)", text)
-    assert f"env: {asked}" in capsys.readouterr().out
+    ((kind, asked),) = re.findall(r"\b(env|prompts): ([\w.-]+)", text)
+    assert f"{kind}: {asked}" in capsys.readouterr().out

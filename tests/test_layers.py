@@ -17,7 +17,7 @@ STOREYS = [
     {"policies", "rewards", "envs/text_games"},
     {"hyperparameters"},
     {"agents", "data/replay"},
-    {"data/recordings"},
+    {"data/recordings", "data/prompts"},
     {"data/collect", "data/resume"},
     {"data"},
     {"callbacks"},

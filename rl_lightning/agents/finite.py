@@ -122,7 +122,8 @@ class FiniteModule(L.LightningModule):
             if name.startswith("loss/") and not math.isfinite(float(value))
         ]
         known = f" ({', '.join(losses)})" if losses else ""
-        unit = "updates" if "time/updates" in self._measure() else "frames"
+        units = (unit for unit in ("updates", "prompts") if f"time/{unit}" in self._measure())
+        unit = next(units, "frames")
         return RunError(
             f"{type(self).__name__} on {self.spec.id!r}: {what}{known} after {self.frames:,} "
             f"{unit}, so nothing more can be learned; checkpoints written before are good. Rewards "

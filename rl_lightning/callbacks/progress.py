@@ -52,13 +52,13 @@ class FrameProgressBar(ProgressBar):
         self._train.close()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._start_evaluation(trainer.num_val_batches, "validation")
+        self._start_evaluation(trainer, trainer.num_val_batches, "validation")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._start_evaluation(trainer.num_test_batches, "test")
+        self._start_evaluation(trainer, trainer.num_test_batches, "test")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._start_evaluation(trainer.num_predict_batches, "predict")
+        self._start_evaluation(trainer, trainer.num_predict_batches, "predict")
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._eval.update()
@@ -85,14 +85,19 @@ class FrameProgressBar(ProgressBar):
     def _show(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = data.episode_metrics()
-        shown = {"return": metrics.get("train/return"), "success": metrics.get("train/success")}
-        shown["val"] = trainer.callback_metrics.get("val/return")
+        shown = {name: metrics.get(f"train/{name}") for name in ("return", "success", "reward")}
+        judged_by = getattr(pl_module, "monitored", ("val/return",))[0]
+        shown["val"] = trainer.callback_metrics.get(judged_by)
         text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
         self._train.set_postfix(text, refresh=False)
         self._train.update(max(pl_module.frames - self._train.n, 0))
 
-    def _start_evaluation(self, episodes: list[int | float], description: str) -> None:
-        self._eval = self._bar(int(sum(episodes)), description, unit="episode", leave=False)
+    def _start_evaluation(
+        self, trainer: L.Trainer, episodes: list[int | float], description: str
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        unit = getattr(data, "evaluated", "episode")
+        self._eval = self._bar(int(sum(episodes)), description, unit=unit, leave=False)
 
     def _bar(
         self,

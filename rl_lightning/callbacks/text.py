@@ -8,10 +8,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class TextPanel(L.Callback):
-    """Writes the first steps of one evaluation episode: observation, policy, value, action, reward.
+    """Writes the first steps of one evaluation episode: observation, policy, value, action, reward;
+    or the first completions of an evaluation, with their rewards.
 
     Args:
-        tag: Name of the panel.
+        tag: Name of the panel of episodes.
     """
 
     def __init__(self, tag: str = "val/episode") -> None:
@@ -31,7 +32,8 @@ class TextPanel(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 table = transcript_table(batch["transcript"])
-                logger.experiment.add_text(self.tag, table, pl_module.frames)
+                tag = "val/completions" if "lines" in batch else self.tag
+                logger.experiment.add_text(tag, table, pl_module.frames)
 
 
 def transcript_table(transcript: Sequence[Mapping[str, Any]]) -> str:

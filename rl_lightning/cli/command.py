@@ -1,4 +1,4 @@
-"""The command line: `rl-lightning fit | validate | test | predict`."""
+"""The command line: `rl-lightning fit | validate | test | predict | export`."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, Te
 from rl_lightning.callbacks.run_folder import find_checkpoint
 from rl_lightning.cli.config_file import refuse_repeated_keys
 from rl_lightning.cli.explain import root_message
+from rl_lightning.cli.export import export
 from rl_lightning.cli.failures import explain_failure
 from rl_lightning.cli.parser import (
     MONITORED,
@@ -166,21 +167,24 @@ class RLCLI(LightningCLI):
             sys.exit(128 + self.stopper.received)
 
     def predict(self, **kwargs: Any) -> None:
-        """Play episodes and write one JSON line each to `<log dir>/episodes.jsonl`."""
-        episodes: Any = self.trainer.predict(**kwargs) or []
+        """Play episodes, or complete prompts, and write one JSON line each beside the logs."""
+        data: Any = self.datamodule
+        found: Any = self.trainer.predict(**kwargs) or []
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        episodes = [episode for share in gather(episodes) for episode in share]
+        batches = [one if isinstance(one, list) else [one] for one in found]
+        lines = [line for share in gather(batches) for batch in share for line in batch]
         if not self.trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "episodes.jsonl"
+        path = folder / getattr(data, "prediction_file", "episodes.jsonl")
         with path.open("w") as file:
-            for episode in episodes:
-                known = {k: None if v != v else v for k, v in episode.items()}  # JSON has no NaN
+            for line in lines:
+                known = {k: None if v != v else v for k, v in line.items()}  # JSON has no NaN
                 file.write(json.dumps(known) + "\n")
-        mean = sum(e["return"] for e in episodes) / max(len(episodes), 1)
-        print(f"{len(episodes)} episodes, mean return {mean:.4g}: {_short(path)}")
-        data: Any = self.datamodule
+        worth = "reward" if lines and "reward" in lines[0] else "return"
+        mean = sum(line[worth] for line in lines) / max(len(lines), 1)
+        kind = path.stem
+        print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}")
         if data.record is not None:
             total = read_dataset(data.record).total_episodes
             print(f"recorded in {_short(data.record)}, which holds {total} episodes")
@@ -209,6 +213,9 @@ def main(args: list[str] | None = None) -> None:
     refuse_repeated_keys()
     try:
         rest, trusted = take_trust(sys.argv[1:] if args is None else args)
+        if rest[:1] == ["export"]:
+            export(rest[1:], trusted)
+            return
         given = join_negative_numbers(rest)
         if trusted or lone_checkpoint(given) is None:
             _find_own_modules()

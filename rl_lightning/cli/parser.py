@@ -22,9 +22,11 @@ from rl_lightning.cli.explain import class_names, import_class, one_sentence
 from rl_lightning.core.errors import ConfigurationError, is_whole, whole_seed
 from rl_lightning.core.signatures import hints_of
 from rl_lightning.data import RLDataModule
+from rl_lightning.data.prompts import Prompts
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
 from rl_lightning.rewards import Labeller, Reward, StateReward
+from rl_lightning.rewards.completions import CompletionReward
 
 _BASES = (
     Agent,
@@ -36,6 +38,8 @@ _BASES = (
     Reward,
     StateReward,
     Labeller,
+    CompletionReward,
+    Prompts,
 )
 _CONTAINERS: Any = (list, tuple, set, Sequence, Iterable)
 _NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-\.?(inf|nan)", re.IGNORECASE)

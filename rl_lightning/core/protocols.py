@@ -158,3 +158,25 @@ class PreferenceLearner(Trainee, Protocol):
     def measure_over(self, rows: Callable[[], Iterable[TensorDict]]) -> None:
         """Told where the training observations are, `[n]` of each batch, for its statistics."""
         ...
+
+
+class TokenLearner(Trainee, Protocol):
+    """A language model that is tuned by what its completions of prompts are worth."""
+
+    backbone: Any
+    """The model, a `rl_lightning.llm.backbone.Backbone` with its head."""
+    max_length: int
+    """Most tokens of prompt and completion together."""
+    updates: int
+    smallest_group: int
+    """Completions of each prompt that it needs."""
+
+    def prepare_completions(self, batch: TensorDict, rows: int, once: bool) -> TensorDict:
+        """What minibatches of so many rows come from, see `rl_lightning.agents.TokenAgent`.
+
+        Args:
+            batch: Completions with their rewards, `[P]`.
+            rows: Prompts of one minibatch.
+            once: Whether a single update learns from them.
+        """
+        ...

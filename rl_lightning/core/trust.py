@@ -105,8 +105,13 @@ def _is_there(path: str) -> bool:
     return False
 
 
-def find_named(path: str, what: str) -> Any:
+def find_named(path: str, what: str, who: str = "the checkpoint asks") -> Any:
     """What a dotted path leads to, importing no module that may not be imported.
+
+    Args:
+        path: The dotted path.
+        what: What it is wanted for, see `check_import`.
+        who: Wants it, for messages.
 
     Raises:
         ConfigurationError: If it would have to import one, or if the path leads nowhere.
@@ -124,7 +129,7 @@ def find_named(path: str, what: str) -> Any:
         except AttributeError:
             break
         return found
-    raise ConfigurationError(f"the checkpoint asks for {what}, which is not there")
+    raise ConfigurationError(f"{who} for {what}, which is not there")
 
 
 def _exists(names: Sequence[str]) -> bool:

@@ -14,7 +14,6 @@ from rl_lightning.core.errors import ConfigurationError, check_finite, whole, wh
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.clock import ClockModule
-from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.collect.reward_stage import RewardStage
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.evaluating import EvaluatingModule
@@ -125,7 +124,7 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         self.frames = 0
         self.collector: Stepper | None = None
         self._train_env: VectorEnv | None = None
-        self._eval_loaders: dict[str, EpisodeLoader] = {}
+        self._eval_loaders: dict[str, Any] = {}
         self._writer: DatasetWriter | None = None
         self._running = False
         self.runs = False
@@ -290,7 +289,7 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
             self._restored = self._all_ranks()  # for `save_checkpoint` and another `fit`
         self._leave()
         for loader in self._eval_loaders.values():
-            loader.env.close()
+            loader.close()
         if self._writer is not None:
             self._writer.close()
         self._writer = None

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 
 from rl_lightning.core.protocols import Trainee
-from rl_lightning.data.collect.evaluation import EpisodeLoader
 from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.trainer import (
     finished_epochs,
@@ -33,7 +32,7 @@ class ClockModule(L.LightningDataModule):
     _planned: int
     _began: tuple[float, int] | None
     _mode: Any
-    _eval_loaders: dict[str, EpisodeLoader]
+    _eval_loaders: dict[str, Any]  # each knows its `seconds`
 
     @property
     def epoch_length(self) -> int:

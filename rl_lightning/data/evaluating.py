@@ -33,7 +33,7 @@ class EvaluatingModule(L.LightningDataModule):
     val_transcript_steps: int
     _trainer: Any
     _writer: DatasetWriter | None
-    _eval_loaders: dict[str, EpisodeLoader]
+    _eval_loaders: dict[str, Any]
     _mode: EvalMode | None
 
     def make_eval_env(self, num_envs: int, render_mode: str | None = None) -> VectorEnv:
@@ -101,7 +101,7 @@ class EvaluatingModule(L.LightningDataModule):
         made = self._eval_loaders.get(stage)
         if made is None or (made.episodes, made.length) != (episodes, length):
             if made is not None:
-                made.env.close()
+                made.close()
             num_envs = min(self.val_num_envs, episodes)
             self._eval_loaders[stage] = EpisodeLoader(
                 self.make_eval_env(num_envs),

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from tqdm import tqdm
 
 from rl_lightning.core.errors import ConfigurationError, RunError, check_range, whole, whole_seed
+from rl_lightning.core.order import Order
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
@@ -93,7 +94,7 @@ class PreferenceDataModule(RecordedDataModule):
         self._tables: dict[str, Table] = {}
         self._labelled: dict[str, Questions] = {}
         self._asked_for: Any = None
-        self._order: tuple[tuple[int, int], torch.Tensor] | None = None  # of the present pass
+        self._order: Order | None = None
         for name in ("source", "questions", "spec"):
             self.__dict__.pop(name, None)
 
@@ -256,19 +257,9 @@ class PreferenceDataModule(RecordedDataModule):
         Passes over all of them, each in an order of its own, follow each other. Where an update
         stands in them depends on its number alone, so a resumed run needs to know no more.
         """
-        first, parts, size = update * self.batch_size, [], self.batch_size
-        while size:
-            number, begin = divmod(first, total)
-            part = self._pass(number, total)[begin : begin + size]
-            parts.append(part)
-            first, size = first + len(part), size - len(part)
-        return torch.cat(parts)
-
-    def _pass(self, number: int, total: int) -> torch.Tensor:
-        if self._order is None or self._order[0] != (number, total):
-            rng = np.random.default_rng([self.draw_seed, 1 + self._trainer.global_rank, number])
-            self._order = (number, total), torch.from_numpy(rng.permutation(total))
-        return self._order[1]
+        if self._order is None or self._order.total != total:
+            self._order = Order(total, self.draw_seed, 1 + self._trainer.global_rank)
+        return self._order(update * self.batch_size, self.batch_size)
 
     def val_dataloader(self) -> Any:
         return self._evaluated()

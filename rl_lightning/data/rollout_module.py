@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -192,6 +192,39 @@ class RolloutDataModule(RLDataModule):
         return agent.initial_state(1) is not None
 
 
+class RolloutSource(Protocol):
+    """A data module that collects before it hands out minibatches, on and on."""
+
+    agent: Any
+    passes: int
+    runs: bool
+
+    @property
+    def epoch_rollouts(self) -> int:
+        """Rollouts of one epoch."""
+        ...
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of one pass."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        ...
+
+    def begin_clock(self) -> None:
+        """Called before an epoch's first rollout."""
+
+    def next_batch(self) -> tuple[TensorDict, int]:
+        """A rollout, and the dimension along which minibatches are drawn."""
+        ...
+
+    def plan(self, epoch: int) -> None:
+        """Called after an epoch's last rollout, with the number of the next one."""
+
+
 class RolloutLoader:
     """Yields an epoch's rollouts as runs of minibatches, or where each of them is to be a training
     step of its own the minibatches, collecting each rollout when its turn comes.
@@ -203,7 +236,7 @@ class RolloutLoader:
         data: The data module.
     """
 
-    def __init__(self, data: RolloutDataModule) -> None:
+    def __init__(self, data: RolloutSource) -> None:
         self.data = data
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import lightning as L
 from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.signatures import Signature
-from rl_lightning.data.resume.arguments import built_rewards, stored_arguments
+from rl_lightning.data.resume.arguments import built_arguments, stored_arguments
 from rl_lightning.hyperparameters import describe_call
 from rl_lightning.trainer import restricted_classmethod, set_hyperparameters
 
@@ -57,4 +57,4 @@ class StoredDataModule(L.LightningDataModule):
         """
         hyper = read_checkpoint(checkpoint_path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         made, given = stored_arguments(hyper, cls, str(checkpoint_path), trusted, kwargs)
-        return made(**built_rewards(given, trusted))
+        return made(**built_arguments(made, given, trusted))

@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 
+from rl_lightning.envs.conversations import as_text_env
 from rl_lightning.envs.describe import Describe, register_action_names, register_describer
 from rl_lightning.envs.make import make_env, make_vector_env
 from rl_lightning.envs.reword import Reword
@@ -31,6 +32,7 @@ __all__ = [
     "SelectActions",
     "SelectObservation",
     "TextHistory",
+    "as_text_env",
     "make_env",
     "make_vector_env",
     "register_action_names",

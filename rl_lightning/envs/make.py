@@ -72,7 +72,7 @@ def _make_env(
     except Exception as error:  # a stranger's constructor may raise anything
         raise ConfigurationError(f"environment {env!r} with {kwargs}: {told(error)}") from error
     for wrapper in wrappers:
-        made = _wrap(made, wrapper)
+        made = wrap_env(made, wrapper)
     return check_wrappers(made)
 
 
@@ -222,7 +222,12 @@ def _check_id(env: str) -> None:
         ) from error
 
 
-def _wrap(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
+def wrap_env(env: gym.Env, wrapper: WrapperSpec) -> gym.Env:
+    """An environment in a wrapper, which is described as in `make_env`.
+
+    Raises:
+        ConfigurationError: If there is no such wrapper, or it cannot be made.
+    """
     if isinstance(wrapper, str):
         name, kwargs = wrapper, {}
     elif isinstance(wrapper, Mapping) and len(wrapper) == 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.llm.backbone import Backbone
-from rl_lightning.llm.continuing import Continuation
+from rl_lightning.llm.continuation import Continuation
 from rl_lightning.llm.reading import read_completions
 from rl_lightning.llm.sampling import Sampling
 
@@ -45,11 +45,16 @@ class Spoken(NamedTuple):
 
 @torch.no_grad()
 def write(
-    backbone: Backbone, prompt: Tensor, length: Tensor, sampling: Sampling, samples: int = 1
+    backbone: Backbone,
+    prompt: Tensor,
+    length: Tensor,
+    sampling: Sampling,
+    samples: int = 1,
+    step: Continuation | None = None,
 ) -> Generated:
     """Go on with prompts, batched, over their keys and values; each prompt is read once.
 
-    Continuations that have ended leave the batch once they are half of it.
+    Continuations that have ended leave the batch once they are half of it, unless `step` is kept.
 
     Args:
         backbone: With its head.
@@ -57,17 +62,23 @@ def write(
         length: Tokens of each prompt, int64 `[N]`.
         sampling: How.
         samples: G, continuations of each prompt.
+        step: Reads, and is kept: its rows are all of them, in order. None: nobody keeps it.
     """
     learns = backbone.training
     backbone.eval()  # a layer that recomputes itself in the backward pass keeps no keys and values
     try:
-        return _write(backbone, prompt, length, sampling, samples)
+        return _write(backbone, prompt, length, sampling, samples, step)
     finally:
         backbone.train(learns)
 
 
 def _write(
-    backbone: Backbone, prompt: Tensor, length: Tensor, sampling: Sampling, samples: int
+    backbone: Backbone,
+    prompt: Tensor,
+    length: Tensor,
+    sampling: Sampling,
+    samples: int,
+    kept: Continuation | None,
 ) -> Generated:
     device, count, most = prompt.device, len(prompt) * samples, sampling.max_new_tokens
     ends = torch.tensor(end_tokens(backbone), device=device, dtype=torch.long)
@@ -76,7 +87,7 @@ def _write(
     done = torch.zeros(count, dtype=torch.bool, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     rows = torch.arange(count, device=device)  # what is in the batch
-    step = Continuation(backbone)
+    step = Continuation(backbone) if kept is None else kept
     logits = step.begin(prompt.long(), length).logits  # [N, V]
     if samples > 1:
         step.keep(owner := torch.arange(len(prompt), device=device).repeat_interleave(samples))
@@ -96,9 +107,9 @@ def _write(
         left = int(going.sum())
         if t + 1 == most or not left:
             break
-        if 2 * left <= len(rows):
-            step.keep(kept := going.nonzero()[:, 0])
-            rows, token = rows[kept], token[kept]
+        if kept is None and 2 * left <= len(rows):
+            step.keep(stay := going.nonzero()[:, 0])
+            rows, token = rows[stay], token[stay]
         logits = step.more(token[:, None]).logits
     return Generated(ids, lengths, said, done)
 

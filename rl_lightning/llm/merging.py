@@ -22,7 +22,8 @@ def merged(backbone: Backbone) -> Iterator[None]:
         return
     from peft.tuners.lora import LoraLayer
 
-    layers = [part for part in backbone.model.modules() if isinstance(part, LoraLayer)]
+    parts = backbone.model.modules()
+    layers = [part for part in parts if isinstance(part, LoraLayer) and not part.merged]
     kept: list[tuple[LoraLayer, nn.Parameter]] = []
     try:
         with torch.no_grad():

@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, whole
 from rl_lightning.llm.backbone import Backbone
-from rl_lightning.llm.continuing import Continuation
+from rl_lightning.llm.chunks import like_lengths
+from rl_lightning.llm.continuation import Continuation
 from rl_lightning.llm.logits import head_logits
-from rl_lightning.llm.rows import PADDING, Rows, lay_out
+from rl_lightning.llm.rows import PADDING, Layout, Rows, lay_out
 from rl_lightning.llm.scoring import why_not, window_of
 from rl_lightning.llm.tune import checkpointed_layers
 
@@ -158,8 +159,7 @@ def _in_rows(
         torch.cat([before, behind], 1),
     )
     layout = lay_out(backbone, rows, tree)
-    none = torch.zeros_like(layout.part, dtype=torch.bool)
-    hidden = backbone.logits(none, **layout.inputs).hidden
+    hidden = _hidden(backbone, layout, tree)
     row = torch.arange(len(behind), device=ids.device).repeat_interleave(beside)
     row = row.view(count, samples, 1).expand_as(ids)
     start = torch.arange(0, len(behind), each, device=ids.device)
@@ -169,6 +169,26 @@ def _in_rows(
         layout.before[:, width:].reshape(ids.shape),
         hidden[start, layout.last[start]],
     )
+
+
+def _hidden(backbone: Backbone, layout: Layout, tree: bool) -> Tensor:
+    """What the head is given, `[N, L, D]`; without a tree, rows of like lengths are read together:
+    conversations of one batch may end at very different turns."""
+    count, width = layout.part.shape
+    lengths = (layout.part != PADDING).sum(1).tolist()
+    parts, order = [], []
+    for rows in [list(range(count))] if tree else like_lengths(lengths, count):
+        longest = width if tree else max(lengths[rows[-1]], 1)
+        own = {
+            name: x[rows][:, :longest] if isinstance(x, Tensor) and not tree else x
+            for name, x in layout.inputs.items()
+        }
+        none = torch.zeros_like(own["input_ids"], dtype=torch.bool)
+        hidden = backbone.logits(none, **own).hidden
+        parts.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - longest)))
+        order += rows
+    places = torch.tensor(order, device=layout.part.device).argsort()
+    return torch.cat(parts)[places]
 
 
 def _behind(
@@ -231,27 +251,24 @@ def _choose(backbone: Backbone, prompt_length: Tensor, length: Tensor, wanted: M
 
 
 def _costs(size: int, prompt_length: Tensor, length: Tensor) -> dict[Method, float]:
-    """What each way costs, in products of a query with a key.
+    """What each way should cost, in products of a query with a key.
 
-    Fitted to forward and backward passes of Llamas of width 128 to 576 on a CPU, see
-    `benchmarks/completions.py`: a token costs as much as attention to five keys a unit of width,
-    and padding as much as text.
+    By the arithmetic of a layer, D wide: 24 D² of a token's matrices, and 4 D of each token that it
+    may see, masked or not. That reading twice, and copying keys and values, costs a quarter more is
+    measured (`benchmarks/completions.py`).
 
     Args:
         size: D.
         prompt_length: `[P]`.
         length: `[P, G]`.
     """
-    count, samples = length.shape
-    prompt, most = int(prompt_length.max()), int(length.max())
-    row = int((prompt_length + length.sum(1)).max())
-    token = 5 * size
-    whole = prompt + most
-    behind = prompt * (token + prompt) + samples * most * (token + whole)
+    token, total = 6 * size, (prompt_length[:, None] + length).float()
+    row, prompt = (prompt_length + length.sum(1)).max().float(), prompt_length.max().float()
+    behind = length.max() * (token + prompt + length.max())
     return {
-        "rows": count * samples * whole * (token + whole),
-        "packed": count * row * (token + row),
-        "cached": count * behind * 1.25,  # two passes, and the keys and values that are copied
+        "rows": float((total * (token + total)).sum()),
+        "packed": float(len(length) * row * (token + row)),
+        "cached": float(1.25 * (len(length) * prompt * (token + prompt) + length.numel() * behind)),
     }
 
 

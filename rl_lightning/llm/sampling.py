@@ -44,7 +44,9 @@ class Sampling:
         check_range("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise ConfigurationError("top_p=0 leaves no token: for the likeliest, temperature=0")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = () if self.stop is None else self.stop
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        stop = tuple(given) if several else (given,)
         if not all(isinstance(text, str) and text for text in stop):
             raise ConfigurationError(f"stop must be texts, not {self.stop!r}")
         for name, value in (("max_new_tokens", most), ("top_k", top_k), ("stop", stop)):
@@ -61,8 +63,8 @@ class Sampling:
     def allowed(self, logits: Tensor) -> Tensor:
         """Logits `[B, V]` with −∞ for what `top_k` and `top_p` cut off."""
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            most = logits.topk(self.top_k)  # exactly k, also of tokens that are as likely
+            logits = torch.full_like(logits, -torch.inf).scatter_(1, most.indices, most.values)
         if self.top_p is not None and self.top_p < 1.0:
             ordered, order = logits.sort(descending=True)
             share = ordered.softmax(-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.backbone import Backbone
-from rl_lightning.llm.continuing import Continuation
+from rl_lightning.llm.continuation import Continuation
 from rl_lightning.llm.logits import log_probs
 from rl_lightning.llm.pool import Pooling, pool
 from rl_lightning.llm.rows import PADDING, Rows, lay_out, make_rows

@@ -107,6 +107,12 @@ class Tokens:
             i for token in ids for i in ([token] if token not in self._control_ids else instead)
         ]
 
+    def whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that are gone on with: with what the template puts before a text,
+        without what it puts behind, and never cut; an empty text may have none."""
+        _, behind = self._template
+        return [row[: len(row) - behind] for row in self._ids(texts)]
+
     @property
     def around(self) -> tuple[int, int]:
         """How many control tokens the template puts before and behind a text."""

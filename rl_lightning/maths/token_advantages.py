@@ -113,7 +113,7 @@ def groups_without_spread(reward: Tensor, group: Tensor | int) -> Tensor:
     Returns:
         bool `[K]`, one of each group, by ascending index.
     """
-    index, size = _groups(reward, group)
+    index, size = group_index(reward, group)
     low, high = (
         reward.new_zeros(len(size)).scatter_reduce(0, index, reward, how, include_self=False)
         for how in ("amin", "amax")
@@ -132,7 +132,8 @@ def token_rewards(
     """rₜ = −β KLₜ, and the score on top of it at the last own token (Ouyang et al. 2022, eq. 2).
 
     Args:
-        score: Of each completion, `[N]`; a completion without own tokens loses it.
+        score: Of each completion, `[N]`; a completion without own tokens loses it. Or of each
+            token, `[N, T]`, where turns are paid for one by one.
         mask: Own tokens, bool `[N, T]`.
         log_prob: log π of the policy that sampled, `[N, T]`; needed if β is not 0.
         reference_log_prob: log π_ref, `[N, T]`; needed if β is not 0.
@@ -145,8 +146,11 @@ def token_rewards(
     Raises:
         ConfigurationError: If β is not 0 and log-probabilities are missing.
     """
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    reward = own(score[:, None], last)
+    if score.dim() == 2:
+        reward = own(score, mask)
+    else:
+        last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+        reward = own(score[:, None], last)
     if kl_coef == 0.0:
         return reward
     if log_prob is None or reference_log_prob is None:
@@ -240,13 +244,44 @@ def overlong_penalty(length: Tensor, max_length: int, cache: int) -> Tensor:
     return ((max_length - cache - length.float()) / cache).clamp(-1.0, 0.0)
 
 
+def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
+    """The chance that one of k completions is right, 1 − C(n − c, k) / C(n, k), without bias (Chen
+    et al. 2021, "Evaluating Large Language Models Trained on Code", eq. 1).
+
+    Args:
+        right: c, how many of the samples of each prompt are right, int64 `[P]`.
+        samples: n, in [k, …).
+        k: How many are tried.
+
+    Returns:
+        Float32 `[P]`.
+
+    Raises:
+        ConfigurationError: If k is more than the samples.
+    """
+    check_range("k", k, 1, samples)
+    i = torch.arange(k, device=right.device)
+    # The product of (n − c − i) / (n − i), which is 0 once fewer than k are wrong.
+    wrong = ((samples - right)[:, None] - i).clamp(min=0) / (samples - i)
+    return 1.0 - wrong.prod(1)
+
+
 def _backward(x: Tensor, mask: Tensor, weight: float) -> Tensor:
     """yₜ = xₜ + w y of the next own token; outside the mask, where x is zero, y of the next one."""
     return backward_sum(x.T, torch.where(mask, weight, 1.0).to(x.dtype).T).T
 
 
-def _groups(reward: Tensor, group: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Index of each completion's group in 0 … K − 1, `[N]`, and the size of each group, `[K]`."""
+def group_index(reward: Tensor, group: Tensor | int, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Index of each completion's group in 0 … K − 1, int64 `[N]`, and the size of each, `[K]`.
+
+    Args:
+        reward: Of each completion, `[N]`.
+        group: See above.
+        least: Completions that a group must have.
+
+    Raises:
+        ConfigurationError: If one has fewer, or groups and completions do not fit.
+    """
     if isinstance(group, Tensor):
         if group.shape != reward.shape:
             raise ConfigurationError(
@@ -260,17 +295,19 @@ def _groups(reward: Tensor, group: Tensor | int) -> tuple[Tensor, Tensor]:
                 f"group must divide the number of completions, {len(reward)}, not be {size}"
             )
         index = torch.arange(len(reward), device=reward.device) // size
-    return index, index.bincount()
+    size = index.bincount()
+    if (size < least).any():
+        raise ConfigurationError(
+            f"group must have at least {least} completions of each prompt, not 1: alone, none is "
+            "better or worse than the others; sample more of each, or whiten over the batch "
+            "(REINFORCE++)"
+        )
+    return index, size
 
 
 def _compared(reward: Tensor, group: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rewards in float32 at least, and `_groups`, of which none has a single member."""
-    index, size = _groups(reward, group)
-    if (size < 2).any():
-        raise ConfigurationError(
-            "group must have at least 2 completions of each prompt, not 1: alone, none is better or"
-            " worse than the others; sample more of each, or whiten over the batch (REINFORCE++)"
-        )
+    """The rewards in float32 at least, and `group_index`, of which none has a single member."""
+    index, size = group_index(reward, group, 2)
     return wide(reward), index, size
 
 

@@ -1,4 +1,4 @@
-"""Losses over the tokens of a language model: policy gradient, value, imitation and preference.
+"""Losses over the tokens of a language model: policy gradient and value.
 
 N completions of T tokens each, padded on the right. `mask`, bool `[N, T]`, marks a completion's own
 tokens, those the model chose. Padding and what an environment wrote are False there: they have
@@ -13,7 +13,6 @@ number of ranks where their gradients are averaged: the gradients then add up to
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
@@ -39,15 +38,6 @@ class PolicyMetrics(NamedTuple):
     """KL(π_old ‖ π) of single tokens in nats, by k3."""
     kl_reference: Tensor | None
     """KL(π ‖ π_ref) in nats, as it is in the loss; None without a reference."""
-
-
-class DPOMetrics(NamedTuple):
-    """What explains a DPO loss: means over the pairs, without gradient."""
-
-    margin: Tensor
-    """Implicit reward of the chosen completion minus that of the rejected one, β Δ."""
-    accuracy: Tensor
-    """Share of pairs whose margin is positive; equal rewards count half."""
 
 
 def own(x: Tensor, mask: Tensor) -> Tensor:
@@ -151,6 +141,29 @@ def loss_normalizer(
     return mask.sum().float()
 
 
+def check_policy_loss(
+    loss_type: LossType,
+    importance: Importance,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    kl_estimator: KLEstimator,
+) -> None:
+    """Refuse arguments of `token_policy_loss` that cannot be, before anything is computed.
+
+    Raises:
+        ConfigurationError: If one is out of range or unknown.
+    """
+    check_one_of("loss_type", loss_type, get_args(LossType))
+    check_one_of("importance", importance, get_args(Importance))
+    check_one_of("kl_estimator", kl_estimator, get_args(KLEstimator))
+    check_range("clip_low", clip_low, 0.0, 1.0)
+    check_range("clip_high", clip_high, 0.0)
+    check_range("dual_clip", dual_clip, 1.0 + clip_high)
+    if dual_clip is not None and loss_type == "cispo":
+        raise ConfigurationError(f"dual_clip must be None with loss_type='cispo', not {dual_clip}")
+
+
 def token_policy_loss(
     log_prob: Tensor,
     advantage: Tensor,
@@ -211,15 +224,9 @@ def token_policy_loss(
     Raises:
         ConfigurationError: If an argument is out of range, unknown or missing.
     """
-    check_range("clip_low", clip_low, 0.0, 1.0)
-    check_range("clip_high", clip_high, 0.0)
-    check_range("dual_clip", dual_clip, 1.0 + clip_high)
-    if dual_clip is not None and loss_type == "cispo":
-        raise ConfigurationError(f"dual_clip must be None with loss_type='cispo', not {dual_clip}")
+    check_policy_loss(loss_type, importance, clip_low, clip_high, dual_clip, kl_estimator)
     if normalizer is None:
         normalizer = loss_normalizer(mask, loss_type, max_completion_length)
-    else:
-        check_one_of("loss_type", loss_type, get_args(LossType))
 
     log_prob = own(log_prob, mask)
     old = log_prob.detach() if old_log_prob is None else own(old_log_prob, mask)
@@ -257,7 +264,7 @@ def token_policy_loss(
             kl_old=losses.mean(kl_estimate(old, log_prob, "k3"), mask),
             kl_reference=None if kl is None else losses.mean(kl, mask),
         )
-    return _divide(own(loss, mask).sum(), normalizer), metrics
+    return divide(own(loss, mask).sum(), normalizer), metrics
 
 
 def token_value_loss(
@@ -287,56 +294,10 @@ def token_value_loss(
         )
     old = None if old_value is None else own(old_value, mask)
     mean = losses.value_loss(own(value, mask), own(target, mask), old, clip_range, mask)
-    return mean if normalizer is None else _divide(mean * mask.sum(), normalizer)
+    return mean if normalizer is None else divide(mean * mask.sum(), normalizer)
 
 
-def sft_loss(log_prob: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
-    """−E[log π] over the own tokens: the cross-entropy of supervised fine-tuning, in nats.
-
-    Args:
-        log_prob: log π of the tokens to be imitated, with gradient, `[N, T]`.
-        mask: Tokens to imitate, bool `[N, T]`.
-        normalizer: Tokens that the sum is divided by; those of this batch if None.
-    """
-    return _divide(-own(log_prob, mask).sum(), mask.sum() if normalizer is None else normalizer)
-
-
-def dpo_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, DPOMetrics]:
-    """−(1 − ε) log σ(β Δ) − ε log σ(−β Δ), the mean over pairs (Rafailov et al. 2023, eq. 7).
-
-    Δ = (log π − log π_ref) of the chosen completion minus that of the rejected one.
-
-    Args:
-        chosen: log π of the whole chosen completion, see `sequence_log_prob`, `[N]`.
-        rejected: log π of the rejected one, `[N]`.
-        reference_chosen: log π_ref of the chosen one, `[N]`.
-        reference_rejected: log π_ref of the rejected one, `[N]`.
-        beta: β: the higher, the nearer to the reference.
-        label_smoothing: ε, the share of pairs taken to be the wrong way round, in [0, ½]
-            (conservative DPO, Mitchell 2023).
-
-    Returns:
-        The loss, a scalar, and what explains it.
-
-    Raises:
-        ConfigurationError: If ε is out of range.
-    """
-    check_range("label_smoothing", label_smoothing, 0.0, 0.5)
-    chosen_ratio = wide(chosen) - wide(reference_chosen)
-    margin = beta * (chosen_ratio - (wide(rejected) - wide(reference_rejected)))
-    loss = -(1.0 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
-    accuracy = 0.5 * (1.0 + margin.detach().sign())
-    return loss.mean(), DPOMetrics(margin.detach().mean(), accuracy.mean())
-
-
-def _divide(total: Tensor, normalizer: float | Tensor) -> Tensor:
+def divide(total: Tensor, normalizer: float | Tensor) -> Tensor:
     """The quotient; the total where there is nothing to divide by, which is zero then."""
     count = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device)
     return total / torch.where(count > 0, count, 1.0)

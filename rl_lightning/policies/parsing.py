@@ -48,14 +48,21 @@ class ActionParser:
                 )
         return own
 
+    def answer(self, text: str) -> str | None:
+        """What is to be read of `text`, without white space around it; None if it is not there."""
+        if self.pattern is None:
+            return text.strip()
+        found = list(self.pattern.finditer(text))
+        if not found:
+            return None
+        return (found[-1].group(1 if self.pattern.groups else 0) or "").strip()
+
     def __call__(self, text: str, names: Sequence[str]) -> int | None:
         """The index of the name that `text` says, or None if it says none."""
-        if self.pattern is not None:
-            found = list(self.pattern.finditer(text))
-            if not found:
-                return None
-            text = found[-1].group(1 if self.pattern.groups else 0) or ""
-        said, own = _plain(text), self.said_by(names)
+        answer = self.answer(text)
+        if answer is None:
+            return None
+        said, own = _plain(answer), self.said_by(names)
         if said in own:
             return own.index(said)
         for name in sorted(own, key=len, reverse=True):

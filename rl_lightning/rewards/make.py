@@ -1,7 +1,7 @@
 """Rewards out of their descriptions: one object each, under a name of its own."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def make_rewards(
                     "derive it from rl_lightning.rewards.Reward"
                 )
             if reward.name is None:
-                reward.name = _free(name_of(type(reward)), named)
+                reward.name = free_name(name_of(type(reward)), named)
             elif reward.name in named or reward.name == ENVIRONMENT:
                 raise ConfigurationError(
                     f"data.rewards[{index}]: the name {reward.name!r} is taken; give another"
@@ -85,7 +85,8 @@ def name_of(cls: type) -> str:
     return re.sub(words, "_", cls.__name__).lower()
 
 
-def _free(name: str, taken: Any) -> str:
+def free_name(name: str, taken: Container[str]) -> str:
+    """A name that is not taken: this one, or with the first number that makes it so."""
     count, free = 1, name
     while free in taken or free == ENVIRONMENT:
         count += 1

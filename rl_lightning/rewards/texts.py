@@ -100,14 +100,14 @@ def _entries(space: gym.Space) -> dict[str, gym.Space]:
 
 
 def template_fields(
-    argument: str, template: str, allowed: Sequence[str], needed: Sequence[str] = ()
+    argument: str, template: str, allowed: Sequence[str] | None, needed: Sequence[str] = ()
 ) -> set[str]:
     """The fields in braces of a text that `str.format` fills.
 
     Args:
         argument: What messages call it.
         template: The text.
-        allowed: Fields there are.
+        allowed: Fields there are; None: any of one word.
         needed: Those of them that must be there.
 
     Raises:
@@ -121,6 +121,8 @@ def template_fields(
             f"data.rewards: {argument}={shortened(repr(template), 80)}: {error}; a brace by itself "
             "is doubled"
         ) from None
+    if allowed is None:
+        allowed = sorted({*needed, *filter(str.isidentifier, fields)})
     if not fields <= set(allowed) or not fields >= set(needed):
         must = " and ".join(f"{{{name}}}" for name in needed)
         may = " and ".join(f"{{{name}}}" for name in allowed if name not in needed)

@@ -28,7 +28,7 @@ MISTAKES = {
     "--trainr.max_epochs=1": "unrecognized.*did you mean trainer",
     "--trainer=[1, 2]": "trainer",
     # Classes of another kind, or none.
-    "--model=MLPEncoder": "model: MLPEncoder is no agent; there are .*PPO",
+    "--model=MLPEncoder": "model: MLPEncoder is no agent; nearest are ",
     "--model=Agent": "model: Agent is what others are derived from; choose one of .*PPO",
     "--model=[1]": r"model: a class is written as NAME, or \{class_path.*, not \[1\]",
     "--data=PPO": "data: PPO is no data module; there are .*RolloutDataModule",

@@ -12,9 +12,10 @@ from training import make_trainer
 
 from rl_lightning import PPO, MLPEncoder, PreferenceDataModule, RewardModel, RolloutDataModule
 from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.core.order import split
 from rl_lightning.data.preferences.labelling import answered
 from rl_lightning.data.preferences.lines import Lines
-from rl_lightning.data.preferences.questions import Questions, draw, split
+from rl_lightning.data.preferences.questions import Questions, draw
 from rl_lightning.data.preferences.recorded import RecordedSteps
 from rl_lightning.rewards import EndpointLabeller, RuleLabeller
 

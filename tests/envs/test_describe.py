@@ -558,9 +558,20 @@ def test_a_brief_description_tells_the_same_in_fewer_words(mini):
         "right and 2 steps forward."
     )
     assert env.describer(mini.base.gen_obs(), env) == (
-        "carrying grey key, wall: left 2, locked red door: forward 1, red lava: right 1, "
-        "purple ball: forward 2 right 1, mission: find out"
+        "free: left, carrying grey key, wall: left 2, locked red door: forward 1, red lava: right "
+        "1, purple ball: forward 2 right 1, mission: find out"
     )
+
+
+def test_a_brief_description_begins_with_where_a_step_is_free(mini):
+    from minigrid.core.world_object import Door
+
+    describe_briefly = "rl_lightning.envs.describe.minigrid.describe_briefly"
+    env = Describe(gym.make("MiniGrid-Empty-16x16-v0"), describe_briefly)
+    for is_open in (True, False):
+        mini(_8_7=Door("red", is_open=is_open))
+        text = env.describer(mini.base.gen_obs(), env)
+        assert text.startswith("free: forward left right, " if is_open else "free: left right, ")
 
 
 def test_the_mission_is_in_the_text(mini):

@@ -1,209 +1,237 @@
-"""Groups of completions are written as each would be alone, and read as they were written."""
+"""Groups of completions: written, and read again token by token."""
 
 import pytest
 import torch
 from llm_tiny import WRITERS, tiny_model
 
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.llm import Backbone
-from rl_lightning.llm.chunks import like_lengths
-from rl_lightning.llm.generation import end_tokens, write
+from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.generators import TransformersGenerator
 from rl_lightning.llm.reading import read_completions
 from rl_lightning.llm.sampling import Sampling
 
-PROMPTS = [[5, 17, 33, 40, 41, 60], [8], [12, 13, 14, 15], [*range(20, 38)], [9, 9]]
-GROUP, MOST = 4, 8
+PROMPTS = [[3, 40, 51], [7, 8, 9, 60, 61, 33, 12], [5]]
 
 
-def batch_of(backbone, written, temperature=1.0):
-    prompt, mask = backbone.tokens.pad(PROMPTS)
-    shape = (len(PROMPTS), GROUP)
-    own = torch.ones(*shape, MOST, dtype=torch.bool)
-    temperature = torch.full((len(PROMPTS),), temperature)
-    return (
-        prompt,
-        mask.sum(1),
-        written.ids.view(*shape, MOST),
-        written.length.view(shape),
-        own,
-        temperature,
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    known = {}
+
+    def make(kind, **kwargs):
+        key = kind, tuple(sorted(kwargs.items()))
+        if key not in known:
+            folder = tiny_model(kind, tmp_path_factory.mktemp(kind) / kind)
+            known[key] = Backbone(folder, head=True, max_length=16, **kwargs).eval()
+        return known[key]
+
+    return make
+
+
+def generate(backbone, sampling, samples=2, prompts=PROMPTS, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return TransformersGenerator(**kwargs)(backbone, prompts, samples, sampling, 0)
+
+
+def layout(backbone, written, samples=2, prompts=PROMPTS, temperature=1.0):
+    """What `read_completions` takes, of what was written."""
+    prompt, mask = backbone.tokens.pad(prompts)
+    shape = len(prompts), samples
+    length = written.length.view(shape)
+    ids = written.ids.view(*shape, -1)
+    own = torch.arange(ids.shape[2]) < length[..., None]
+    return prompt, mask.sum(1), ids, length, own, torch.full((len(prompts),), temperature)
+
+
+def adapted(backbone):
+    """Adapters that say something, as after training."""
+    random = torch.Generator().manual_seed(1)
+    for name, weight in backbone.named_parameters():
+        if "lora_" in name:
+            weight.data = 0.2 * torch.randn(weight.shape, generator=random)
+    return backbone
+
+
+def gradient(backbone, rows, **kwargs):
+    backbone.zero_grad()
+    found = read_completions(backbone, *rows, **kwargs)
+    (
+        found.log_prob * torch.linspace(-1, 1, found.log_prob.numel()).view_as(found.log_prob)
+    ).sum().backward()
+    return torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_was_said_when_writing_is_what_is_said_when_reading(kind, temperature, made):
+    backbone = made(kind)
+    written = generate(backbone, Sampling(6, temperature))
+    rows = layout(backbone, written, temperature=temperature)
+    for method in ("packed", "cached", "rows"):
+        found = read_completions(backbone, *rows, method=method)
+        torch.testing.assert_close(
+            found.log_prob.view_as(written.log_prob), written.log_prob, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_group_in_one_row_is_read_as_each_of_it_alone(kind, made):
+    backbone = made(kind, tune="full")
+    rows = layout(backbone, generate(backbone, Sampling(6)))
+    packed, apart = (
+        read_completions(backbone, *rows, method=m, hidden=True) for m in ("packed", "rows")
+    )
+    for name in ("log_prob", "entropy", "hidden"):
+        torch.testing.assert_close(
+            getattr(packed, name), getattr(apart, name), rtol=1e-5, atol=1e-5
+        )
+    one, other = (gradient(backbone, rows, method=m) for m in ("packed", "rows"))
+    assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_merged_adapters_write_as_adapters_beside_the_weights_do(kind, made):
+    backbone = adapted(made(kind, tune="lora", lora_rank=4))
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    merged, beside = (generate(backbone, Sampling(6), merge_lora=m) for m in (True, False))
+    assert merged.ids.equal(beside.ids)
+    torch.testing.assert_close(merged.log_prob, beside.log_prob, rtol=1e-5, atol=1e-5)
+    after = backbone.model.state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())
+    with backbone.model.disable_adapter():
+        plain = generate(backbone, Sampling(6), merge_lora=False)
+    assert (plain.log_prob - merged.log_prob).abs().max() > 1e-3  # they say something
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_likeliest_tokens_are_those_of_each_prompt_alone_read_from_scratch(kind, made):
+    backbone = made(kind)
+    together = generate(backbone, Sampling(5, 0.0), samples=1, batch_size=2)
+    for row, prompt in enumerate(PROMPTS):
+        ids = list(prompt)
+        for _ in range(int(together.length[row])):
+            ids.append(int(backbone.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert together.ids[row, : together.length[row]].tolist() == ids[len(prompt) :]
+
+
+def test_logits_in_pieces_are_the_same(made):
+    backbone = made("llama", tune="full")
+    rows = layout(backbone, generate(backbone, Sampling(6)))
+    whole, parts = (read_completions(backbone, *rows, chunk=c) for c in (1000, 3))
+    torch.testing.assert_close(whole.log_prob, parts.log_prob)
+    torch.testing.assert_close(whole.entropy, parts.entropy)
+    one, other = (gradient(backbone, rows, chunk=c) for c in (1000, 3))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_entropy_has_a_gradient_where_it_is_asked_for(made):
+    backbone = made("llama", tune="full")
+    rows = layout(backbone, generate(backbone, Sampling(3)))
+    assert not read_completions(backbone, *rows).entropy.requires_grad
+    read_completions(backbone, *rows, entropy_grad=True).entropy.sum().backward()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
+def test_what_an_environment_wrote_is_read_and_not_learned(kind, method, made):
+    backbone = made(kind, tune="full")
+    prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
+    many = torch.full_like(many, 6)
+    own = torch.ones_like(own)
+    own[..., 2:4] = False
+    found = read_completions(backbone, prompt, length, ids, many, own, heat, method=method)
+    assert found.log_prob[..., 2:4].abs().max() == 0.0
+    assert found.entropy[..., 2:4].abs().max() == 0.0
+    backbone.zero_grad()
+    found.log_prob[..., 2:4].sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in backbone.parameters())
+    other = ids.clone()
+    other[..., 3] = (other[..., 3] + 1) % 50
+    after = read_completions(backbone, prompt, length, other, many, own, heat, method=method)
+    torch.testing.assert_close(after.log_prob[..., :2], found.log_prob[..., :2])
+    assert (after.log_prob[..., 4:] - found.log_prob[..., 4:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
+def test_padding_says_nothing(kind, method, made):
+    backbone = made(kind)
+    prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
+    found = read_completions(backbone, prompt, length, ids, many, own, heat, method=method)
+    pad = torch.nn.functional.pad
+    wider = pad(prompt, (0, 3), value=9), length, pad(ids, (0, 2), value=9), many, pad(own, (0, 2))
+    after = read_completions(backbone, *wider, heat, method=method)
+    torch.testing.assert_close(after.log_prob[..., :6], found.log_prob, rtol=1e-5, atol=1e-5)
+    assert after.log_prob[..., 6:].abs().max() == 0.0
+
+
+def test_gradient_checkpointing_changes_no_number(made):
+    plain, again = (
+        made("llama", tune="full"),
+        made("llama", tune="full", gradient_checkpointing=True),
+    )
+    again.load_state_dict(plain.state_dict())
+    rows = layout(plain, generate(plain, Sampling(6)))
+    try:
+        again.train()
+        torch.testing.assert_close(gradient(plain, rows), gradient(again, rows))
+    finally:
+        again.eval()
+
+
+def test_mixed_precision_is_right_but_for_rounding(made):
+    backbone = made("llama")
+    rows = layout(backbone, generate(backbone, Sampling(6)))
+    exact = read_completions(backbone, *rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = read_completions(backbone, *rows)
+    assert rounded.log_prob.dtype == torch.float32
+    assert (rounded.log_prob - exact.log_prob).abs().max() < 0.5
+    assert not rounded.log_prob.equal(exact.log_prob)
+
+
+def test_samples_of_a_group_differ_and_come_again_with_the_seed(made):
+    backbone = made("llama")
+    one = generate(backbone, Sampling(6), samples=4)
+    assert len({tuple(row) for row in one.ids[:4].tolist()}) > 1
+    assert generate(backbone, Sampling(6), samples=4).ids.equal(one.ids)
+    assert not generate(backbone, Sampling(6), samples=4, seed=1).ids.equal(one.ids)
+
+
+def test_an_end_token_ends_and_belongs_to_what_was_written(made):
+    backbone = made("llama")
+    written = generate(backbone, Sampling(40, 1.5), samples=64)
+    assert written.ended.any()
+    for ids, length, ended in zip(written.ids, written.length, written.ended, strict=True):
+        own = ids[:length].tolist()
+        assert (own[-1] == 1) == bool(ended)
+        assert 1 not in own[:-1]
+        assert bool(ended) or length == 40
+
+
+def test_a_stop_text_ends(made):
+    backbone = made("llama")
+    free = generate(backbone, Sampling(12), samples=16)
+    text = backbone.tokens.tokenizer.decode(free.ids[0, :2].tolist())
+    stopped = generate(backbone, Sampling(12, stop=[text]), samples=16)
+    assert stopped.ended[0]
+    assert int(stopped.length[0]) <= 2
+
+
+def test_what_is_cut_off_has_its_share_in_log_probabilities(made):
+    backbone = made("llama")
+    written = generate(backbone, Sampling(4, top_k=2))
+    found = read_completions(backbone, *layout(backbone, written))
+    torch.testing.assert_close(
+        found.log_prob.view_as(written.log_prob), written.log_prob, rtol=1e-5, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, "t5"])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_what_was_written_reads_the_same(adapted, kind, temperature):
-    torch.manual_seed(0)
-    backbone = adapted[kind]
-    sampling = Sampling(MOST, temperature)
-    written = TransformersGenerator(batch_size=9)(backbone, PROMPTS, GROUP, sampling, 0)
-    assert written.ids.shape == written.log_prob.shape == (len(PROMPTS) * GROUP, MOST)
-    read = read_completions(backbone, *batch_of(backbone, written, temperature))
-    torch.testing.assert_close(read.log_prob.view(-1, MOST), written.log_prob, rtol=1e-5, atol=2e-5)
-    there = torch.arange(MOST) < written.length[:, None]
-    assert (written.log_prob[~there] == 0).all()
-    assert (written.log_prob[there] < 0).all()
-
-
-def test_a_window_looks_back_as_far_behind_a_short_prompt(tmp_path):
-    """Texts of a batch are padded, and the window goes by a text's own tokens."""
-    backbone = Backbone(tiny_model("gemma2", tmp_path, window=6), head=True)
-    torch.manual_seed(0)
-    written = TransformersGenerator()(backbone, PROMPTS, GROUP, Sampling(MOST), 0)
-    read = read_completions(backbone, *batch_of(backbone, written), method="rows")
-    torch.testing.assert_close(read.log_prob.view(-1, MOST), written.log_prob, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", [*WRITERS, "t5", "mamba"])
-def test_greedy_is_each_prompt_alone(adapted, kind):
-    backbone = adapted[kind]
-    sampling = Sampling(MOST, 0.0)
-    for size in (1, 5, 256):
-        generator = TransformersGenerator(batch_size=size)
-        together = generator(backbone, PROMPTS, 2, sampling, 0)
-        for n, prompt in enumerate(PROMPTS):
-            alone = write(backbone, torch.tensor([prompt]), torch.tensor([len(prompt)]), sampling)
-            for row in (2 * n, 2 * n + 1):
-                assert torch.equal(together.ids[row], alone.ids[0])
-                assert together.length[row] == alone.length[0]
-                torch.testing.assert_close(
-                    together.log_prob[row], alone.log_prob[0], rtol=1e-4, atol=1e-3
-                )
-
-
-@pytest.mark.parametrize("kind", [*WRITERS, "t5"])
-def test_over_a_cache_it_writes_what_it_writes_without(adapted, kind, monkeypatch):
-    backbone = adapted[kind]
-    sampling = Sampling(MOST, 0.0)
-    with_cache = TransformersGenerator()(backbone, PROMPTS, 1, sampling, 0)
-    logits = Backbone.logits
-    monkeypatch.setattr(
-        Backbone, "logits", lambda self, *args, **kw: logits(self, *args, **kw)._replace(cache=None)
-    )
-    without = TransformersGenerator()(backbone, PROMPTS, 1, sampling, 0)
-    assert torch.equal(with_cache.ids, without.ids)
-    torch.testing.assert_close(with_cache.log_prob, without.log_prob, rtol=1e-5, atol=2e-5)
-
-
-def test_a_prompt_is_read_once_for_its_group(adapted, monkeypatch):
-    backbone, read = adapted["llama"], []
-    logits = Backbone.logits
-
-    def note(self, select, **inputs):
-        read.append(inputs["input_ids"].shape)
-        return logits(self, select, **inputs)
-
-    monkeypatch.setattr(Backbone, "logits", note)
-    monkeypatch.setattr("rl_lightning.llm.generation.end_tokens", lambda backbone: [])
-    TransformersGenerator(batch_size=8)(backbone, [[5] * 6] * 4, 4, Sampling(3), 0)
-    assert read == [(2, 6), (8, 1), (8, 1)] * 2  # and no more than batch_size at a time
-    read.clear()
-    TransformersGenerator(batch_size=3)(backbone, [[5] * 6], 4, Sampling(2), 0)
-    assert read == [(1, 6), (3, 1), (1, 6), (1, 1)]
-    read.clear()
-    ragged = [[5] * n for n in (40, 2, 41, 3, 2, 3, 40, 2, 3)]
-    TransformersGenerator(batch_size=256)(backbone, ragged, 8, Sampling(1), 0)
-    assert [shape[1] for shape in read] == [2, 3, 41]  # like lengths together
-    assert [len(c) for c in like_lengths([len(p) for p in ragged], 32, fewest=1)] == [3, 3, 3]
-
-
-def test_what_has_ended_leaves_the_batch(adapted, monkeypatch):
-    backbone, rows = adapted["llama"], []
-    logits = Backbone.logits
-
-    def note(self, select, **inputs):
-        rows.append(len(inputs["input_ids"]))
-        return logits(self, select, **inputs)
-
-    prompt, mask = backbone.tokens.pad(PROMPTS)
-    whole = write(backbone, prompt, mask.sum(1), Sampling(MOST, 0.0))
-    ends = whole.ids[[0, 1, 3], 2].tolist()  # three of five end here at the latest
-    monkeypatch.setattr("rl_lightning.llm.generation.end_tokens", lambda backbone: ends)
-    monkeypatch.setattr(Backbone, "logits", note)
-    written = write(backbone, prompt, mask.sum(1), Sampling(MOST, 0.0))
-    assert rows[0] == 5
-    assert rows[-1] <= 2
-    for n in range(len(PROMPTS)):
-        text = whole.ids[n].tolist()
-        stop = next((t for t, token in enumerate(text) if token in ends), MOST - 1) + 1
-        assert written.length[n] == stop
-        assert written.ids[n, :stop].tolist() == text[:stop]
-        assert (written.ids[n, stop:] == backbone.tokens.pad_id).all()
-        torch.testing.assert_close(written.log_prob[n, :stop], whole.log_prob[n, :stop])
-        assert bool(written.ended[n]) == (text[stop - 1] in ends)
-
-
-def test_a_completion_may_be_its_end_alone(adapted, monkeypatch):
-    backbone = adapted["llama"]
-    first = write(backbone, torch.tensor([[8]]), torch.tensor([1]), Sampling(1, 0.0)).ids[0, 0]
-    monkeypatch.setattr("rl_lightning.llm.generation.end_tokens", lambda backbone: [int(first)])
-    written = TransformersGenerator()(backbone, [[8]], 2, Sampling(5, 0.0), 0)
-    assert written.ids[:, 0].tolist() == [first, first]
-    assert written.length.tolist() == [1, 1]
-    assert written.ended.tolist() == [True, True]
-
-
-def test_a_tokenizer_without_an_end_or_padding(tmp_path):
-    from transformers import AutoTokenizer
-
-    folder = tiny_model("gpt2", tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.eos_token = tokenizer.bos_token = tokenizer.pad_token = None
-    tokenizer.save_pretrained(folder)
-    backbone = Backbone(folder, head=True)
-    backbone.model.config.eos_token_id = backbone.model.generation_config.eos_token_id = None
-    assert end_tokens(backbone) == []
-    written = TransformersGenerator()(backbone, PROMPTS, 2, Sampling(MOST), 0)
-    assert (written.length == MOST).all()
-    assert not written.ended.any()
-    text = backbone.tokens.tokenizer.decode(written.ids[0, 1:2])
-    again = Sampling(MOST, 0.0, stop=[text])
-    assert TransformersGenerator()(backbone, PROMPTS, 1, again, 0).length.max() <= MOST
-
-
-def test_the_same_random_numbers_write_the_same(adapted):
-    out = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(seed)
-        out.append(TransformersGenerator()(adapted["llama"], PROMPTS, GROUP, Sampling(MOST), 0).ids)
-    assert torch.equal(out[0], out[1])
-    assert not torch.equal(out[0], out[2])
-    assert len({tuple(row) for row in out[0][:GROUP].tolist()}) > 1  # samples of a group differ
-
-
-def test_writing_in_training_mode_is_the_same(writers):
-    """Layers that recompute themselves keep no keys and values while they train."""
-    backbone = Backbone(writers["llama"], tune="lora", head=True, gradient_checkpointing=True)
-    args = (PROMPTS, 2, Sampling(MOST, 0.0), 0)
-    expected = TransformersGenerator()(backbone.eval(), *args)
-    assert torch.equal(TransformersGenerator()(backbone.train(), *args).ids, expected.ids)
-    assert backbone.training
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
+def test_prompts_that_nothing_can_go_on_from_are_named(made):
+    backbone = made("llama")
+    for prompts, message in (
+        ([[3], []], "prompt 1 has no tokens"),
         ([], "there are no prompts"),
-        ([[5], []], "prompt 1 has no tokens"),
-        ([[5] * 250], "250 tokens and max_new_tokens=8 are more than the 256 tokens"),
-    ],
-)
-def test_prompts_that_cannot_be_gone_on_from(adapted, prompts, message):
-    with pytest.raises(ConfigurationError, match=message):
-        TransformersGenerator()(adapted["gpt2"], prompts, 2, Sampling(MOST), 0)
-
-
-def test_temperature_and_what_is_cut_off_in_log_probabilities(adapted):
-    backbone = adapted["llama"]
-    prompt, length = torch.tensor([PROMPTS[0]]), torch.tensor([len(PROMPTS[0])])
-    logits = backbone.model(input_ids=prompt).logits[0, -1].detach()
-    for temperature in (1.0, 0.5):
-        expected = (logits / temperature).log_softmax(-1)
-        for knobs in ({}, {"top_k": 3}, {"top_p": 0.4}):
-            sampling = Sampling(1, temperature, **knobs)
-            written = write(backbone, prompt, length, sampling, 20)
-            own = expected[written.ids[:, 0]]
-            torch.testing.assert_close(written.log_prob[:, 0], own, rtol=1e-5, atol=1e-5)
-            if "top_k" in knobs:
-                assert set(written.ids[:, 0].tolist()) <= set(expected.topk(3).indices.tolist())
+        ([[3] * 255], "more than the 256 tokens"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            generate(backbone, Sampling(4), prompts=prompts)

@@ -7,6 +7,7 @@ import torch
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.maths import losses
+from rl_lightning.maths import token_imitation as imitation
 from rl_lightning.maths import token_losses as token
 
 
@@ -68,14 +69,14 @@ def test_half_precision_is_computed_in_float32(dtype):
     exact, _ = token.token_policy_loss(
         wide[0], advantage.double(), mask, wide[1], wide[2], kl_coef=0.1
     )
-    others = token.sft_loss(log_prob, mask), token.token_value_loss(log_prob, old, mask)
-    found = [loss, *others, token.dpo_loss(log_prob, old, reference, old)[0]]
+    others = imitation.sft_loss(log_prob, mask), token.token_value_loss(log_prob, old, mask)
+    found = [loss, *others, imitation.dpo_loss(log_prob, old, reference, old)[0]]
     expected = [
         exact,
-        token.sft_loss(wide[0], mask),
+        imitation.sft_loss(wide[0], mask),
         token.token_value_loss(wide[0], wide[1], mask),
     ]
-    expected.append(token.dpo_loss(*wide, wide[1])[0])
+    expected.append(imitation.dpo_loss(*wide, wide[1])[0])
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
@@ -106,35 +107,35 @@ def test_the_imitation_loss_is_the_cross_entropy_of_the_own_tokens():
     mask = torch.rand(4, 5) < 0.6
     log_prob = logits.log_softmax(2).gather(2, labels[..., None]).squeeze(2)
     expected = torch.nn.functional.cross_entropy(logits[mask], labels[mask])
-    torch.testing.assert_close(token.sft_loss(log_prob, mask), expected)
-    halves = [token.sft_loss(log_prob[i], mask[i], mask.sum()) for i in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(imitation.sft_loss(log_prob, mask), expected)
+    halves = [imitation.sft_loss(log_prob[i], mask[i], mask.sum()) for i in (slice(2), slice(2, 4))]
     torch.testing.assert_close(sum(halves), expected)
     broken = torch.where(mask, log_prob, -math.inf)
-    (gradient,) = torch.autograd.grad(token.sft_loss(broken, mask), log_prob)
+    (gradient,) = torch.autograd.grad(imitation.sft_loss(broken, mask), log_prob)
     assert gradient.isfinite().all()
-    assert token.sft_loss(log_prob, torch.zeros_like(mask)) == 0.0
+    assert imitation.sft_loss(log_prob, torch.zeros_like(mask)) == 0.0
 
 
 def test_the_preference_loss_by_hand():
     chosen, rejected = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-2.0, -1.0, -3.0])
     reference = torch.tensor([-1.5, -1.5, -3.0])
     # Δ = (0.5 + 0.5), (−0.5 − 0.5), 0
-    loss, metrics = token.dpo_loss(chosen, rejected, reference, reference, beta=2.0)
+    loss, metrics = imitation.dpo_loss(chosen, rejected, reference, reference, beta=2.0)
     expected = [math.log(1 + math.exp(-m)) for m in (2.0, -2.0, 0.0)]
     assert loss.item() == pytest.approx(sum(expected) / 3)
     assert metrics.margin.item() == 0.0
     assert metrics.accuracy.item() == 0.5
-    smooth, _ = token.dpo_loss(chosen[:1], rejected[:1], reference[:1], reference[:1], 2.0, 0.1)
+    smooth, _ = imitation.dpo_loss(chosen[:1], rejected[:1], reference[:1], reference[:1], 2.0, 0.1)
     expected = 0.9 * math.log(1 + math.exp(-2)) + 0.1 * math.log(1 + math.exp(2))
     assert smooth.item() == pytest.approx(expected)
     with pytest.raises(ConfigurationError, match=r"label_smoothing must be between 0 and 0\.5"):
-        token.dpo_loss(chosen, rejected, reference, reference, label_smoothing=0.6)
+        imitation.dpo_loss(chosen, rejected, reference, reference, label_smoothing=0.6)
 
 
 def test_the_preference_loss_separates_the_pair():
     chosen, rejected = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
     zero = torch.zeros(3)
-    loss, _ = token.dpo_loss(chosen, rejected, zero, zero, beta=0.1)
+    loss, _ = imitation.dpo_loss(chosen, rejected, zero, zero, beta=0.1)
     assert loss.item() == pytest.approx(math.log(2))
     up, down = torch.autograd.grad(loss, (chosen, rejected))
     torch.testing.assert_close(up, torch.full((3,), -0.1 / 2 / 3))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rl_lightning.maths import token_advantages as advantages
+from rl_lightning.maths import token_imitation as imitation
 from rl_lightning.maths import token_losses as token
 
 trl = pytest.importorskip("trl", reason="needs trl, which is no dependency")
@@ -310,7 +311,7 @@ def test_the_dpo_loss_is_that_of_trl():
     inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
     theirs = made._compute_loss(made.model, inputs, return_outputs=False)
     sums = token.sequence_log_prob(logps, torch.ones(N, T, dtype=torch.bool))
-    ours, metrics = token.dpo_loss(sums[:half], sums[half:], chosen, rejected, beta=0.2)
+    ours, metrics = imitation.dpo_loss(sums[:half], sums[half:], chosen, rejected, beta=0.2)
     compare(
         (ours.detach(), *torch.autograd.grad(ours, logps, retain_graph=True)),
         (theirs.detach(), *torch.autograd.grad(theirs, logps)),

@@ -88,6 +88,10 @@ class EpisodeLoader:
             began = time.perf_counter()
         self.seconds += time.perf_counter() - began
 
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
     @contextmanager
     def _own_random_numbers(self, device: torch.device, step: int) -> Iterator[None]:
         """The random numbers of one step; the global ones are as they were afterwards.

@@ -9,8 +9,9 @@ import numpy as np
 
 from rl_lightning.core.charset import PRINTABLE
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.order import split
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.preferences.questions import Questions, split
+from rl_lightning.data.preferences.questions import Questions
 from rl_lightning.rewards.labels.rule import read_rows
 
 

@@ -64,21 +64,6 @@ class Source(Protocol):
         ...
 
 
-def split(keys: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which rows are for validation, bool `[n]`: those of a random share of the different keys.
-
-    Equal keys are on one side, so nothing that is validated by was trained on.
-
-    Args:
-        keys: Whole numbers `[n]`.
-        share: In [0, 1).
-        rng: Draws.
-    """
-    different = np.unique(keys)
-    held_out = rng.permutation(different)[: round(share * len(different))]
-    return np.isin(keys, held_out)
-
-
 def draw(
     rows: np.ndarray, keys: np.ndarray, count: int, size: int, rng: np.random.Generator
 ) -> np.ndarray:

@@ -7,9 +7,10 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.order import split
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data.preferences.questions import Questions, draw, split
+from rl_lightning.data.preferences.questions import Questions, draw
 from rl_lightning.data.recordings.dataset import Dataset, read_dataset
 from rl_lightning.data.recordings.rows import batched, cut, joined
 

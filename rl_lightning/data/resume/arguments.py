@@ -1,6 +1,6 @@
 """A data module's arguments, out of a checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -8,19 +8,18 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import rl_lightning.envs
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.core.signatures import signature_of
+from rl_lightning.core.signatures import hints_of, signature_of
 from rl_lightning.core.trust import find_named, loading_stranger
-from rl_lightning.core.types import EnvSpec
 from rl_lightning.hyperparameters import (
     check_asks_nobody,
     check_described,
     check_hyperparameters,
     stored_class,
 )
-from rl_lightning.rewards import Reward
 
 # Where to write, and whom to ask (and with which key), is for whoever runs it to say.
 _NOT_FROM_A_FILE = ("record", "storage", "storage_dir", "labeller")
+_DESCRIBED = ("rewards", "prompts", "val_prompts")  # what is an object, and not plain data
 # These write files, or open windows, where the checkpoint says.
 _REFUSED_WRAPPERS = ("RecordVideo", "HumanRendering")
 
@@ -67,31 +66,46 @@ def stored_arguments(
     return made, {**given, **kwargs}
 
 
-def built_rewards(given: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
-    """Arguments with what makes rewards in the place of its description.
+def built_arguments(made: type, given: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
+    """Arguments with rewards and sources of prompts in the place of their descriptions.
 
     Args:
+        made: The class of the data module that they are for.
         given: As `stored_arguments` returned them; what a caller gave as objects stays.
         trusted: Packages that the checkpoint may name.
 
     Raises:
-        ConfigurationError: If a description leads to no reward.
+        ConfigurationError: If a description leads to nothing of its kind.
     """
-    described = given.get("rewards")
-    if not described or any(callable(one) for one in described):
-        return dict(given)
+    hints = hints_of(made)
+    built = {
+        name: _built(name, hints[name], given[name], trusted)
+        for name in _DESCRIBED
+        if name in hints and _is_description(name, given.get(name))
+    }
+    return {**given, **built}
+
+
+def _is_description(name: str, value: Any) -> bool:
+    """Whether it says what is to be built, and is not that already; prompts may be plain data."""
+    if name == "rewards":
+        return bool(value) and not any(map(callable, value))
+    return isinstance(value, Mapping) and "class_path" in value
+
+
+def _built(name: str, hint: Any, described: Any, trusted: Sequence[str]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--rewards", type=list[Callable[[EnvSpec], Reward]])
+    parser.add_argument(f"--{name}", type=hint)
     with loading_stranger(trusted):
         try:
-            parsed = parser.parse_object({"rewards": list(described)})
-            return {**given, "rewards": parser.instantiate(parsed).rewards}
+            parsed = parser.parse_object({name: described})
+            return parser.instantiate(parsed)[name]
         except ConfigurationError:
             raise
         except (ArgumentError, TypeError, ValueError, ImportError) as error:
             raise ConfigurationError(
-                f"the checkpoint's data.rewards cannot be built: {error}; give others, "
-                "load_from_checkpoint(path, rewards=...)"
+                f"the checkpoint's data.{name} cannot be built: {error}; give others, "
+                f"load_from_checkpoint(path, {name}=...)"
             ) from error
 
 

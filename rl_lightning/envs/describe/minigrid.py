@@ -59,8 +59,9 @@ def describe(obs: Mapping[str, Any], env: gym.Env) -> str:
 def describe_briefly(obs: Mapping[str, Any], env: gym.Env) -> str:
     """The same as `describe`, in half as many words, for models that read at each step.
 
-    Example: "carrying blue key, wall: left 2, locked red door: forward 3 left 1, mission: open the
-    red door". Words are lower-cased and come after a space, so that a thing has the same tokens
+    It begins with where a step would lead to free floor, or through an open door: "free: forward
+    right, carrying blue key, wall: left 2, locked red door: forward 3 left 1, mission: open the red
+    door". Words are lower-cased and come after a space, so that a thing has the same tokens
     wherever it is told. The mission comes last, and a place begins with a word that is also an
     action's, so that a model which goes on with a text as it went on before has something to go by.
 
@@ -72,7 +73,7 @@ def describe_briefly(obs: Mapping[str, Any], env: gym.Env) -> str:
         ValueError: See `describe`.
     """
     seen = _look(obs)
-    parts = []
+    parts = [f"free: {' '.join(seen.free)}"] if seen.free else []
     if seen.carried is not None:
         parts.append(f"carrying {_words(seen.carried)}")
     parts += [f"wall: {side} {steps}" for side, steps in seen.walls]
@@ -90,6 +91,7 @@ class _Seen(NamedTuple):
     carried: Cell | None
     walls: list[tuple[str, int]]
     objects: list[tuple[int, int, Cell]]
+    free: list[str]
 
 
 def _look(obs: Mapping[str, Any]) -> _Seen:
@@ -124,7 +126,13 @@ def _look(obs: Mapping[str, Any]) -> _Seen:
         if kinds[x][y] not in (*NOTHING, "wall") and (x, y) != (middle, last)
     ]
     nearest = [(right, forward, cell) for _, right, forward, cell in sorted(objects)]
-    return _Seen(mission.rstrip("."), carried, walls, nearest)
+    free = [
+        side
+        for side, dx, dy in SIDES
+        if kinds[middle + dx][last + dy] in ("empty", "floor")
+        or (kinds[middle + dx][last + dy] == "door" and cells[middle + dx][last + dy][2] == 0)
+    ]
+    return _Seen(mission.rstrip("."), carried, walls, nearest, free)
 
 
 def _is_view(image: Any) -> bool:

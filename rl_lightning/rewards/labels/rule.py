@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,18 +168,19 @@ def read_rows(path: str | Path, names: Sequence[str] = ()) -> list[dict[str, Any
     """The lines of a JSONL file, each an object that has these entries; empty lines are none.
 
     Raises:
-        ConfigurationError: If there is no such file, or one of its lines is not so.
+        ConfigurationError: If there is no such file, if one of its lines is not so, or has an entry
+            twice.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigurationError(f"{path}: there is no such file")
     rows = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                row = _parsed(line)
+                row = _parsed(line, f"{path}, line {number}")
                 if not isinstance(row, dict) or any(name not in row for name in names):
                     wanted = " and ".join(map(repr, names)) or "entries"
                     raise ConfigurationError(
@@ -191,8 +193,22 @@ def read_rows(path: str | Path, names: Sequence[str] = ()) -> list[dict[str, Any
     return rows
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=partial(once, where))
+    except ConfigurationError:
+        raise
     except (ValueError, RecursionError):
         return None
+
+
+def once(where: str, entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of a JSON object, for `object_pairs_hook`.
+
+    Raises:
+        ConfigurationError: If one stands there twice.
+    """
+    names = [name for name, _ in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigurationError(f"{where}: {twice[0]!r} stands there twice; leave one out")
+    return dict(entries)

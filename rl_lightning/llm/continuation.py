@@ -1,6 +1,7 @@
-"""Reading on behind prompts, over their keys and values.
+"""A language model that goes on with texts over the keys and values of before.
 
-Shapes: N prompts, P tokens of a prompt, B continuations, K tokens that are read at once.
+Shapes: N prompts, P tokens of a prompt, B rows of a batch, K tokens that are read at once, V of the
+vocabulary.
 """
 
 from typing import Any
@@ -19,18 +20,17 @@ class Continuation:
     Prompts are padded on the left: what lies between two tokens is then the same in columns and in
     positions, as a window or a bias over distances needs it. A model that keeps no keys and values
     reads everything again.
-
-    Args:
-        backbone: With its head.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.cache: Any = None
-        self.mask: Tensor  # [B, P + what was read since], of an encoder-decoder [B, P]
+        self._recalled: tuple[Tensor, Tensor] | None = None
 
     def begin(self, prompt: Tensor, length: Tensor) -> Logits:
-        """Read prompts, right-padded int64 `[N, P]`: the logits are of the last token, `[N, V]`."""
+        """Read prompts, right-padded `[N, P]`; the logits are of what comes next, `[N, V]`."""
+        if self._recalled is not None:
+            return self._go_on(prompt, length)
         width = max(int(length.max()), 1)
         at = torch.arange(width, device=prompt.device)
         model = self.backbone.model
@@ -45,7 +45,49 @@ class Continuation:
             self.place = place.clamp(min=0)
             filled = prompt[:, :width].gather(1, self.place)
             self.given = torch.where(self.mask, filled, self.backbone.tokens.pad_id)
-        return self._read(self.given.shape[1], _last(self.given))
+        return self._read(self.given.shape[1])
+
+    @property
+    def recalls(self) -> bool:
+        """Whether it can go on from the keys and values of single rows: it has them all."""
+        layers = [] if self.cache is None else self.cache.layers
+        whole = all(type(layer).__name__ == "DynamicLayer" for layer in layers)
+        return bool(layers) and whole and not self.backbone.encoder_decoder
+
+    def recall(self, rows: Tensor, known: Tensor) -> None:
+        """Have `begin` go on from what has been read, in the next call.
+
+        Args:
+            rows: Whose, int64 `[N]`.
+            known: How many of its tokens are those that the next prompt begins with, int64 `[N]`.
+        """
+        self._recalled = rows, known
+
+    def _go_on(self, prompt: Tensor, length: Tensor) -> Logits:
+        """As `begin`, over the keys and values of what is known.
+
+        All prompts read as many tokens as the one of which least is known, so that no padding comes
+        to lie within one: of the others, some are read again.
+        """
+        assert self._recalled is not None
+        (rows, known), self._recalled = self._recalled, None
+        new = int((length - known).max())
+        kept = (length - new).clamp(min=0)
+        width = int(kept.max())
+        place = torch.arange(width, device=prompt.device) - (width - kept)[:, None]  # [N, W]
+        column = (self.mask[rows].long().argmax(1)[:, None] + place).clamp(min=0)
+        for layer in self.cache.layers:
+            at = column[:, None, :, None]
+            for name in ("keys", "values"):
+                have = getattr(layer, name)[rows]  # [N, heads, before, D]
+                shape = -1, have.shape[1], -1, have.shape[3]
+                setattr(layer, name, have.gather(2, at.expand(*shape)))
+        ahead = torch.arange(new, device=prompt.device) + (length - new)[:, None]
+        place = torch.cat([place, ahead], 1)
+        self.mask, self.place = place >= 0, place.clamp(min=0)
+        filled = prompt.gather(1, self.place)
+        self.given = torch.where(self.mask, filled, self.backbone.tokens.pad_id)
+        return self._read(new)
 
     def more(
         self, ids: Tensor, there: Tensor | None = None, select: Tensor | None = None
@@ -55,7 +97,7 @@ class Continuation:
         Args:
             ids: Right-padded, int64 `[B, K]`.
             there: What of them is no padding, bool `[B, K]`; None: all.
-            select: Whose logits are wanted, bool `[B, K]`; None: the last one's.
+            select: Whose logits are wanted, bool `[B, K]`; None: the last one's, `[B, V]`.
         """
         there = torch.ones_like(ids, dtype=torch.bool) if there is None else there
         self.given = torch.cat([self.given, ids], 1)
@@ -63,7 +105,7 @@ class Continuation:
             self.mask = torch.cat([self.mask, there], 1)
             # Padding stays where the text ended: behind it there may be no position.
             self.place = torch.cat([self.place, self.place[:, -1:] + there.cumsum(1)], 1)
-        return self._read(ids.shape[1], _last(ids) if select is None else select)
+        return self._read(ids.shape[1], select)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows, int64 `[B]`, as often as they are named."""
@@ -76,7 +118,7 @@ class Continuation:
             self.cache.reorder_cache(rows)
 
     def share(self, owner: Tensor) -> None:
-        """Read on behind prompts `owner`, int64 `[B]`, each of which is not read again.
+        """Go on behind prompts `owner`, int64 `[B]`, none of which is read again.
 
         Raises:
             ConfigurationError: If the model keeps no keys and values.
@@ -85,11 +127,14 @@ class Continuation:
             raise ConfigurationError("it keeps no keys and values")
         self.keep(owner)
 
-    def _read(self, new: int, select: Tensor) -> Logits:
-        """Read the last `new` tokens, of which some logits are wanted."""
+    def _read(self, new: int, select: Tensor | None = None) -> Logits:
+        """Read the last tokens; see `more`."""
+        if select is None:
+            select = torch.zeros_like(self.given[:, -new:], dtype=torch.bool)
+            select[:, -1] = True
         if self.cache is None:
-            before = self.given.shape[1] - new
-            new, select = self.given.shape[1], torch.nn.functional.pad(select, (before, 0))
+            select = torch.nn.functional.pad(select, (self.given.shape[1] - new, 0))
+            new = self.given.shape[1]
         given = self.given[:, -new:]
         if self.backbone.encoder_decoder:
             inputs = {"encoder_outputs": (self.states,), "decoder_input_ids": given}
@@ -104,10 +149,3 @@ class Continuation:
         )
         self.cache = out.cache
         return out
-
-
-def _last(ids: Tensor) -> Tensor:
-    """The last column alone, bool `[B, K]`."""
-    select = torch.zeros_like(ids, dtype=torch.bool)
-    select[:, -1] = True
-    return select

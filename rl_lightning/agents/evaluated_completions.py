@@ -1,0 +1,79 @@
+"""Evaluation of completions: what they are worth, and how often one of several is right."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from rl_lightning.agents.finite import check_returns
+from rl_lightning.core.ranks import gather
+from rl_lightning.core.types import EnvSpec
+from rl_lightning.maths.token_advantages import pass_at_k
+
+
+class EvaluatedCompletions(L.LightningModule):
+    """A module whose validation, test and prediction are completions of prompts, judged.
+
+    A batch is a mapping: `reward` and `length` `[P, k]`, `ended` and (where somebody says what that
+    is) `success`, bool `[P, k]`, `parts`, each `[P, k]` by the name of a reward, and `told`, what
+    else there is to be known, likewise. Or it is a TensorDict of recorded completions, for
+    `judged`.
+    """
+
+    spec: EnvSpec
+    frames: int
+    _episodes: list[Any]
+
+    def judged(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Values by name of recorded completions."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        recorded = isinstance(batch, TensorDict)
+        self._episodes.append(self.judged(batch) if recorded else self._results(batch))
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
+        return batch["lines"]
+
+    def _log_episodes(self, prefix: str) -> None:
+        """Means over the prompts of all ranks."""
+        batches, self._episodes = self._episodes, []
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for name, values in batch.items():
+                known = values[~values.isnan()]
+                sums[name] = sums.get(name, 0.0) + float(known.double().sum())
+                counts[name] = counts.get(name, 0.0) + len(known)
+        ranks = gather((sums, counts))
+        names = {name: None for rank, _ in ranks for name in rank}
+        metrics = {}
+        for name in names:
+            count = sum(rank.get(name, 0.0) for _, rank in ranks)
+            if count:
+                mean = sum(rank.get(name, 0.0) for rank, _ in ranks) / count
+                metrics[f"{prefix}/{name}"] = torch.tensor(mean, dtype=torch.float32)
+        if f"{prefix}/reward" in metrics:
+            check_returns(self.spec.id, metrics[f"{prefix}/reward"][None])
+        self.log_dict({**metrics, "step": torch.tensor(float(self.frames))})
+
+    def _results(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Values by name, of which means are logged; nan counts as not there."""
+        reward: Tensor = batch["reward"]
+        told = {
+            "reward": reward.flatten(),
+            "length": batch["length"].flatten().float(),
+            "cut": (~batch["ended"]).flatten().float(),
+            **{f"reward_{name}": part.flatten() for name, part in batch["parts"].items()},
+            **{name: values.flatten() for name, values in batch["told"].items()},
+        }
+        if batch.get("success") is not None:
+            right, samples = batch["success"].sum(1), reward.shape[1]
+            for k in sorted({1, samples}):
+                told[f"pass@{k}"] = pass_at_k(right, samples, k)
+        return told
