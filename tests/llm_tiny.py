@@ -185,3 +185,14 @@ def tiny_model(
     if bars:
         t.utils.logging.enable_progress_bar()
     return str(folder)
+
+
+def stirred(backbone: Any, seed: int = 0) -> Any:
+    """A backbone whose adapters do something."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in backbone.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return backbone

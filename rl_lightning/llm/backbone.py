@@ -13,7 +13,7 @@ from rl_lightning.core.sharing import shared
 from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.logits import Logits, read_logits
 from rl_lightning.llm.tokens import Tokens, TruncationSide
-from rl_lightning.llm.tune import Tune, checkpointed_layers, tune_backbone
+from rl_lightning.llm.tune import Tune, checkpointed_layers, name_without_adapters, tune_backbone
 from rl_lightning.nn.compiled import name_inside
 
 
@@ -142,7 +142,7 @@ class Backbone(nn.Module):
             for name, fixed in self._fixed_tensors().items():
                 tensor = fixed.detach().cpu()
                 # The same weights have the same digest with and without adapters around them.
-                plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+                plain = name_without_adapters(name)
                 hasher.update(f"{plain} {tensor.dtype} {list(tensor.shape)}\n".encode())
                 hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             self._digest = hasher.hexdigest()

@@ -1,6 +1,7 @@
-"""A language model that goes on with texts, token by token, over the keys and values of before.
+"""A language model that goes on with texts over the keys and values of before.
 
-Shapes: N prompts, P tokens of a prompt, B rows of a batch, V of the vocabulary.
+Shapes: N prompts, P tokens of a prompt, B rows of a batch, K tokens that are read at once, V of the
+vocabulary.
 """
 
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.logits import Logits
 
 
 class Continuation:
-    """A model goes on, token by token.
+    """Prompts that a model has read, and what it reads behind them.
 
     Prompts are padded on the left: what lies between two tokens is then the same in columns and in
     positions, as a window or a bias over distances needs it. A model that keeps no keys and values
@@ -24,8 +27,8 @@ class Continuation:
         self.cache: Any = None
         self._recalled: tuple[Tensor, Tensor] | None = None
 
-    def begin(self, prompt: Tensor, length: Tensor) -> Tensor:
-        """Read prompts, right-padded `[N, P]`; the logits of what comes next, `[N, V]`."""
+    def begin(self, prompt: Tensor, length: Tensor) -> Logits:
+        """Read prompts, right-padded `[N, P]`; the logits are of what comes next, `[N, V]`."""
         if self._recalled is not None:
             return self._go_on(prompt, length)
         width = max(int(length.max()), 1)
@@ -60,7 +63,7 @@ class Continuation:
         """
         self._recalled = rows, known
 
-    def _go_on(self, prompt: Tensor, length: Tensor) -> Tensor:
+    def _go_on(self, prompt: Tensor, length: Tensor) -> Logits:
         """As `begin`, over the keys and values of what is known.
 
         All prompts read as many tokens as the one of which least is known, so that no padding comes
@@ -86,13 +89,23 @@ class Continuation:
         self.given = torch.where(self.mask, filled, self.backbone.tokens.pad_id)
         return self._read(new)
 
-    def more(self, token: Tensor) -> Tensor:
-        """Read one more token of each, `[B]`; the logits of what comes next, `[B, V]`."""
-        self.given = torch.cat([self.given, token[:, None]], 1)
+    def more(
+        self, ids: Tensor, there: Tensor | None = None, select: Tensor | None = None
+    ) -> Logits:
+        """Read on.
+
+        Args:
+            ids: Right-padded, int64 `[B, K]`.
+            there: What of them is no padding, bool `[B, K]`; None: all.
+            select: Whose logits are wanted, bool `[B, K]`; None: the last one's, `[B, V]`.
+        """
+        there = torch.ones_like(ids, dtype=torch.bool) if there is None else there
+        self.given = torch.cat([self.given, ids], 1)
         if not self.backbone.encoder_decoder:
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-            self.place = torch.cat([self.place, self.place[:, -1:] + 1], 1)
-        return self._read(self.given.shape[1] if self.cache is None else 1)
+            self.mask = torch.cat([self.mask, there], 1)
+            # Padding stays where the text ended: behind it there may be no position.
+            self.place = torch.cat([self.place, self.place[:, -1:] + there.cumsum(1)], 1)
+        return self._read(ids.shape[1], select)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows, int64 `[B]`, as often as they are named."""
@@ -104,15 +117,29 @@ class Continuation:
         if self.cache is not None:
             self.cache.reorder_cache(rows)
 
-    def _read(self, new: int) -> Tensor:
-        """The logits behind the last token, `[B, V]`, of which so many have not been read."""
+    def share(self, owner: Tensor) -> None:
+        """Go on behind prompts `owner`, int64 `[B]`, none of which is read again.
+
+        Raises:
+            ConfigurationError: If the model keeps no keys and values.
+        """
+        if self.cache is None:
+            raise ConfigurationError("it keeps no keys and values")
+        self.keep(owner)
+
+    def _read(self, new: int, select: Tensor | None = None) -> Logits:
+        """Read the last tokens; see `more`."""
+        if select is None:
+            select = torch.zeros_like(self.given[:, -new:], dtype=torch.bool)
+            select[:, -1] = True
+        if self.cache is None:
+            select = torch.nn.functional.pad(select, (self.given.shape[1] - new, 0))
+            new = self.given.shape[1]
         given = self.given[:, -new:]
         if self.backbone.encoder_decoder:
             inputs = {"encoder_outputs": (self.states,), "decoder_input_ids": given}
         else:
             inputs = {"input_ids": given, "position_ids": self.place[:, -new:]}
-        select = torch.zeros_like(given, dtype=torch.bool)
-        select[:, -1] = True
         out = self.backbone.logits(
             select,
             **inputs,
@@ -121,4 +148,4 @@ class Continuation:
             use_cache=True,
         )
         self.cache = out.cache
-        return out.logits
+        return out

@@ -88,7 +88,7 @@ def _write(
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     rows = torch.arange(count, device=device)  # what is in the batch
     step = Continuation(backbone) if kept is None else kept
-    logits = step.begin(prompt.long(), length)  # [N, V]
+    logits = step.begin(prompt.long(), length).logits  # [N, V]
     if samples > 1:
         step.keep(owner := torch.arange(len(prompt), device=device).repeat_interleave(samples))
         logits = logits[owner]
@@ -110,7 +110,7 @@ def _write(
         if kept is None and 2 * left <= len(rows):
             step.keep(stay := going.nonzero()[:, 0])
             rows, token = rows[stay], token[stay]
-        logits = step.more(token)
+        logits = step.more(token[:, None]).logits
     return Generated(ids, lengths, said, done)
 
 

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rl_lightning.core.errors import check_one_of, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, whole
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.chunks import like_lengths
+from rl_lightning.llm.continuation import Continuation
 from rl_lightning.llm.logits import head_logits
 from rl_lightning.llm.rows import PADDING, Layout, Rows, lay_out
-from rl_lightning.llm.scoring import choose_method, why_not, window_of
+from rl_lightning.llm.scoring import why_not, window_of
+from rl_lightning.llm.tune import checkpointed_layers
 
-Method = Literal["auto", "packed", "rows"]
+Method = Literal["auto", "packed", "cached", "rows"]
 
 
 class Reading(NamedTuple):
@@ -63,9 +65,10 @@ def read_completions(
 ) -> Reading:
     """What a model says of completions, with gradient, in float32.
 
-    `rows` reads each completion behind a prompt of its own; `packed` reads a prompt and all its
-    completions in one row, the prompt once, with a mask that keeps completions apart. An
-    encoder-decoder has a way of its own: each prompt is encoded once.
+    `rows` reads each completion behind a prompt of its own; the others read a prompt once: `packed`
+    in one row with all its completions, by a mask that keeps these apart; `cached` by itself, and
+    completions over its keys and values, with gradient through them. An encoder-decoder has a way
+    of its own: each prompt is encoded once.
 
     The vocabulary is large: logits are made of `chunk` positions at a time, and made again in the
     backward pass, so that there are never more of them.
@@ -78,7 +81,7 @@ def read_completions(
         length: Tokens of each, `[P, G]`.
         own: Tokens that the model chose, bool `[P, G, T]`; the others are read, not foretold.
         temperature: That they were sampled with, `[P]`; 0 counts as 1.
-        method: `auto` packs where the model can (it is tried) and where it pays.
+        method: `auto` takes what should be quickest of what the model can do, which is tried.
         chunk: Positions.
         hidden: Whether to return what the head was given.
         entropy_grad: Whether the entropy has a gradient.
@@ -89,12 +92,16 @@ def read_completions(
     check_one_of("method", method, get_args(Method))
     chunk = whole("chunk", chunk, 1)
     there = torch.arange(ids.shape[-1], device=ids.device) < length[..., None]
-    prompt, prompt_length, ids = prompt.long(), prompt_length.long(), ids.long()
+    prompt, prompt_length, ids = prompt.long(), prompt_length.long(), ids.long().contiguous()
     if backbone.encoder_decoder:
         states = _by_decoder(backbone, prompt, prompt_length, ids)
     else:
-        tree = _packs(backbone, prompt_length, length, method)
-        states = _in_rows(backbone, prompt, prompt_length, ids, there, tree)
+        method = _choose(backbone, prompt_length, length, method)
+        if method == "cached":
+            states = _behind(backbone, prompt, prompt_length, ids, there)
+        else:
+            tree = method == "packed"
+            states = _in_rows(backbone, prompt, prompt_length, ids, there, tree)
     chosen = own & there
     given = states.hidden[states.row[chosen], states.place[chosen]]  # [M, D]
     heat = torch.where(temperature > 0, temperature, 1.0).float()
@@ -184,6 +191,26 @@ def _hidden(backbone: Backbone, layout: Layout, tree: bool) -> Tensor:
     return torch.cat(parts)[places]
 
 
+def _behind(
+    backbone: Backbone, prompt: Tensor, prompt_length: Tensor, ids: Tensor, there: Tensor
+) -> _States:
+    count, samples, most = ids.shape
+    step = Continuation(backbone)
+    start = step.begin(prompt, prompt_length).hidden[:, -1]
+    owner = torch.arange(count, device=ids.device).repeat_interleave(samples)
+    behind, there = ids.view(-1, most), there.view(-1, most)
+    hidden = start[owner, None]
+    read = int(there.sum(1).max()) - 1  # the last token foretells nothing
+    if read > 0:
+        step.share(owner)
+        none = torch.zeros_like(there[:, :read])
+        more = step.more(behind[:, :read], there[:, :read], none)
+        hidden = torch.cat([hidden, more.hidden], 1)
+    row = torch.arange(count * samples, device=ids.device).view(count, samples, 1)
+    place = torch.arange(most, device=ids.device)
+    return _States(hidden, row.expand_as(ids), place.expand_as(ids), start)
+
+
 def _by_decoder(backbone: Backbone, prompt: Tensor, prompt_length: Tensor, ids: Tensor) -> _States:
     count, samples, most = ids.shape
     model = backbone.model
@@ -204,39 +231,64 @@ def _by_decoder(backbone: Backbone, prompt: Tensor, prompt_length: Tensor, ids: 
     return _States(hidden, row.expand_as(ids), place.expand_as(ids), last)
 
 
-# --- whether to pack --------------------------------------------------------------------------
+# --- which way --------------------------------------------------------------------------------
 
 
-def _packs(backbone: Backbone, prompt_length: Tensor, length: Tensor, method: Method) -> bool:
+def _choose(backbone: Backbone, prompt_length: Tensor, length: Tensor, wanted: Method) -> Method:
+    """The way that should be quickest of those which a model can go."""
     longest = int((prompt_length[:, None] + length).max())
-    if method == "packed" and _why_not_packed(backbone, longest):
-        choose_method(backbone, "packed", longest)  # says it
-    if method != "auto":
-        return method == "packed"
-    pays = length.shape[1] > 1 and _pays(backbone, prompt_length, length)
-    return pays and not _why_not_packed(backbone, longest)
+    if wanted == "auto":
+        costs = _costs(backbone.hidden_size, prompt_length, length)
+        ways: list[Method] = sorted(costs, key=costs.__getitem__)
+        return next(way for way in ways if not _why_not(backbone, way, longest))
+    why = _why_not(backbone, wanted, longest)
+    if why:
+        raise ConfigurationError(
+            f"method={wanted!r}: this {backbone.model.config.model_type} does not read so what it "
+            f"reads alone ({why}); leave it out"
+        )
+    return wanted
 
 
-def _pays(backbone: Backbone, prompt_length: Tensor, length: Tensor) -> bool:
-    """Whether a long row with the prompt once costs less than rows with a prompt each.
+def _costs(size: int, prompt_length: Tensor, length: Tensor) -> dict[Method, float]:
+    """What each way should cost, in products of a query with a key.
 
-    By the arithmetic of a layer, D wide: 24 D² of a token's matrices, and 4 D of each token that
-    it may see, masked or not.
+    By the arithmetic of a layer, D wide: 24 D² of a token's matrices, and 4 D of each token that it
+    may see, masked or not. That reading twice, and copying keys and values, costs a quarter more is
+    measured (`benchmarks/completions.py`).
+
+    Args:
+        size: D.
+        prompt_length: `[P]`.
+        length: `[P, G]`.
     """
-    wide, total = 6 * backbone.hidden_size, (prompt_length[:, None] + length).float()
-    packed = (prompt_length + length.sum(1)).max().float()
-    together = len(length) * packed * (wide + packed)
-    return bool(together < (total * (wide + total)).sum())
+    token, total = 6 * size, (prompt_length[:, None] + length).float()
+    row, prompt = (prompt_length + length.sum(1)).max().float(), prompt_length.max().float()
+    behind = length.max() * (token + prompt + length.max())
+    return {
+        "rows": float((total * (token + total)).sum()),
+        "packed": float(len(length) * row * (token + row)),
+        "cached": float(1.25 * (len(length) * prompt * (token + prompt) + length.numel() * behind)),
+    }
 
 
-_TRIED: weakref.WeakKeyDictionary[Backbone, dict[bool, str]] = weakref.WeakKeyDictionary()
-_TRIAL = 16  # tokens, at least, of what it is tried with
+_TRIED: weakref.WeakKeyDictionary[Backbone, dict[tuple[Method, bool], str]] = (
+    weakref.WeakKeyDictionary()
+)
+_TRIAL = 16  # tokens that it is tried with
 
 
-def _why_not_packed(backbone: Backbone, longest: int) -> str:
+def _why_not(backbone: Backbone, method: Method, longest: int) -> str:
+    """See `rl_lightning.llm.scoring.why_not`; found once for each backbone."""
+    if method == "rows":
+        return ""
+    recomputes = any(layer.training for layer in checkpointed_layers(backbone.model))
+    if method == "cached" and recomputes:
+        return "layers that recompute themselves in the backward pass keep no keys and values"
     window = window_of(backbone)
     beyond = window is not None and longest > window
     tried = _TRIED.setdefault(backbone, {})
-    if beyond not in tried:
-        tried[beyond] = why_not(backbone, "packed", longest if beyond else _TRIAL)
-    return tried[beyond]
+    if (method, beyond) not in tried:
+        within = min(_TRIAL, window or _TRIAL)
+        tried[method, beyond] = why_not(backbone, method, longest if beyond else within)
+    return tried[method, beyond]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.continuation import Continuation
 from rl_lightning.llm.logits import log_probs
 from rl_lightning.llm.pool import Pooling, pool
 from rl_lightning.llm.rows import PADDING, Rows, lay_out, make_rows
@@ -214,32 +215,15 @@ def _continuations(rows: Rows, pad_id: int) -> _Continuations:
 def _cached(backbone: Backbone, rows: Rows, actions: int, pooling: Pooling) -> Scores:
     """The prompt once, its keys and values shared by the candidates."""
     ids, part = rows
-    pad = backbone.tokens.pad_id
-    mask = part == 0
-    lengths = mask.sum(1)
-    width = max(int(lengths.max()), 1)
-    mask = mask[:, :width]
-    prompt = torch.where(mask, ids[:, :width], pad)
-    last = torch.zeros_like(mask).scatter_(1, (lengths - 1).clamp(min=0)[:, None], True)
-    place = torch.arange(width, device=ids.device).expand_as(prompt)
-    out = backbone.logits(
-        last, input_ids=prompt, attention_mask=mask.long(), position_ids=place, use_cache=True
-    )
-    own = _continuations(rows, pad)
-    hidden = pool(out.hidden, mask, pooling)
+    step = Continuation(backbone)
+    out = step.begin(ids, (part == 0).sum(1))
+    hidden = pool(out.hidden, step.mask, pooling)
+    own = _continuations(rows, backbone.tokens.pad_id)
     said = log_probs(out.logits, own.owner, own.ids[:, 0])  # of the first tokens
     if own.ids.shape[1] > 1 and len(own.owner):
-        out.cache.batch_select_indices(own.owner)
-        given, there = own.ids[:, :-1], own.there[:, 1:]
-        place = lengths[own.owner, None] + torch.arange(given.shape[1], device=ids.device)
-        more = backbone.logits(
-            there,
-            input_ids=given,
-            attention_mask=torch.cat([mask[own.owner], own.there[:, :-1]], 1).long(),
-            position_ids=place,
-            past_key_values=out.cache,
-            use_cache=True,
-        )
+        step.share(own.owner)
+        there = own.there[:, 1:]
+        more = step.more(own.ids[:, :-1], own.there[:, :-1], there)
         said = said + _rest(more.logits, own.ids[:, 1:], there)
     return Scores(_gather(said, own, len(ids), actions), hidden)
 

@@ -121,6 +121,11 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def name_without_adapters(name: str) -> str:
+    """What a weight is called where there are no adapters around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
 def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that recompute themselves in the backward pass while they are in training mode."""
     return [m for m in model.modules() if getattr(m, "_gradient_checkpointing_func", None)]

@@ -108,7 +108,7 @@ def test_a_group_is_not_packed_where_a_window_would_cut_it(make):
         read(backbone, PROMPTS, [[[5, 6], [7]]] * 4, method="packed")
 
 
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_temperatures_are_of_each_prompt_and_zero_counts_as_one(method, make):
     backbone = make("llama")
     groups = [[[5, 6, 7], [8]], [[9, 10], [5, 5, 5]], [[30], [31, 32]]]
@@ -120,7 +120,7 @@ def test_temperatures_are_of_each_prompt_and_zero_counts_as_one(method, make):
             torch.testing.assert_close(found.entropy[p, g, : len(ids)], entropy)
 
 
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_a_completion_of_no_tokens_says_nothing_and_disturbs_none(method, make):
     backbone = make("llama", tune="full")
     plain = read(backbone, PROMPTS[:2], [[[5, 6, 7]], [[8, 9]]], method="rows")
@@ -137,7 +137,7 @@ def test_a_completion_of_no_tokens_says_nothing_and_disturbs_none(method, make):
     assert all(p.grad is None or not p.grad.any() for p in backbone.parameters())
 
 
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_the_head_was_given_what_hidden_says(method, make):
     backbone = make("qwen3")
     groups = [[[5, 6, 7], [8, 9]], [[9, 10], [5]]]
@@ -229,7 +229,7 @@ def test_a_model_that_recomputes_writes_the_same_and_learns_on(make):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_low_precision_is_right_but_for_rounding(kind, method, make):
     backbone = make(kind)
     groups = [[[5, 6, 7], [8, 9]], [[9, 10], [5]]]

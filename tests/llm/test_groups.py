@@ -66,7 +66,7 @@ def test_what_was_said_when_writing_is_what_is_said_when_reading(kind, temperatu
     backbone = made(kind)
     written = generate(backbone, Sampling(6, temperature))
     rows = layout(backbone, written, temperature=temperature)
-    for method in ("packed", "rows"):
+    for method in ("packed", "cached", "rows"):
         found = read_completions(backbone, *rows, method=method)
         torch.testing.assert_close(
             found.log_prob.view_as(written.log_prob), written.log_prob, rtol=1e-5, atol=1e-5
@@ -131,7 +131,7 @@ def test_entropy_has_a_gradient_where_it_is_asked_for(made):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_what_an_environment_wrote_is_read_and_not_learned(kind, method, made):
     backbone = made(kind, tune="full")
     prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
@@ -152,7 +152,7 @@ def test_what_an_environment_wrote_is_read_and_not_learned(kind, method, made):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("method", ["packed", "rows"])
+@pytest.mark.parametrize("method", ["packed", "cached", "rows"])
 def test_padding_says_nothing(kind, method, made):
     backbone = made(kind)
     prompt, length, ids, many, own, heat = layout(backbone, generate(backbone, Sampling(6)))
