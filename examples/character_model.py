@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_language_model import make_model
 
 CHARACTERS = string.digits + string.ascii_lowercase + " +-*=,.:;?>\n"
 
@@ -54,26 +55,6 @@ def make_tokenizer(characters: str) -> Any:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def make_model(vocabulary: int, layers: int, hidden: int, heads: int, positions: int) -> Any:
-    """A Llama with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            intermediate_size=4 * hidden,
-            max_position_embeddings=positions,
-            bos_token_id=0,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        )
     )
 
 

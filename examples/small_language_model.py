@@ -172,8 +172,8 @@ def make_tokenizer(texts: list[str], size: int, phrases: bool = False) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def make_model(vocabulary: int, layers: int, hidden: int, heads: int) -> Any:
-    """A Llama with random weights."""
+def make_model(vocabulary: int, layers: int, hidden: int, heads: int, positions: int = 2048) -> Any:
+    """A Llama with random weights, whose texts begin with token 0 and end with token 1."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -184,7 +184,7 @@ def make_model(vocabulary: int, layers: int, hidden: int, heads: int) -> Any:
             num_attention_heads=heads,
             num_key_value_heads=heads,
             intermediate_size=4 * hidden,
-            max_position_embeddings=2048,
+            max_position_embeddings=positions,
             bos_token_id=0,
             eos_token_id=1,
             tie_word_embeddings=True,

@@ -40,11 +40,10 @@ class DPO(TokenAgent):
         label_smoothing: float = 0.0,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, **shared)
+        super().__init__(spec, model, gamma=1.0, kl_coef=0.0, **shared)
         check_range("model.beta", beta, 0.0)
         check_range("model.label_smoothing", label_smoothing, 0.0, 0.5)
         self.beta, self.label_smoothing = beta, label_smoothing
-        self.make_reference()
 
     @property
     def needs_reference(self) -> bool:

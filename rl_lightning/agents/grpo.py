@@ -6,9 +6,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.credit import Credit, check_credit, token_scores
+from rl_lightning.agents.policy_loss import policy_loss
 from rl_lightning.agents.token_agent import TokenAgent
-from rl_lightning.agents.token_batches import flat, over_ranks, shared
-from rl_lightning.core.errors import check_one_of, check_range
+from rl_lightning.agents.token_batches import flat, over_ranks
+from rl_lightning.core.errors import check_one_of
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths.token_advantages import Scale, group_advantages
@@ -18,7 +19,6 @@ from rl_lightning.maths.token_losses import (
     LossType,
     check_policy_loss,
     loss_normalizer,
-    token_policy_loss,
 )
 from rl_lightning.maths.turn_advantages import find_turns, turn_advantages
 
@@ -72,14 +72,12 @@ class GRPO(TokenAgent):
         kl_correction: bool = True,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, gamma=gamma, **shared)
+        super().__init__(spec, model, gamma=gamma, kl_coef=kl_coef, **shared)
         check_credit(credit, gamma)
         self.credit: Credit = credit
-        check_range("model.kl_coef", kl_coef, 0.0)
         check_one_of("model.scale", scale, get_args(Scale))
         self.scale: Scale = scale
         self.loss_type: LossType = loss_type
-        self.kl_coef = kl_coef
         check_policy_loss(loss_type, importance, clip_low, clip_high, dual_clip, kl_estimator)
         self.terms: dict[str, Any] = {
             "loss_type": loss_type,
@@ -91,12 +89,6 @@ class GRPO(TokenAgent):
             "kl_estimator": kl_estimator,
             "kl_correction": kl_correction,
         }
-        if self.needs_reference:
-            self.make_reference()
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0.0
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
         reward = batch["reward"]
@@ -115,16 +107,4 @@ class GRPO(TokenAgent):
         return loss_normalizer(flat(batch["own"]), self.loss_type, int(batch["most"][0]))
 
     def loss(self, batch: TensorDict) -> Loss:
-        read = self.read(batch)
-        value, found = token_policy_loss(
-            flat(read.log_prob),
-            flat(batch["advantage"]),
-            flat(batch["own"]),
-            flat(batch.get("log_prob", None)),
-            flat(batch.get("reference_log_prob", None)),
-            normalizer=shared(batch, "normalizer"),
-            **self.terms,
-        )
-        return Loss(
-            value, lambda: {"loss/policy": value, **self.policy_metrics(batch, read, found)}
-        )
+        return policy_loss(batch, self.read(batch), **self.terms)

@@ -5,19 +5,19 @@ from typing import Any, Literal, get_args
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.credit import scores
-from rl_lightning.agents.token_agent import TokenAgent
-from rl_lightning.agents.token_batches import flat, shared, whitened
+from rl_lightning.agents.penalized import PenalizedAgent
+from rl_lightning.agents.policy_loss import policy_loss
+from rl_lightning.agents.token_batches import flat, whitened
 from rl_lightning.core.errors import check_one_of, check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths.token_advantages import group_advantages, returns_to_go, token_rewards
-from rl_lightning.maths.token_losses import loss_normalizer, token_policy_loss
+from rl_lightning.maths.token_losses import loss_normalizer
 
 Baseline = Literal["none", "group"]
 
 
-class REINFORCEPlusPlus(TokenAgent):
+class REINFORCEPlusPlus(PenalizedAgent):
     """Reward-to-go of each token, whitened over the whole batch of all ranks (Hu et al. 2025): no
     critic, and no group, so that a single completion of each prompt will do. Where an environment
     pays for single turns, a token is credited with what is paid from it on.
@@ -47,35 +47,16 @@ class REINFORCEPlusPlus(TokenAgent):
         clip_high: float = 0.2,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, gamma=gamma, **shared)
+        super().__init__(spec, model, kl_coef=kl_coef, gamma=gamma, **shared)
         check_one_of("model.baseline", baseline, get_args(Baseline))
-        check_range("model.kl_coef", kl_coef, 0.0)
         check_range("model.clip_low", clip_low, 0.0, 1.0)
         check_range("model.clip_high", clip_high, 0.0)
         self.baseline: Baseline = baseline
         self.smallest_group = 2 if baseline == "group" else 1
-        self.kl_coef = kl_coef
-        self.bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high}
-        if self.needs_reference:
-            self.make_reference()
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0.0
-
-    @property
-    def needs_log_prob(self) -> bool:
-        return self.kl_coef > 0.0
+        self.clip_low, self.clip_high = clip_low, clip_high
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
-        own, total = flat(batch["own"]), flat(batch["reward"])
-        reward = token_rewards(
-            scores(batch),
-            own,
-            flat(batch.get("log_prob", None)),
-            flat(batch.get("reference_log_prob", None)),
-            self.kl_coef,
-        )
+        own, total, reward = flat(batch["own"]), flat(batch["reward"]), self.penalized(batch)
         if self.baseline == "group":  # its mean is taken off at the end
             centred = group_advantages(total, batch["reward"].shape[1], "none")
             reward = reward + token_rewards(centred - total, own)
@@ -87,15 +68,4 @@ class REINFORCEPlusPlus(TokenAgent):
 
     def loss(self, batch: TensorDict) -> Loss:
         read = self.read(batch)
-        value, found = token_policy_loss(
-            flat(read.log_prob),
-            flat(batch["advantage"]),
-            flat(batch["own"]),
-            flat(batch.get("log_prob", None)),
-            flat(batch.get("reference_log_prob", None)),
-            normalizer=shared(batch, "normalizer"),
-            **self.bounds,
-        )
-        return Loss(
-            value, lambda: {"loss/policy": value, **self.policy_metrics(batch, read, found)}
-        )
+        return policy_loss(batch, read, clip_low=self.clip_low, clip_high=self.clip_high)

@@ -5,18 +5,18 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_lightning.agents.credit import Credit, check_credit, scores
-from rl_lightning.agents.token_agent import TokenAgent
+from rl_lightning.agents.credit import Credit, check_credit
+from rl_lightning.agents.penalized import PenalizedAgent
+from rl_lightning.agents.policy_loss import policy_loss
 from rl_lightning.agents.token_batches import flat
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.maths.token_advantages import rloo_advantages, token_rewards
-from rl_lightning.maths.token_losses import token_policy_loss
+from rl_lightning.maths.token_advantages import rloo_advantages
 from rl_lightning.maths.turn_advantages import find_turns, rloo_turn_advantages
 
 
-class RLOO(TokenAgent):
+class RLOO(PenalizedAgent):
     """A completion is as good as its reward is above the mean of the others in its group (Ahmadian
     et al. 2024, "Back to Basics", eq. 7), with importance ratios of whole completions.
 
@@ -47,34 +47,15 @@ class RLOO(TokenAgent):
         clip_high: float = 0.2,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, gamma=gamma, **shared)
+        super().__init__(spec, model, kl_coef=kl_coef, gamma=gamma, **shared)
         check_credit(credit, gamma)
         self.credit: Credit = credit
-        check_range("model.kl_coef", kl_coef, 0.0)
         check_range("model.clip_low", clip_low, 0.0, 1.0)
         check_range("model.clip_high", clip_high, 0.0)
-        self.kl_coef = kl_coef
-        self.bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high}
-        if self.needs_reference:
-            self.make_reference()
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0.0
-
-    @property
-    def needs_log_prob(self) -> bool:
-        return self.kl_coef > 0.0
+        self.clip_low, self.clip_high = clip_low, clip_high
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
-        own, samples = flat(batch["own"]), batch["reward"].shape[1]
-        reward = token_rewards(
-            scores(batch),
-            own,
-            flat(batch.get("log_prob", None)),
-            flat(batch.get("reference_log_prob", None)),
-            self.kl_coef,
-        )
+        own, samples, reward = flat(batch["own"]), batch["reward"].shape[1], self.penalized(batch)
         if self.credit == "turn":
             turns = find_turns(reward, own, self.gamma)
             advantage = turns.spread(rloo_turn_advantages(turns, samples), own)
@@ -83,17 +64,11 @@ class RLOO(TokenAgent):
         return {"advantage": advantage.view_as(batch["reward"])}
 
     def loss(self, batch: TensorDict) -> Loss:
-        read = self.read(batch)
-        value, found = token_policy_loss(
-            flat(read.log_prob),
-            flat(batch["advantage"]),
-            flat(batch["own"]),
-            flat(batch.get("log_prob", None)),
-            flat(batch.get("reference_log_prob", None)),
+        return policy_loss(
+            batch,
+            self.read(batch),
             loss_type="grpo",
             importance="trajectory",
-            **self.bounds,
-        )
-        return Loss(
-            value, lambda: {"loss/policy": value, **self.policy_metrics(batch, read, found)}
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
         )

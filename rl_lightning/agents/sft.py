@@ -45,7 +45,7 @@ class SFT(TokenAgent):
         min_reward: float | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, **shared)
+        super().__init__(spec, model, gamma=1.0, kl_coef=0.0, **shared)
         check_one_of("model.keep", keep, get_args(Keep))
         check_finite("model.min_reward", min_reward)
         self.keep: Keep = keep

@@ -14,6 +14,7 @@ from torch import Tensor
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.collapse import CollapseModule
 from rl_lightning.agents.evaluated_completions import EvaluatedCompletions
+from rl_lightning.agents.policy_loss import sampler_gap
 from rl_lightning.agents.reading import ReadingModule
 from rl_lightning.agents.token_batches import mean_over_ranks
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
@@ -21,10 +22,8 @@ from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.load import Dtype
-from rl_lightning.llm.reading import Method, Reading
+from rl_lightning.llm.reading import Method
 from rl_lightning.llm.tune import Tune
-from rl_lightning.maths import losses
-from rl_lightning.maths.token_losses import PolicyMetrics
 
 # AdamW as its users know it, but without decay: adapters begin at zero and are pulled nowhere.
 adamw = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0, fused=True)
@@ -63,9 +62,12 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         config_overrides: Their sizes, see `rl_lightning.llm.load.load_backbone`.
         trust_remote_code: See there.
         reading: How a group is read in updates: `packed`, one row a group, in which the prompt
-            stands once; `rows`, one row a completion; `auto`, what costs less.
+            stands once; `cached`, over the prompt's keys and values; `rows`, one row a completion;
+            `auto`, what costs least. See `read_completions`.
         chunk: Positions whose logits are float32 at the same time.
         max_grad_norm: Largest norm of all gradients together; None: `trainer.gradient_clip_val`.
+        gamma: Discount γ; a subclass says of what.
+        kl_coef: β, weight of the KL to the reference model; 0 needs none.
         **shared: Arguments of `Agent`.
 
     Raises:
@@ -102,9 +104,12 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         chunk: int = 1024,
         max_grad_norm: float | None = None,
         gamma: float = 1.0,
+        kl_coef: float = 0.0,
         **shared: Any,
     ) -> None:
         super().__init__(spec, encoder_lr=None, gamma=gamma, **shared)
+        check_range("model.kl_coef", kl_coef, 0.0)
+        self.kl_coef = kl_coef
         if tune == "frozen":
             raise ConfigurationError(
                 "model.tune: frozen, so that nothing would be learned; give lora or full"
@@ -147,6 +152,8 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         self.frozen = None
         self._pretrained = pretrained
         self._warned: set[str] = set()
+        if self.needs_reference:
+            self.make_reference()
 
     # --- what an algorithm is made of ---------------------------------------------------------
 
@@ -172,7 +179,7 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
     @property
     def needs_reference(self) -> bool:
         """Whether the reference's log-probabilities are needed."""
-        return False
+        return self.kl_coef > 0.0
 
     @property
     def needs_log_prob(self) -> bool:
@@ -194,7 +201,7 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         if self.compares and (not once or self.needs_log_prob):
             found: Any = [self.recall(part) for part in parts]
             batch.update({name: torch.cat([one[name] for one in found]) for name in found[0]})
-            self.rollout_metrics = {"policy/sampler_gap": _gap(batch, batch["log_prob"])}
+            self.rollout_metrics = {"policy/sampler_gap": sampler_gap(batch, batch["log_prob"])}
         if self.needs_reference:
             with self._reference() as backbone:
                 said = [self.read(part, backbone).log_prob for part in parts]
@@ -214,25 +221,3 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         """What held-out completions that somebody else wrote come to, for evaluation: values by
         name, of which means are logged."""
         raise ConfigurationError(f"{type(self).__name__} does not learn from recorded completions")
-
-    def policy_metrics(
-        self, batch: TensorDict, read: Reading, found: PolicyMetrics
-    ) -> dict[str, Any]:
-        """What explains a policy loss, by the names it is logged under."""
-        told = {
-            "policy/entropy": losses.mean(read.entropy, batch["own"]),
-            "policy/clip_low": found.clip_low,
-            "policy/clip_high": found.clip_high,
-            "policy/ratio": found.ratio,
-            "policy/kl": found.kl_old,
-        }
-        if found.kl_reference is not None:
-            told["policy/kl_reference"] = found.kl_reference
-        if "log_prob" not in batch.keys():  # noqa: SIM118  (a TensorDict is no dict)
-            told["policy/sampler_gap"] = _gap(batch, read.log_prob)
-        return told
-
-
-def _gap(batch: TensorDict, log_prob: Tensor) -> Tensor:
-    """Mean distance of the sampler's log-probabilities from the learner's, in nats."""
-    return losses.mean((batch["said"] - log_prob.detach()).abs(), batch["own"])

@@ -6,19 +6,19 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rl_lightning.agents.credit import scores
-from rl_lightning.agents.token_agent import TokenAgent
+from rl_lightning.agents.penalized import PenalizedAgent
+from rl_lightning.agents.policy_loss import policy_loss
 from rl_lightning.agents.token_batches import flat, shared, whitened
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.loss import Loss
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.maths import losses
-from rl_lightning.maths.token_advantages import token_gae, token_rewards
-from rl_lightning.maths.token_losses import loss_normalizer, token_policy_loss, token_value_loss
+from rl_lightning.maths.token_advantages import token_gae
+from rl_lightning.maths.token_losses import loss_normalizer, token_value_loss
 from rl_lightning.nn.mlp import mlp
 
 
-class TokenPPO(TokenAgent):
+class TokenPPO(PenalizedAgent):
     """PPO whose steps are tokens (Ouyang et al. 2022): a critic foretells what a completion will
     be worth from each of its tokens on, and advantages are GAE's, whitened over the batch. Where an
     environment pays for single turns, that is what their last tokens are paid.
@@ -57,15 +57,13 @@ class TokenPPO(TokenAgent):
         detach_critic: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__(spec, model, gamma=gamma, **shared)
+        super().__init__(spec, model, kl_coef=kl_coef, gamma=gamma, **shared)
         check_range("model.gae_lambda", gae_lambda, 0.0, 1.0)
-        check_range("model.kl_coef", kl_coef, 0.0)
         check_range("model.clip_range", clip_range, 0.0, 1.0)
         check_range("model.clip_range_value", clip_range_value, 0.0)
         check_range("model.value_coef", value_coef, 0.0)
         check_range("model.critic_lr", critic_lr, 0.0)
         self.gae_lambda = gae_lambda
-        self.kl_coef = kl_coef
         self.clip_range = clip_range
         self.clip_range_value = clip_range_value
         self.value_coef = value_coef
@@ -74,12 +72,6 @@ class TokenPPO(TokenAgent):
         width = self.backbone.hidden_size
         # Hidden states of different models differ in size by orders of magnitude.
         self.critic = nn.Sequential(nn.LayerNorm(width), mlp(width, critic_hidden, "relu", 1))
-        if self.needs_reference:
-            self.make_reference()
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0.0
 
     @property
     def needs_log_prob(self) -> bool:
@@ -103,14 +95,7 @@ class TokenPPO(TokenAgent):
         return {"log_prob": read.log_prob, "value": self.value(read.hidden)}
 
     def advantages(self, batch: TensorDict) -> dict[str, Tensor]:
-        own = flat(batch["own"])
-        reward = token_rewards(
-            scores(batch),
-            own,
-            flat(batch["log_prob"]),
-            flat(batch.get("reference_log_prob", None)),
-            self.kl_coef,
-        )
+        own, reward = flat(batch["own"]), self.penalized(batch)
         value = flat(batch["value"])
         advantage, target = token_gae(reward, value, own, self.gamma, self.gae_lambda)
         explained = losses.explained_variance(value, target, own)
@@ -124,30 +109,17 @@ class TokenPPO(TokenAgent):
     def loss(self, batch: TensorDict) -> Loss:
         read = self.read(batch, hidden=True)
         assert read.hidden is not None
-        own, normalizer = flat(batch["own"]), shared(batch, "normalizer")
-        policy_loss, found = token_policy_loss(
-            flat(read.log_prob),
-            flat(batch["advantage"]),
-            own,
-            flat(batch["log_prob"]),
-            flat(batch.get("reference_log_prob", None)),
-            clip_low=self.clip_range,
-            clip_high=self.clip_range,
-            normalizer=normalizer,
-        )
+        epsilon = self.clip_range
+        policy = policy_loss(batch, read, clip_low=epsilon, clip_high=epsilon)
         value_loss = token_value_loss(
             flat(self.value(read.hidden)),
             flat(batch["target"]),
-            own,
+            flat(batch["own"]),
             flat(batch["value"]),
             self.clip_range_value,
-            normalizer,
+            shared(batch, "normalizer"),
         )
         return Loss(
-            policy_loss + self.value_coef * value_loss,
-            lambda: {
-                "loss/policy": policy_loss,
-                "loss/value": value_loss,
-                **self.policy_metrics(batch, read, found),
-            },
+            policy.value + self.value_coef * value_loss,
+            lambda: {**policy.metrics, "loss/value": value_loss},
         )

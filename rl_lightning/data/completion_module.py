@@ -1,7 +1,6 @@
 """The data module of recorded completions: demonstrations to imitate, and pairs to compare."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -9,12 +8,10 @@ from tensordict import TensorDict
 
 from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.protocols import Trainee
-from rl_lightning.data.collect.completions import padded
 from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.token_module import TokenDataModule
-from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.llm.generation import end_tokens
 
 COLUMNS = {"demonstrations": ("completion",), "pairs": ("chosen", "rejected")}
@@ -40,9 +37,6 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         ConfigurationError: If a number is wrong, or, when training starts, if a row has no such
             completion, or one of more tokens than `max_new_tokens`.
     """
-
-    gradient_steps = 1
-    row_errors = None
 
     def __init__(
         self,
@@ -120,21 +114,19 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     def batch(self, stage: str, rows: Sequence[int]) -> TensorDict:
         """Some prompts with their completions, as agents learn from them, without rewards."""
-        pad = self.model.backbone.tokens.pad_id
-        prompt, prompt_length = padded(self.cut(stage).asked(rows).ids, pad)
-        groups = [self.completions(stage, row) for row in rows]
-        ids, length = padded(list(chain.from_iterable(groups)), pad)
+        pad = self.model.backbone.tokens.pad
+        prompt, there = pad(self.cut(stage).asked(rows).ids)
+        ids, own = pad([ids for row in rows for ids in self.completions(stage, row)])
         shape = len(rows), len(self.columns)
-        ids, length = ids.view(*shape, -1), length.view(shape)
-        own = torch.arange(ids.shape[2]) < length[..., None]
+        own = own.view(*shape, -1)
         return TensorDict(
             {
-                "prompt": prompt,
-                "prompt_length": prompt_length,
-                "ids": ids,
-                "length": length,
+                "prompt": prompt.int(),
+                "prompt_length": there.sum(1),
+                "ids": ids.int().view(own.shape),
+                "length": own.sum(2),
                 "own": own,
-                "said": torch.zeros(ids.shape),
+                "said": torch.zeros(own.shape),
                 "reward": torch.zeros(shape),
                 "temperature": torch.ones(len(rows)),
                 "most": torch.full((len(rows),), self.max_new_tokens),
@@ -144,30 +136,11 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     # --- loaders ------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> UpdateLoader:
-        self.start()
-        return UpdateLoader(self, self.runs)
-
-    @property
-    def rounds(self) -> int:
-        """Updates of one epoch."""
-        return self.epoch_length
-
-    def begin_epoch(self) -> None:
-        self.begin_clock()
-
-    def batches(self) -> Iterator[TensorDict]:
+    def next_batch(self) -> TensorDict:
         size = self.batch_size * self._trainer.world_size
-        for left in reversed(range(self.rounds)):
-            rows = self.drawn(self.frames * size, self.batch_size)
-            with self.acting():
-                batch = self.model.prepare_completions(
-                    self.batch("train", rows), self.batch_size, once=True
-                )
-            self.count(1)
-            if not left:
-                self.plan(self.epoch + 1)
-            yield batch
+        batch = self.batch("train", self.drawn(self.frames * size, self.batch_size))
+        with self.acting():
+            return self.model.prepare_completions(batch, self.batch_size, once=True)
 
     def _completions(self, stage: str, seed: int) -> Any:
         """Held-out rows as they were recorded, and behind them the model's own completions."""

@@ -1,6 +1,5 @@
 """The offline data module: recorded episodes in a buffer, and samples of it."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,7 +23,6 @@ from rl_lightning.data.replay.storage import (
     storage_folder,
 )
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
-from rl_lightning.data.update_loader import UpdateLoader
 
 
 class OfflineDataModule(RecordedDataModule):
@@ -54,9 +52,6 @@ class OfflineDataModule(RecordedDataModule):
         ConfigurationError: If a number is wrong, or, when training starts, if the file cannot be
             read or holds episodes of other spaces.
     """
-
-    gradient_steps = 1  # a round of updates is a single one
-    row_errors = None  # nobody prioritises
 
     def __init__(
         self,
@@ -146,26 +141,6 @@ class OfflineDataModule(RecordedDataModule):
         return buffer
 
     # --- loaders --------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> UpdateLoader:
-        self.start()
-        return UpdateLoader(self, self.runs)
-
-    @property
-    def rounds(self) -> int:
-        """Updates of one epoch."""
-        return self.epoch_length
-
-    def begin_epoch(self) -> None:
-        self.begin_clock()
-
-    def batches(self) -> Iterator[TensorDict]:
-        for left in reversed(range(self.rounds)):
-            batch = self.next_batch()
-            self.count(1)
-            if not left:
-                self.plan(self.epoch + 1)
-            yield batch
 
     def next_batch(self) -> TensorDict:
         """Sample a batch, on the agent's device."""

@@ -24,7 +24,6 @@ from rl_lightning.data.preferences.recorded import RecordedSteps, opened
 from rl_lightning.data.preferences.table import READ_ROWS, Batches, Table, make_table
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
-from rl_lightning.data.update_loader import UpdateLoader
 from rl_lightning.rewards.labels import Labeller
 
 STAGES = ("training", "validation")
@@ -62,9 +61,6 @@ class PreferenceDataModule(RecordedDataModule):
         ConfigurationError: If a number is wrong, or, when training starts, if the file cannot be
             read or labels are missing.
     """
-
-    gradient_steps = 1
-    row_errors = None
 
     def __init__(
         self,
@@ -229,27 +225,9 @@ class PreferenceDataModule(RecordedDataModule):
 
     # --- loaders --------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> UpdateLoader:
-        self.start()
-        return UpdateLoader(self, self.runs)
-
-    @property
-    def rounds(self) -> int:
-        """Updates of one epoch."""
-        return self.epoch_length
-
-    def begin_epoch(self) -> None:
-        self.begin_clock()
-
-    def batches(self) -> Iterator[TensorDict]:
+    def next_batch(self) -> TensorDict:
         table = self.table("training")
-        for left in reversed(range(self.rounds)):
-            which = self.order(self.frames, len(table))
-            batch = table.batch(which, self.agent.device)
-            self.count(1)
-            if not left:
-                self.plan(self.epoch + 1)
-            yield batch
+        return table.batch(self.order(self.frames, len(table)), self.agent.device)
 
     def order(self, update: int, total: int) -> torch.Tensor:
         """Which comparisons an update learns from, int64 `[batch_size]`.

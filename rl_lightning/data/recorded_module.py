@@ -1,6 +1,12 @@
 """What data modules have in common that step no environments to train: a clock of updates."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDict
+
 from rl_lightning.data.base_module import RLDataModule
+from rl_lightning.data.update_loader import UpdateLoader
 
 
 class RecordedDataModule(RLDataModule):
@@ -12,6 +18,32 @@ class RecordedDataModule(RLDataModule):
 
     unit = "update"
     updates_per_epoch: int
+    gradient_steps = 1  # a round of updates is a single one
+    row_errors: Any = None  # nobody prioritises
+
+    def next_batch(self) -> TensorDict:
+        """What the next update learns from, on the agent's device."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> UpdateLoader:
+        self.start()
+        return UpdateLoader(self, self.runs)
+
+    @property
+    def rounds(self) -> int:
+        """Updates of one epoch."""
+        return self.epoch_length
+
+    def begin_epoch(self) -> None:
+        self.begin_clock()
+
+    def batches(self) -> Iterator[TensorDict]:
+        for left in reversed(range(self.rounds)):
+            batch = self.next_batch()
+            self.count(1)
+            if not left:
+                self.plan(self.epoch + 1)
+            yield batch
 
     @property
     def total_updates(self) -> int:

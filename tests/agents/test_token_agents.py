@@ -8,7 +8,7 @@ import torch
 from every_agent import TOKEN_AGENTS
 from token_tools import SPEC, batch, characters, make
 
-from rl_lightning import GRPO, RLOO, SFT, Agent, REINFORCEPlusPlus, TokenPPO
+from rl_lightning import GRPO, RLOO, SFT, Agent, REINFORCEPlusPlus, TokenPPO, agents
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.maths.token_advantages import group_advantages, rloo_advantages
 
@@ -240,6 +240,53 @@ def test_every_knob_of_token_ppo_changes_what_is_learned(knob, model):
         agent.loss(rows).value.backward()
         learned.append(torch.cat([p.grad.flatten() for p in agent.backbone.parameters()]))
     assert (learned[0] - learned[1]).abs().max() > 1e-6
+
+
+def off_policy(agent, **kwargs):
+    """A batch that another policy wrote, far from the reference."""
+    rows = prepared(agent, **kwargs)
+    noise = torch.randn(rows["own"].shape, generator=torch.Generator().manual_seed(1))
+    rows["log_prob"] = rows["log_prob"] + 0.6 * noise
+    if "reference_log_prob" in rows.keys():  # noqa: SIM118
+        rows["reference_log_prob"] = rows["log_prob"] - noise.abs()
+    rows.update(agent.advantages(rows))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "knob"),
+    [
+        ("RLOO", {"clip_low": 0.01}),
+        ("RLOO", {"clip_high": 50.0}),
+        ("RLOO", {"kl_coef": 1.0}),
+        ("REINFORCEPlusPlus", {"clip_low": 0.01}),
+        ("REINFORCEPlusPlus", {"clip_high": 0.01}),
+        ("REINFORCEPlusPlus", {"kl_coef": 1.0}),
+        ("REINFORCEPlusPlus", {"baseline": "group"}),
+        ("REINFORCEPlusPlus", {"gamma": 0.5}),
+    ],
+)
+def test_every_knob_of_reinforce_s_relatives_changes_what_is_learned(name, knob, model):
+    learned = []
+    for given in ({}, knob):
+        agent = make(name, model, **given)
+        learned.append(gradient(agent, off_policy(agent)))
+    assert (learned[0] - learned[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("knob", [{"beta": 0.5}, {"label_smoothing": 0.3}])
+def test_every_knob_of_dpo_changes_what_is_learned(knob, model):
+    learned = [gradient(agent, prepared(agent, g=2)) for agent in
+               (make("DPO", model), make("DPO", model, **knob))]  # fmt: skip
+    assert (learned[0] - learned[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["SFT", "DPO"])
+@pytest.mark.parametrize("knob", ["gamma", "kl_coef"])
+def test_imitation_has_no_knob_that_would_do_nothing(name, knob, model):
+    assert knob not in inspect.signature(getattr(agents, name)).parameters
+    with pytest.raises((ConfigurationError, TypeError), match=knob):
+        make(name, model, **{knob: 0.5})
 
 
 def test_imitation_keeps_what_was_judged_well(model):

@@ -79,12 +79,12 @@ def complete(
     )
     shape = len(asked.ids), samples
     longest = int(written.length.max())
-    prompt, length = padded(asked.ids, backbone.tokens.pad_id)
+    prompt, there = backbone.tokens.pad(asked.ids)
     ids, lengths = written.ids[:, :longest].view(*shape, -1), written.length.view(shape)
     batch = TensorDict(
         {
-            "prompt": prompt,
-            "prompt_length": length,
+            "prompt": prompt.int(),
+            "prompt_length": there.sum(1),
             "ids": ids.int(),
             "length": lengths,
             "own": torch.arange(ids.shape[2], device=ids.device) < lengths[..., None],
@@ -104,15 +104,6 @@ def complete(
 def repeated(values: Sequence[Any], samples: int) -> list[Any]:
     """Each of the values as often as its prompt has completions."""
     return [value for value in values for _ in range(samples)]
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids, right-padded, int32 `[N, L]`, and how many there are of each, int64 `[N]`."""
-    lengths = torch.tensor([len(row) for row in rows])
-    out = torch.full((len(rows), max(int(lengths.max()), 1)), pad_id, dtype=torch.int32)
-    for row, ids in zip(out, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
-    return out, lengths
 
 
 class CompletionLoader:

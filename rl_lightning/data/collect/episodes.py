@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, RunError, shortened
-from rl_lightning.data.collect.completions import Completed, padded, repeated
+from rl_lightning.data.collect.completions import Completed, repeated
 from rl_lightning.data.collect.conversation import Conversation, Conversations
 from rl_lightning.data.prompts.asked import Asked
 from rl_lightning.data.prompts.turns import TurnTokens
@@ -231,10 +231,8 @@ def _batch(
     shape: tuple[int, int],
     judged: Tensor | None,
 ) -> TensorDict:
-    prompt, prompt_length = padded(
-        [one.prompt for one in episodes[:: shape[1]]], backbone.tokens.pad_id
-    )
-    ids, length = padded([one.ids for one in episodes], backbone.tokens.pad_id)
+    prompt, begins = backbone.tokens.pad([one.prompt for one in episodes[:: shape[1]]])
+    ids, there = backbone.tokens.pad([one.ids for one in episodes])
     own = torch.zeros(ids.shape, dtype=torch.bool)
     said, paid = torch.zeros(ids.shape), torch.zeros(ids.shape)
     for n, one in enumerate(episodes):
@@ -246,10 +244,10 @@ def _batch(
             paid[n, count - 1] += judged[n]  # where the model had the last word
     return TensorDict(
         {
-            "prompt": prompt,
-            "prompt_length": prompt_length,
-            "ids": ids.view(*shape, -1),
-            "length": length.view(shape),
+            "prompt": prompt.int(),
+            "prompt_length": begins.sum(1),
+            "ids": ids.int().view(*shape, -1),
+            "length": there.sum(1).view(shape),
             "own": own.view(*shape, -1),
             "said": said.view(*shape, -1),
             "reward": paid.sum(1).view(shape),
