@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         ReplayDataModule,
         RolloutDataModule,
     )
-    from rl_lightning.data.prompts import FilePrompts, ReasoningGymPrompts
+    from rl_lightning.data.prompts import FilePrompts, ReasoningGymPrompts, StringTasks
     from rl_lightning.encoders import (
         BagOfWordsEncoder,
         DictEncoder,
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
         TableEncoder,
         TextActionEncoder,
     )
+    from rl_lightning.llm.generators import TransformersGenerator
+    from rl_lightning.llm.vllm_generator import VLLMGenerator
     from rl_lightning.policies import (
         ActorCritic,
         ContinuousNetwork,
@@ -115,6 +117,8 @@ _HOMES = {
     "SFT": "agents",
     "TokenAgent": "agents",
     "TokenPPO": "agents",
+    "TransformersGenerator": "llm.generators",
+    "VLLMGenerator": "llm.vllm_generator",
     "DQN": "agents",
     "DiscreteNetwork": "policies",
     "DiscreteSAC": "agents",
@@ -240,12 +244,15 @@ __all__ = [
     "ScoringPolicy",
     "ScoringQNetwork",
     "StateReward",
+    "StringTasks",
     "SuggestedGoals",
     "TableEncoder",
     "TextActionEncoder",
     "TextFunction",
     "TokenAgent",
     "TokenPPO",
+    "TransformersGenerator",
+    "VLLMGenerator",
 ]
 
 
