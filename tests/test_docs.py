@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from recorded import offline, record
 from training import fit
 
-from rl_lightning import agents, policies
+from rl_lightning import agents, data, policies
 from rl_lightning.__main__ import main
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
+from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder, TableEncoder
 from rl_lightning.policies import ActorCritic
 
@@ -40,11 +40,11 @@ COMMON = re.compile(r"step|epoch|train/.*|time/.*|optim/lr|replay/frames|llm/.*|
 
 
 def test_every_agent_has_a_page():
-    assert set(PAGES) == set(AGENTS)
+    assert set(PAGES) == {*AGENTS, *TOKEN_AGENTS}
     readme = (ROOT / "README.md").read_text()
     for name, page in PAGES.items():
         assert f"| [{name}]({page.relative_to(ROOT)}) |" in readme
-        assert page.stem == AGENTS[name].__module__.rpartition(".")[2]
+        assert page.stem == getattr(agents, name).__module__.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -151,11 +151,11 @@ def test_a_page_explains_the_metrics_that_are_logged(name, tmp_path):
 
 
 def test_named_arguments_and_files_exist():
-    modules = (RolloutDataModule, ReplayDataModule, OfflineDataModule)
+    modules = [getattr(data, name) for name in data.__all__]
     networks = [getattr(policies, n) for n in policies.__all__]
     for name, page in PAGES.items():
         text = page.read_text()
-        own = set(inspect.signature(AGENTS[name]).parameters)
+        own = set(inspect.signature(getattr(agents, name)).parameters)
         for argument in re.findall(r"`?model\.(\w+)", text):
             assert argument in own, (name, argument)
         inner = {p for n in networks if inspect.isclass(n) for p in inspect.signature(n).parameters}

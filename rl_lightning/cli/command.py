@@ -175,17 +175,19 @@ class RLCLI(LightningCLI):
         lines = [line for share in gather(batches) for batch in share for line in batch]
         if not self.trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / getattr(data, "prediction_file", "episodes.jsonl")
-        with path.open("w") as file:
+        path, mode = folder / data.prediction_file, "w"
+        if data.records_lines and data.record is not None:
+            path, mode = Path(data.record).expanduser(), "a"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode) as file:
             for line in lines:
                 known = {k: None if v != v else v for k, v in line.items()}  # JSON has no NaN
                 file.write(json.dumps(known) + "\n")
         worth = "reward" if lines and "reward" in lines[0] else "return"
         mean = sum(line[worth] for line in lines) / max(len(lines), 1)
-        kind = path.stem
+        kind = Path(data.prediction_file).stem
         print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}")
-        if data.record is not None:
+        if data.record is not None and not data.records_lines:
             total = read_dataset(data.record).total_episodes
             print(f"recorded in {_short(data.record)}, which holds {total} episodes")
 

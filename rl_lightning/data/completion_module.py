@@ -23,7 +23,8 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     The clock counts updates. Training passes over all rows, in an order drawn anew for each pass.
     `validate` logs `val/loss` of held-out rows, and where there are `rewards` also what the model's
-    own completions of their prompts are worth, as `PromptDataModule` does.
+    own completions of their prompts are worth, as `PromptDataModule` does. With `rewards`,
+    `val_prompts` may be prompts alone: then it logs no `val/loss`.
 
     Args:
         prompts: See `TokenDataModule`.
@@ -74,8 +75,16 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         self._recorded = {}
         super().open_source(seed)
         for stage in self.stages:
-            for row in range(len(self.cut(stage))):
-                self.completions(stage, row)
+            if stage == "train" or self.val_recorded:
+                for row in range(len(self.cut(stage))):
+                    self.completions(stage, row)
+
+    @property
+    def val_recorded(self) -> bool:
+        """Whether evaluation has recorded completions, too: prompts of its own that come without
+        any are asked alone, where `rewards` say what the model's own are worth."""
+        own = self.val_prompts is not None and self.judge is not None
+        return not own or bool(set(self.columns) & set(self.tables[1].names))
 
     def completions(self, stage: str, row: int) -> list[list[int]]:
         """Token ids of a prompt's completions.
@@ -150,6 +159,8 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         if stage == "predict":
             return own
         world, rank = self._trainer.world_size, self._trainer.global_rank
+        if not self.val_recorded:
+            return own
         rows = range(len(self.tables[1]))[rank::world]
         parts = [rows[i : i + self.val_batch] for i in range(0, len(rows), self.val_batch)]
         return RecordedLoader(self, parts, own)

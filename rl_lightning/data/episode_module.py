@@ -63,7 +63,7 @@ class EpisodeDataModule(PromptDataModule):
         success_threshold: Return from which an episode is a success where `info` does not say.
         val_episodes: Seeds of evaluation, of all ranks together.
         total_prompts: Budget, in seeds of all ranks together.
-        seed: First seed of training.
+        seed: First seed of training; None: 0.
         val_seed: First seed of evaluation.
         **shared: Arguments of `PromptDataModule`.
 
@@ -113,7 +113,8 @@ class EpisodeDataModule(PromptDataModule):
         self._check_seeds()
 
     def _check_seeds(self) -> None:
-        first, last = self.order_seed, self.order_seed + self.total_prompts
+        first = self._first_seed("train")
+        last = first + self.total_prompts
         for stage in _STAGES:
             begin = self._first_seed(stage)
             if begin < last and first < begin + self.val_episodes:
@@ -124,7 +125,7 @@ class EpisodeDataModule(PromptDataModule):
 
     def _first_seed(self, stage: str) -> int:
         if stage == "train":
-            return self.order_seed
+            return self.seed or 0
         return self.val_seed + 1_000_000 * _STAGES.index(stage)
 
     def clear(self) -> None:

@@ -17,6 +17,7 @@ from rl_lightning.data.collect.completions import Completed, CompletionLoader, c
 from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
+from rl_lightning.data.prompts.ranked import check_lines_file
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.llm.generators import Generator, TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
@@ -49,7 +50,10 @@ class TokenDataModule(RLDataModule):
         val_batch: Prompts of one evaluation batch.
         val_table: Completions that TensorBoard's text panel shows.
         generator: Writes; None: this process does.
-        seed: Of the order of prompts, and of what is held out.
+        record: JSONL file that `predict` writes its completions to, behind those it holds already;
+            None: beside the logs. `RankedPrompts` reads it.
+        seed: Of the order of prompts, and of what is held out. None: that is the same in all runs,
+            and the order is by the global seed.
         val_seed: Of evaluation's random numbers.
         **shared: `total_frames` of `RLDataModule`.
 
@@ -60,6 +64,7 @@ class TokenDataModule(RLDataModule):
     evaluated = "batch"
     """What an evaluation counts, for its bar."""
     prediction_file = "completions.jsonl"
+    records_lines = True
     pays = False
     """Whether completions are worth something without rewards."""
     held_out_by = "data.val_prompts"
@@ -84,7 +89,8 @@ class TokenDataModule(RLDataModule):
         val_batch: int = 32,
         val_table: int = 8,
         generator: Generator | None = None,
-        seed: int = 0,
+        record: str | None = None,
+        seed: int | None = None,
         val_seed: int = 1_000_000,
     ) -> None:
         super().__init__(
@@ -93,6 +99,7 @@ class TokenDataModule(RLDataModule):
             total_frames=total_frames,
             success_threshold=success_threshold,
             val_seed=val_seed,
+            record=record,
         )
         self.prompts, self.val_prompts = prompts, val_prompts
         check_range("data.val_share", val_share, 0.0, 0.9)
@@ -114,13 +121,14 @@ class TokenDataModule(RLDataModule):
         self.val_batch = whole("data.val_batch", val_batch, 1)
         self.val_table = whole("data.val_table", val_table, 0)
         self.generator: Generator = generator or TransformersGenerator()
-        self.order_seed = whole_seed("data.seed", seed)
+        self.seed = None if seed is None else whole_seed("data.seed", seed)
 
     def clear(self) -> None:
         super().clear()
         self._tables: tuple[Prompts, Prompts] | None = None
         self._cut: dict[str, PromptTokens] = {}
         self._order: Order | None = None
+        self._order_seed = 0
 
     # --- prompts ------------------------------------------------------------------------------
 
@@ -142,7 +150,7 @@ class TokenDataModule(RLDataModule):
         if self._tables is None:
             held = None if self.val_prompts is None else as_prompts(self.val_prompts)
             self._tables = split_prompts(
-                as_prompts(self.prompts), self.val_share, self.order_seed, held
+                as_prompts(self.prompts), self.val_share, self.seed or 0, held
             )
         return self._tables
 
@@ -180,8 +188,11 @@ class TokenDataModule(RLDataModule):
         """
         trainer = self._trainer
         total = len(self.cut("train"))
-        if self._order is None or self._order.total != total:
-            self._order = Order(total, self.order_seed, 1)
+        if self._order is None or (self._order.total, self._order.seed[0]) != (
+            total,
+            self._order_seed,
+        ):
+            self._order = Order(total, self._order_seed, 1)
         return self._order(first, count, trainer.global_rank, trainer.world_size).tolist()
 
     @property
@@ -199,6 +210,7 @@ class TokenDataModule(RLDataModule):
 
     def open_source(self, seed: int) -> None:
         self._cut = {}  # an earlier run may have had another tokenizer
+        self._order_seed = self._trainer.strategy.broadcast(self._seed())  # one order for all ranks
         for stage in self.stages:
             self.cut(stage)
 
@@ -245,6 +257,8 @@ class TokenDataModule(RLDataModule):
         return self._completions("test", self.val_seed + 1_000_000)
 
     def predict_dataloader(self) -> Any:
+        if self.record is not None:
+            check_lines_file(self.record)
         return self._completions("predict", self.val_seed + 2_000_000)
 
     def _completions(self, stage: str, seed: int) -> Any:
@@ -293,6 +307,7 @@ class TokenDataModule(RLDataModule):
             "rng": rng_state(self._trainer.strategy.root_device),
             "encoder": self.agent.collection_state(),
             "prompts": self.fingerprint,
+            "order": self._order_seed,
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -301,6 +316,7 @@ class TokenDataModule(RLDataModule):
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         super().load_shared_state(state)
+        self._order_seed = state.get("order", self._order_seed)
         now, before = self.fingerprint, state["prompts"]
         if before != now:
             rank_zero_warn(f"{self.changed(before, now)}: it goes on with what is there now")

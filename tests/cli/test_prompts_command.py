@@ -104,6 +104,19 @@ def test_fit_validate_predict_and_export(run, folder):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert set(lines[0]["rewards"]) == {"exact_match", "letters_in"}
 
+    write = ("predict", "--config", "config.yaml", "--ckpt_path", "ckpt/last.ckpt",
+             "--data.val_samples", "4", "--data.record", "pairs/written.jsonl")  # fmt: skip
+    assert "8 completions, mean reward" in run(*write)
+    with pytest.warns(UserWarning, match="pairs/written.jsonl holds completions, and new ones"):
+        run(*write)
+    written = [json.loads(line) for line in (folder / "pairs/written.jsonl").open()]
+    assert len(written) == 16
+    assert written[:8] == written[8:]  # the same model under the same seed
+    assert "as JSON lines, to a file such as" in run(*write[:-1], "pairs.hdf5", status=2)
+    (folder / "full").mkdir()
+    (folder / "full/x.jsonl").mkdir()
+    assert "full/x.jsonl cannot be written" in run(*write[:-1], "full/x.jsonl", status=2)
+
     said = run("export", "--ckpt_path", "ckpt/last.ckpt", "--out", "merged")
     assert "wrote merged" in said
     agent = Agent.load_from_checkpoint(folder / "ckpt" / "last.ckpt")

@@ -1,5 +1,6 @@
 """Recorded completions, to imitate and to compare."""
 
+import json
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from token_tools import characters, letters_in, make, recorded
 from training import fit, make_trainer
 
-from rl_lightning import CompletionDataModule, StringTasks
+from rl_lightning import CompletionDataModule, RankedPrompts, StringTasks
 from rl_lightning.core.errors import ConfigurationError
 
 
@@ -49,6 +50,36 @@ def test_preferences_are_learned(model):
     assert before["val/loss"] == pytest.approx(0.6931, abs=1e-4)
     assert after["val/loss"] < 0.6
     assert after["val/accuracy"] == 1.0
+
+
+def test_prompts_alone_validate_by_rewards(model):
+    asked = [{"prompt": "1:", "answer": "a"}, {"prompt": "2:", "answer": "b"}]
+    given = {"total_updates": 20, "updates_per_epoch": 20, "val_prompts": asked}
+    _, after = trained(make("DPO", model), recorded(rewards=[letters_in], **given))
+    assert "val/reward" in after
+    assert "val/loss" not in after
+    with pytest.raises(ConfigurationError, match="no text in the column 'chosen'"):
+        trained(make("DPO", model), recorded(**given))  # without rewards nothing would be told
+    half = [{"prompt": "1:", "chosen": "a"}, {"prompt": "2:"}]
+    with pytest.raises(ConfigurationError, match=r"data.val_prompts: .* the column 'rejected'"):
+        trained(make("DPO", model), recorded(rewards=[letters_in], **given | {"val_prompts": half}))
+
+
+def test_what_a_model_wrote_is_what_it_learns_to_prefer(model, tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [
+        {"prompt": f"{i}:", "completion": text, "reward": text.count("a")}
+        for i in range(8)
+        for text in ("bcd", "aab", "abc")
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    agent, rows = make("DPO", model), RankedPrompts(str(path))
+    data = CompletionDataModule(
+        rows, batch_size=4, total_updates=30, updates_per_epoch=30, max_new_tokens=6, val_share=0.2
+    )
+    _, after = trained(agent, data)
+    assert after["val/accuracy"] == 1.0
+    assert after["val/loss"] < 0.5
 
 
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
@@ -195,6 +226,9 @@ def test_answers_are_right():
     assert kinds == {"copy", "sort", "add"}
     sizes = {len(StringTasks("copy", 200, 4, shortest=2).columns(i)["answer"]) for i in range(200)}
     assert sizes == {2, 3, 4}
+    mixed = StringTasks("copy:5+add", 20, 2)
+    assert {len(mixed.columns(i)["answer"]) for i in range(0, 20, 2)} == {5}
+    assert {len(mixed.prompt(i)) for i in range(1, 20, 2)} == {len("12+34=")}
 
 
 def test_prompts_differ_and_so_do_seeds():
@@ -206,10 +240,28 @@ def test_prompts_differ_and_so_do_seeds():
     assert len(StringTasks(size=50, length=1)) == 50  # of which there are ten
 
 
+def test_parts_share_no_prompt():
+    def texts(part, seed, size=300):
+        tasks = StringTasks("copy+sort+add", size, 2, shortest=1, seed=seed, part=part)
+        return {tasks.prompt(i) for i in range(size)}
+
+    train, test = texts("train", 0), texts("test", 1)
+    assert not train & test
+    assert not train & texts("test", 0)
+    assert texts("all", 0) & test
+    assert len(train) > len(test) > 30
+    with pytest.raises(
+        ConfigurationError, match="part='test': there is no prompt in it like 'copy"
+    ):
+        StringTasks("copy", 5, 1, part="test")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"size": 0}, "size"), ({"length": 0}, "length"), ({"shortest": 5}, "shortest"),
-     ({"seed": -1}, "seed")],
+     ({"seed": -1}, "seed"), ({"part": "most"}, "part"),
+     ({"task": "copy:0"}, "length"), ({"task": "copy:x"}, "length"),
+     ({"task": "copy:5+add:2", "shortest": 3}, "shortest")],
 )  # fmt: skip
 def test_numbers_of_tasks_that_cannot_be_are_named(given, message):
     with pytest.raises(ConfigurationError, match=f"^{message}"):
