@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents import answering
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.collapse import CollapseModule
 from rl_lightning.agents.evaluated_completions import EvaluatedCompletions
@@ -212,6 +213,8 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
             share = mean_over_ranks(normalizer) / len(parts)
             batch["normalizer"] = share.expand(len(batch))
         return batch
+
+    predict = answering.predict  # type: ignore[assignment]
 
     def recall(self, batch: TensorDict) -> dict[str, Tensor]:
         """What the learner says of completions before it learns from them."""

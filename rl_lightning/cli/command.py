@@ -116,12 +116,28 @@ class RLCLI(LightningCLI):
         else:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        data: Any = self.datamodule
+        if wanted.log_every_n_steps is None and data.logs_every is not None:
+            kwargs["log_every_n_steps"] = data.logs_every
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except TypeError as error:
             raise ConfigurationError(f"trainer: {error}") from error
         check_devices(trainer, wanted.precision)
         return trainer
+
+    def before_validate(self) -> None:
+        self._say_untrained()
+
+    def before_test(self) -> None:
+        self._say_untrained()
+
+    def before_predict(self) -> None:
+        self._say_untrained()
+
+    def _say_untrained(self) -> None:
+        if self._get(self.config, "ckpt_path") is None and self.trainer.is_global_zero:
+            print("no --ckpt_path: the model as it begins", file=sys.stderr)
 
     def before_fit(self) -> None:
         data: Any = self.datamodule
@@ -253,7 +269,10 @@ def _run(args: list[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
         trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "epilog": "rl-lightning export writes a tuned language model, see its --help",
+        },
         args=args,
     )
 

@@ -138,6 +138,15 @@ class TokenDataModule(RLDataModule):
         text = gym.spaces.Text(1_000_000, min_length=0, charset=PRINTABLE)
         return EnvSpec(text, text, "prompts")
 
+    @classmethod
+    def judged_by(cls, arguments: Any) -> tuple[str, str] | None:
+        """What makes a checkpoint the best one where completions are judged, and which way.
+
+        Args:
+            arguments: A mapping, of the constructor.
+        """
+        return ("val/reward", "max") if cls.pays or arguments.get("rewards") else None
+
     @property
     def model(self) -> TokenLearner:
         """The trainer's agent."""
