@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rl_lightning import PromptDataModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.order import Order
 from rl_lightning.data.prompts import (
@@ -363,6 +364,8 @@ def test_values_that_hold_themselves():
         prompts = as_prompts([{"prompt": "a"}, {"prompt": "b", "x": value}])
         with pytest.raises(ConfigurationError, match="prompt 2: a value holds itself, or is nest"):
             _ = prompts.fingerprint
+        with pytest.raises(ConfigurationError, match="prompts: a value in it holds itself"):
+            PromptDataModule([{"prompt": "b", "x": value}], rewards=[len])
 
 
 def test_sources_are_copied(tmp_path):

@@ -12,6 +12,7 @@ from training import fit, make_trainer
 
 from rl_lightning import RankedPrompts
 from rl_lightning.core.errors import ConfigurationError, RunError
+from rl_lightning.data.prompts import RowPrompts
 from rl_lightning.data.prompts.lines import LinesWriter, count_lines, only_json
 from rl_lightning.rewards.completions import CompletionJudge
 
@@ -159,7 +160,7 @@ def test_columns_are_written_as_far_as_json_holds_them(model, tmp_path):
         {"prompt": "1:", **held, "day": datetime.date(2025, 1, 1), "odd": math.nan, "ring": ring},
         {"prompt": "2:"},
     ]
-    data = prompts(val_prompts=rows, val_samples=2, record=str(path))
+    data = prompts(val_prompts=RowPrompts(rows), val_samples=2, record=str(path))
     make_trainer().predict(make("GRPO", model), data)
     written = lines(path)
     assert [line["columns"] for line in written[:2]] == [held] * 2
