@@ -82,6 +82,8 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
     default_optimizer: OptimizerCallable = staticmethod(adamw)
     smallest_group = 1
     """Completions of each prompt that it needs."""
+    min_reward: float | None = None
+    """Reward from which it learns from a completion; None: whatever it is."""
     compares = True
     """Whether the loss compares the policy with the one that wrote."""
 

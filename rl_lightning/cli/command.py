@@ -1,6 +1,5 @@
 """The command line: `rl-lightning fit | validate | test | predict | export`."""
 
-import json
 import logging
 import os
 import sys
@@ -36,6 +35,7 @@ from rl_lightning.core.errors import ConfigurationError, nearest
 from rl_lightning.core.ranks import gather
 from rl_lightning.core.stopping import ended_by_signals
 from rl_lightning.data import RLDataModule
+from rl_lightning.data.prompts.lines import as_lines, count_lines
 from rl_lightning.data.recordings.dataset import read_dataset
 
 # Lightning remarks that are right in general and wrong here.
@@ -191,18 +191,17 @@ class RLCLI(LightningCLI):
         lines = [line for share in gather(batches) for batch in share for line in batch]
         if not self.trainer.is_global_zero:
             return
-        path, mode = folder / data.prediction_file, "w"
-        if data.records_lines and data.record is not None:
-            path, mode = Path(data.record).expanduser(), "a"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode) as file:
-            for line in lines:
-                known = {k: None if v != v else v for k, v in line.items()}  # JSON has no NaN
-                file.write(json.dumps(known) + "\n")
+        path, holds = folder / data.prediction_file, ""
+        if data.records_lines and data.record is not None:  # written already, batch by batch
+            path = Path(data.record).expanduser()
+            holds = f", which holds {count_lines(path)}"
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(as_lines(lines))
         worth = "reward" if lines and "reward" in lines[0] else "return"
         mean = sum(line[worth] for line in lines) / max(len(lines), 1)
         kind = Path(data.prediction_file).stem
-        print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}")
+        print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}{holds}")
         if data.record is not None and not data.records_lines:
             total = read_dataset(data.record).total_episodes
             print(f"recorded in {_short(data.record)}, which holds {total} episodes")

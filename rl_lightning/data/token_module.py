@@ -17,7 +17,7 @@ from rl_lightning.data.collect.completions import Completed, CompletionLoader, c
 from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
-from rl_lightning.data.prompts.ranked import check_lines_file
+from rl_lightning.data.prompts.lines import LinesWriter
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
 from rl_lightning.llm.generators import Generator, TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
@@ -50,8 +50,9 @@ class TokenDataModule(RLDataModule):
         val_batch: Prompts of one evaluation batch.
         val_table: Completions that TensorBoard's text panel shows.
         generator: Writes; None: this process does.
-        record: JSONL file that `predict` writes its completions to, behind those it holds already;
-            None: beside the logs. `RankedPrompts` reads it.
+        record: JSONL file that `predict` writes its completions to, each batch as soon as it is
+            judged, behind those it holds already; None: beside the logs, at the end.
+            `RankedPrompts` reads it.
         seed: Of the order of prompts, and of what is held out. None: that is the same in all runs,
             and the order is by the global seed.
         val_seed: Of evaluation's random numbers.
@@ -219,6 +220,7 @@ class TokenDataModule(RLDataModule):
 
     def open_source(self, seed: int) -> None:
         self._cut = {}  # an earlier run may have had another tokenizer
+        _ = self.fingerprint  # says what is wrong with columns before there is anything to lose
         self._order_seed = self._trainer.strategy.broadcast(self._seed())  # one order for all ranks
         for stage in self.stages:
             self.cut(stage)
@@ -266,9 +268,28 @@ class TokenDataModule(RLDataModule):
         return self._completions("test", self.val_seed + 1_000_000)
 
     def predict_dataloader(self) -> Any:
-        if self.record is not None:
-            check_lines_file(self.record)
-        return self._completions("predict", self.val_seed + 2_000_000)
+        loader = self._completions("predict", self.val_seed + 2_000_000)
+        if self.record is not None and loader.keep is None:
+            if (world := self._trainer.world_size) > 1:
+                raise ConfigurationError(
+                    f"data.record: {world} ranks cannot write to one file, {self.record}; set "
+                    "trainer.devices: 1"
+                )
+            loader.keep = LinesWriter(self.record)
+        return loader
+
+    def check_held_out(self, stage: str) -> None:
+        """Refuse an evaluation by itself of no prompts; training may go without.
+
+        Raises:
+            ConfigurationError: That says what to give.
+        """
+        if not self.held_out and self._trainer.state.fn != "fit":
+            command = "validate" if stage == "val" else stage
+            raise ConfigurationError(
+                f"{command}: there are no prompts for it; give {self.held_out_by}, or a "
+                "data.val_share above 0"
+            )
 
     def _completions(self, stage: str, seed: int) -> Any:
         self.check(self.agent)
@@ -280,11 +301,7 @@ class TokenDataModule(RLDataModule):
         world, rank = self._trainer.world_size, self._trainer.global_rank
         count = self.held_out
         if not count:
-            if stage != "val":
-                raise ConfigurationError(
-                    f"{stage}: there are no prompts for it; give {self.held_out_by}, or a "
-                    "data.val_share above 0"
-                )
+            self.check_held_out(stage)
             return []
         if count < world:
             raise ConfigurationError(

@@ -113,6 +113,16 @@ def test_the_end_is_learned_unless_told_otherwise(model):
         ([{"prompt": "1:", "completion": "a" * 9}], {}, "has 10 tokens, and data.max_new_tokens"),
         ([{"prompt": "1:", "completion": ""}], {"append_end": False}, "has 0 tokens"),
         (
+            [{"prompt": "1:", "completion": "a\ud800"}],
+            {},
+            r"prompt 1: its column 'completion' holds '\\ud800' at 2, half of a character",
+        ),
+        (
+            [{"prompt": "1:", "completion": "a", "hint": "\udc00"}],
+            {"template": "{hint}{prompt}"},
+            r"prompt 1, in data.template, holds '\\udc00' at 1",
+        ),
+        (
             [{"prompt": "1" * 60, "completion": "a"}],
             {},
             "prompt 1 has 61 tokens, and there is room",
@@ -201,6 +211,56 @@ def test_going_on_with_other_rows_is_told(model, tmp_path):
         )
 
 
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 2), (3, 3)])
+def test_going_on_with_another_batch_size_has_no_row_twice(sizes, model, tmp_path):
+    seen = []
+
+    def watched():
+        agent = make("SFT", model)
+        own = agent.prepare_completions
+
+        def keep(batch, *args, **kwargs):
+            seen.extend(tuple(row) for row in batch["prompt"].tolist())
+            return own(batch, *args, **kwargs)
+
+        agent.__dict__["prepare_completions"] = keep
+        return agent
+
+    first, second = sizes
+    known = {"val_share": 0.0, "updates_per_epoch": 1, "seed": 3}
+    trainer = make_trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(watched(), recorded(batch_size=first, total_updates=3, **known))
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    data = recorded(batch_size=second, total_updates=6, **known)
+    fit(watched(), data, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert len(seen) == 3 * (first + second)
+    assert len(set(seen[:10])) == 10
+    assert set(seen[10:20]) <= set(seen[:10])
+    assert len(set(seen[10:])) == len(seen[10:])
+    whole = list(seen)
+    seen.clear()
+    fit(watched(), recorded(batch_size=1, total_updates=len(whole), **known))
+    assert seen == whole
+
+
+def test_no_reward_chooses_among_recorded_completions(model):
+    said = r"model.min_reward: 0.5, and recorded .*RankedPrompts\(file, least_reward=0.5\)"
+    with pytest.raises(ConfigurationError, match=said):
+        fit(make("SFT", model, min_reward=0.5), recorded())
+
+
+@pytest.mark.parametrize("rewards", [None, [letters_in]])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_of_nothing_is_refused(stage, rewards, model):
+    data = recorded(val_share=0.0, rewards=rewards)
+    agent, trainer = make("SFT", model), make_trainer(limit_val_batches=1.0)
+    with pytest.raises(ConfigurationError, match=f"{stage}: there are no prompts for it"):
+        getattr(trainer, stage)(agent, data)
+    assert fit(agent, data, limit_val_batches=1.0).updates == 10
+
+
 def test_who_learns_from_no_recorded_completions_is_named(model):
     with pytest.raises(ConfigurationError, match="GRPO does not learn from recorded completions"):
         fit(make("GRPO", model), recorded())
@@ -260,7 +320,9 @@ def test_parts_share_no_prompt():
     ("given", "message"),
     [({"size": 0}, "size"), ({"length": 0}, "length"), ({"shortest": 5}, "shortest"),
      ({"seed": -1}, "seed"), ({"part": "most"}, "part"),
-     ({"task": "copy:0"}, "length"), ({"task": "copy:x"}, "length"),
+     ({"task": "copy:0"}, "length"), ({"task": "copy:x"}, "length"), ({"task": "copy:²"}, "length"),
+     ({"task": 5}, "task='5': use one of copy, sort, add"),
+     ({"task": ["copy", "add"]}, r"task=\['copy', 'add'\]: write several .* between, copy\+add"),
      ({"task": "copy:5+add:2", "shortest": 3}, "shortest")],
 )  # fmt: skip
 def test_numbers_of_tasks_that_cannot_be_are_named(given, message):

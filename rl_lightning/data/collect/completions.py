@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.data.prompts.asked import Asked
+from rl_lightning.data.prompts.lines import only_json
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.generators import Generator
 from rl_lightning.llm.sampling import Sampling
@@ -120,6 +121,9 @@ class CompletionLoader:
         device: Gives the model's.
         threshold: Reward from which a completion counts as right; None: nobody says.
         table: Completions of the first prompts that are shown in full.
+
+    Attributes:
+        keep: Is given the lines of each batch as soon as it is judged; None: nobody is.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class CompletionLoader:
         self.parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         self.threshold, self.table = threshold, table
         self.seconds = 0.0
+        self.keep: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -147,6 +152,8 @@ class CompletionLoader:
             with self._own_random_numbers(number):
                 found = self.answer(part)
             result = results(found, self.threshold)
+            if self.keep is not None:
+                self.keep(result["lines"])
             if left > 0:
                 shown = [line for line in result["lines"] if line["sample"] == 0][:left]
                 result["transcript"] = [_row(line) for line in shown]
@@ -176,6 +183,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
         success = None if bool(known.isnan().any()) else known.bool()
     length = found.batch["length"].cpu()
     samples = reward.shape[1]
+    own = found.lines or repeated(_columns(found.asked), samples)
     lines = []
     for n, text in enumerate(found.texts):
         p, g = divmod(n, samples)
@@ -190,7 +198,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
                 **({} if success is None else {"success": bool(success[p, g])}),
                 "tokens": int(length[p, g]),
                 "ended": bool(found.ended[p, g]),
-                **(found.lines[n] if found.lines else {}),
+                **own[n],
             }
         )
     return {
@@ -202,6 +210,14 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
         "told": found.told,
         "lines": lines,
     }
+
+
+def _columns(asked: Asked) -> list[dict[str, Any]]:
+    """What the data say of each prompt, as far as a line can hold it."""
+    rows = [
+        {name: values[p] for name, values in asked.columns.items()} for p in range(len(asked.ids))
+    ]
+    return [{"columns": known} if (known := only_json(row)) else {} for row in rows]
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:

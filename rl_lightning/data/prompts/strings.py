@@ -66,7 +66,12 @@ class StringTasks(Described, RowPrompts):
         part: Part = "all",
     ) -> None:
         size = whole("size", size, 1)
-        tasks = [_named(one, length) for one in task.split("+")]
+        if isinstance(task, list | tuple):
+            raise ConfigurationError(
+                f"task={task!r}: write several with a plus in between, "
+                f"{'+'.join(map(str, task)) or 'copy+sort'}"
+            )
+        tasks = [_named(one, length) for one in str(task).split("+")]
         if shortest is not None:
             shortest = whole("shortest", shortest, 1, min(longest for _, longest in tasks))
         check_one_of("part", part, get_args(Part))
@@ -101,4 +106,4 @@ def _named(task: str, length: int) -> tuple[Callable[..., tuple[str, str]], int]
         raise ConfigurationError(
             f"task={task!r}: use one of {', '.join(TASKS)}, or several, copy+sort"
         )
-    return TASKS[name], whole("length", int(own) if own.isdigit() else own or length, 1, 18)
+    return TASKS[name], whole("length", int(own) if own.isdecimal() else own or length, 1, 18)

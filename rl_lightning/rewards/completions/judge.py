@@ -107,6 +107,11 @@ class CompletionJudge:
                 f"data.prompts: {taken[0]!r} is what rewards are told of completions; give that "
                 "column another name"
             )
+        if taken := [name for name in columns if name == "self" or not isinstance(name, str)]:
+            raise ConfigurationError(
+                f"data.prompts: a column is called {taken[0]!r}, by which rewards cannot be given "
+                "it; give that column another name"
+            )
         told = {"completion_ids": completion_ids, "ended": ended}
         columns |= {name: values for name, values in told.items() if values is not None}
         for name, values in {"prompts": prompts, **columns}.items():
