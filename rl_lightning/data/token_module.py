@@ -141,11 +141,7 @@ class TokenDataModule(RLDataModule):
 
     @classmethod
     def judged_by(cls, arguments: Any) -> tuple[str, str] | None:
-        """What makes a checkpoint the best one where completions are judged, and which way.
-
-        Args:
-            arguments: A mapping, of the constructor.
-        """
+        """What makes a checkpoint the best one, by the constructor's arguments, and which way."""
         return ("val/reward", "max") if cls.pays or arguments.get("rewards") else None
 
     @property
@@ -279,11 +275,7 @@ class TokenDataModule(RLDataModule):
         return loader
 
     def check_held_out(self, stage: str) -> None:
-        """Refuse an evaluation by itself of no prompts; training may go without.
-
-        Raises:
-            ConfigurationError: That says what to give.
-        """
+        """Refuse an evaluation by itself of no prompts; training may go without."""
         if not self.held_out and self._trainer.state.fn != "fit":
             command = "validate" if stage == "val" else stage
             raise ConfigurationError(
