@@ -8,7 +8,13 @@ import gymnasium as gym
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.charset import PRINTABLE
-from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
+from rl_lightning.core.errors import (
+    ConfigurationError,
+    check_range,
+    shortened,
+    whole,
+    whole_seed,
+)
 from rl_lightning.core.order import Order
 from rl_lightning.core.protocols import TokenLearner, Trainee
 from rl_lightning.core.types import EnvSpec
@@ -120,6 +126,12 @@ class TokenDataModule(RLDataModule):
         self.val_sampling = Sampling(self.max_new_tokens, val_temperature, stop=self.stop)
         self.val_batch = whole("data.val_batch", val_batch, 1)
         self.val_table = whole("data.val_table", val_table, 0)
+        if generator is not None and (isinstance(generator, type) or not callable(generator)):
+            raise ConfigurationError(
+                "data.generator must be an object called with backbone, prompts, samples, sampling "
+                "and version, such as TransformersGenerator(), not "
+                f"{shortened(repr(generator), 80)}; leave it out, and this process writes"
+            )
         self.generator: Generator = generator or TransformersGenerator()
         self.seed = None if seed is None else whole_seed("data.seed", seed)
 

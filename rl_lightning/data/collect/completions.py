@@ -170,10 +170,8 @@ class CompletionLoader:
 def results(found: Completed, threshold: float | None) -> dict[str, Any]:
     """What `validation_step` and `predict_step` are given, see `EvaluatedCompletions`."""
     reward = found.batch["reward"].cpu()
-    success = None if threshold is None else reward >= threshold
-    if "success" in found.told:
-        known = found.told["success"]
-        success = None if bool(known.isnan().any()) else known.bool()
+    success = None if threshold is None else (reward >= threshold).float()
+    success = found.told.get("success", success)
     length = found.batch["length"].cpu()
     samples = reward.shape[1]
     lines = []
@@ -187,7 +185,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
                 "completion": text,
                 "reward": float(reward[p, g]),
                 **({"rewards": parts} if len(parts) > 1 else {}),
-                **({} if success is None else {"success": bool(success[p, g])}),
+                **_success(success, p, g),
                 "tokens": int(length[p, g]),
                 "ended": bool(found.ended[p, g]),
                 **(found.lines[n] if found.lines else {}),
@@ -202,6 +200,12 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
         "told": found.told,
         "lines": lines,
     }
+
+
+def _success(success: Tensor | None, p: int, g: int) -> dict[str, bool]:
+    """Whether a completion is right, if somebody says so."""
+    known = None if success is None else _number(success[p, g])
+    return {} if known is None else {"success": bool(known)}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
