@@ -241,8 +241,7 @@ class EpisodeDataModule(PromptDataModule):
         """With what nobody says as no success, once one episode of the run has said something."""
         if not self._hears:
             return found
-        success = found.told["success"].nan_to_num()
-        return found._replace(told={**found.told, "success": success})
+        return found.telling(success=found.told["success"].nan_to_num())
 
     def more_statistics(self, found: Completed) -> dict[str, float]:
         self._hears = any(gather(self._hears))

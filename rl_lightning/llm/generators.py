@@ -42,7 +42,7 @@ class Generator(Protocol):
         ...
 
 
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """Writes in this process, by the backbone itself.
 
     Each prompt is read once for its whole group, and prompts of like lengths together. Samples are

@@ -59,7 +59,8 @@ def wide(x: Tensor) -> Tensor:
 
 
 def exact(x: Tensor) -> Tensor:
-    """x in float64, which holds the squares of all of float32; not on Apple's MPS, which has none."""
+    """x in float64, which holds squares of all of float32; on Apple's MPS, which has none, as it
+    is `wide`."""
     return wide(x) if x.device.type == "mps" else x.double()
 
 
