@@ -29,8 +29,9 @@ class CollapseModule(L.LightningModule):
             rank_zero_warn(
                 "completions come from another model than the one that learns from them: their "
                 f"log-probabilities are {float(gap):.2g} nats a token apart (policy/sampler_gap). "
-                "Recurrent models read padding in front of a prompt as text: use one with "
-                "attention, or prompts of equal length. Otherwise it is a defect: please report it"
+                "Recurrent models read padding in front of a prompt as text: give data.generator a "
+                "TransformersGenerator with batch_size: 1, which needs none, prompts of equal "
+                "length, or a model with attention. Otherwise it is a defect: please report it"
             )
         if imitated is not None and float(imitated) == 0.0:
             entropy = None  # of nothing
