@@ -35,7 +35,8 @@ class EpisodeDataModule(PromptDataModule):
     the seeds `seed`, `seed + 1`, …, evaluation `val_seed`, `val_seed + 1`, …
 
     An episode that becomes too long (`max_turns`, or the model's `max_length`) is cut, and counted
-    by `completion/cut`.
+    by `completion/cut`. Some environments speak of success only where there is one: once an episode
+    of the run has said something of it, those that say nothing are failures.
 
     Args:
         env: Gymnasium id (`module:Id-v0` imports the module first), or `module:function`, which
