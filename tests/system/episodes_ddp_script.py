@@ -53,7 +53,7 @@ def main() -> None:
 
     trainer = L.Trainer(
         callbacks=[Ask()],
-        log_every_n_steps=1,
+        log_every_n_steps=1 if seldom else 50,
         accelerator="cpu",
         devices=2,
         strategy="ddp",
