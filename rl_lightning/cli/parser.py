@@ -25,11 +25,16 @@ from rl_lightning.data import RLDataModule
 from rl_lightning.data.prompts import Prompts
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
+from rl_lightning.llm.generators import Generator
+from rl_lightning.llm.vllm_generator import VLLMGenerator
 from rl_lightning.rewards import Labeller, Reward, StateReward
 from rl_lightning.rewards.completions import CompletionReward
 
+NAMED = (VLLMGenerator,)
+"""Found by its short name because it is imported."""
 _BASES = (
     Agent,
+    Generator,
     ReplayAgent,
     RLDataModule,
     Encoder,

@@ -19,7 +19,7 @@ from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
 from rl_lightning.data.prompts.lines import LinesWriter
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
-from rl_lightning.llm.generators import Generator, TransformersGenerator
+from rl_lightning.llm.generators import Generator, check_generator
 from rl_lightning.llm.sampling import Sampling
 from rl_lightning.rewards.completions import CompletionJudge, CompletionReward
 
@@ -121,7 +121,7 @@ class TokenDataModule(RLDataModule):
         self.val_sampling = Sampling(self.max_new_tokens, val_temperature, stop=self.stop)
         self.val_batch = whole("data.val_batch", val_batch, 1)
         self.val_table = whole("data.val_table", val_table, 0)
-        self.generator: Generator = generator or TransformersGenerator()
+        self.generator = check_generator(generator)
         self.seed = None if seed is None else whole_seed("data.seed", seed)
 
     def clear(self) -> None:

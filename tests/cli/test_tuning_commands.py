@@ -362,3 +362,15 @@ def test_what_is_no_generator_is_named(model, run):
     given = {"class_path": "completion_engines.NoGenerator"}
     said = run("fit", grpo(model, generator=given), status=2)
     assert "data.generator: completion_engines.NoGenerator is no generator" in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["TransformersGenerator", {"class_path": "TransformersGenerator", "init_args": {}}],
+)
+def test_generators_have_short_names(given, model, run):
+    said = run("validate", grpo(model, generator=given))
+    assert "val/reward" in said
+    said = run("validate", grpo(model, generator="VLLMGenerater"), status=2)
+    assert "data.generator: no class 'VLLMGenerater'" in said
+    assert "there are VLLMGenerator, TransformersGenerator" in said

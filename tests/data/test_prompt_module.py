@@ -235,6 +235,12 @@ def test_another_generator_writes(model):
     assert Writer.asked == [(4, 4, 0), (4, 4, 4), (4, 4, 8), (4, 4, 12)]
 
 
+@pytest.mark.parametrize("wrong", [3, "vllm", TransformersGenerator])
+def test_what_cannot_write_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match=r"data\.generator must be an object called with"):
+        prompts(generator=wrong)
+
+
 def test_wrong_pairs_of_agent_and_data_are_named(model):
     data = RolloutDataModule("CartPole-v1", num_envs=1, rollout_steps=8, total_frames=8)
     with pytest.raises(ConfigurationError, match="PPO does not learn from completions"):

@@ -40,6 +40,10 @@ class Completed(NamedTuple):
     told: Mapping[str, Tensor] = MappingProxyType({})
     lines: Sequence[Mapping[str, Any]] = ()
 
+    def telling(self, **more: Tensor) -> "Completed":
+        """The same, with something else in `told`."""
+        return self._replace(told={**self.told, **more})
+
 
 def complete(
     backbone: Backbone,
@@ -177,10 +181,8 @@ class CompletionLoader:
 def results(found: Completed, threshold: float | None) -> dict[str, Any]:
     """What `validation_step` and `predict_step` are given, see `EvaluatedCompletions`."""
     reward = found.batch["reward"].cpu()
-    success = None if threshold is None else reward >= threshold
-    if "success" in found.told:
-        known = found.told["success"]
-        success = None if bool(known.isnan().any()) else known.bool()
+    success = None if threshold is None else (reward >= threshold).float()
+    success = found.told.get("success", success)
     length = found.batch["length"].cpu()
     samples = reward.shape[1]
     own = found.lines or repeated(_columns(found.asked), samples)
@@ -195,7 +197,7 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
                 "completion": text,
                 "reward": float(reward[p, g]),
                 **({"rewards": parts} if len(parts) > 1 else {}),
-                **({} if success is None else {"success": bool(success[p, g])}),
+                **_success(success, p, g),
                 "tokens": int(length[p, g]),
                 "ended": bool(found.ended[p, g]),
                 **own[n],
@@ -218,6 +220,12 @@ def _columns(asked: Asked) -> list[dict[str, Any]]:
         {name: values[p] for name, values in asked.columns.items()} for p in range(len(asked.ids))
     ]
     return [{"columns": known} if (known := only_json(row)) else {} for row in rows]
+
+
+def _success(success: Tensor | None, p: int, g: int) -> dict[str, bool]:
+    """Whether a completion is right, if somebody says so."""
+    known = None if success is None else _number(success[p, g])
+    return {} if known is None else {"success": bool(known)}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
