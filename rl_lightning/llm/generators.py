@@ -136,10 +136,11 @@ def check_generator(generator: Any) -> Generator:
     if isinstance(generator, type) or not callable(generator):
         raise ConfigurationError(
             "data.generator must be an object called with backbone, prompts, samples, sampling and "
-            f"version, such as TransformersGenerator(), not {shortened(repr(generator), 80)}; leave "
-            "it out, and this process writes"
+            f"version, such as TransformersGenerator(), not {shortened(repr(generator), 80)}; "
+            "leave it out, and this process writes"
         )
-    return generator
+    made: Any = generator
+    return made
 
 
 @contextlib.contextmanager
