@@ -142,7 +142,7 @@ class SteppedEnv(TextEnv):
         return self.read(_get(found, "observation", found)), dict(info or {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        found = self.made.step(self.say(action))
+        found: Any = self.made.step(self.say(action))
         fits = isinstance(found, tuple) and len(found) in (4, 5)
         if not (fits or (hasattr(found, "observation") and hasattr(found, "reward"))):
             raise MisfitError(
