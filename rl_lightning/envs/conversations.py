@@ -142,7 +142,7 @@ class SteppedEnv(TextEnv):
         return self.read(_get(found, "observation", found)), dict(info or {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        found: Any = self.made.step(self.say(action))
+        found = self.made.step(self.say(action))
         fits = isinstance(found, tuple) and len(found) in (4, 5)
         if not (fits or (hasattr(found, "observation") and hasattr(found, "reward"))):
             raise MisfitError(
@@ -154,7 +154,7 @@ class SteppedEnv(TextEnv):
             observation, reward, *over, info = found
             terminated, truncated = (*over, False)[:2]
         else:
-            observation, reward = found.observation, found.reward
+            observation, reward = _get(found, "observation"), _get(found, "reward")
             terminated = _get(found, "terminated", _get(found, "done", False))
             truncated = _get(found, "truncated", False)
             info = _get(found, "info", _get(found, "metadata", None))
