@@ -273,7 +273,7 @@ def summary(result: dict[str, Any]) -> str:
 def amount(run: dict[str, Any]) -> str:
     """How much a run was trained, in its own unit."""
     unit = unit_of(run)
-    return f"{run[unit] / 1000:.{0 if run[unit] >= 1000 else 1}f} k {unit}"
+    return f"{run[unit]} {unit}" if run[unit] < 1000 else f"{run[unit] / 1000:.0f} k {unit}"
 
 
 def unit_of(run: dict[str, Any]) -> str:

@@ -72,7 +72,8 @@ _PAIRS = (
     "datasets/strings.jsonl",
     (
         "predict --config configs/grpo/strings.yaml --data.val_prompts.init_args.seed 2 "
-        "--data.val_prompts.init_args.size 3000 --data.val_samples 8 "
+        "--data.val_prompts.init_args.size 3000 --data.val_prompts.init_args.part train "
+        "--data.val_samples 8 "
         "--data.record datasets/strings.jsonl",
     ),
 )

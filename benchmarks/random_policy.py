@@ -1,11 +1,13 @@
 """What uniformly random actions score in the evaluation episodes of every configuration.
 
     python benchmarks/random_policy.py
+    python benchmarks/random_policy.py CONFIG      # of some; others stay as they are
 
 Same environments, wrappers, seeds and number of episodes as `rl-lightning validate` plays. Random
 tokens answer no prompt: there it is what the model scores before it is tuned.
 """
 
+import argparse
 import importlib
 import json
 import tempfile
@@ -118,13 +120,18 @@ def play(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    rows = {}
-    paths = sorted((ROOT / "configs").glob("*/*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "configs", nargs="*", type=Path, help="default: all; others stay as they are"
+    )
+    args = parser.parse_args()
     # Reward models play no episodes.
-    for path in tqdm([p for p in paths if p.parent.name != "reward"], unit="config"):
+    every = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name != "reward"]
+    rows = json.loads(RESULTS.read_text()) if args.configs and RESULTS.exists() else {}
+    for path in tqdm([p.resolve() for p in args.configs] or every, unit="config"):
         rows[path.relative_to(ROOT).as_posix()] = {**play(path), "digest": digest(path)}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in rows.items())
+    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in sorted(rows.items()))
     RESULTS.write_text("{\n" + lines + "\n}\n")
 
 
