@@ -12,9 +12,7 @@ do other seeds of the same configuration. `--tables` brings README and agents' p
 import argparse
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from preparing import RunError, cli, prepare
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,79 +33,6 @@ PACKAGES = ("torch", "lightning", "gymnasium", "minigrid", "transformers", "peft
 TABLE = """\
 | configuration | environment | frames | random | threshold | mean ± std | worst seed | solved |
 |---|---|--:|--:|--:|--:|--:|--:|"""
-# What must be run before the seeds, by the results' names: the file that it makes, and the
-# commands, as they stand in the configuration's comments: of `rl-lightning`, or of Python where
-# they begin with a script. They are left out where the file is.
-_PENDULUM = (
-    "datasets/pendulum.hdf5",
-    (
-        "fit --config configs/ppo/pendulum.yaml --data.total_frames 32768 "
-        "--checkpoint.dirpath checkpoints/ppo-pendulum-early",
-        "predict --config configs/ppo/pendulum.yaml "
-        "--checkpoint.dirpath checkpoints/ppo-pendulum-early --ckpt_path last "
-        "--data.val_explore true --data.val_episodes 200 --data.record datasets/pendulum.hdf5",
-    ),
-)
-_TEXTMAZE = (
-    "checkpoints/models/textmaze/config.json",
-    (
-        "examples/small_language_model.py configs/ppo/textmaze-scoring-full.yaml "
-        "--out checkpoints/models/textmaze --hidden 64 --steps 600 --lr 2e-3",
-    ),
-)
-_WRITER = (
-    "checkpoints/models/textmaze-writer/config.json",
-    (
-        "examples/small_language_model.py configs/ppo/textmaze-generating.yaml "
-        "--out checkpoints/models/textmaze-writer --hidden 64 --steps 600 --lr 2e-3 --window 2",
-    ),
-)
-_TEXTWORLD = (
-    "checkpoints/models/textworld/config.json",
-    (
-        "examples/small_language_model.py configs/ppo/textworld-scoring.yaml "
-        "--out checkpoints/models/textworld --hidden 64 --steps 1000 --lr 2e-3 "
-        "--vocabulary 1500 --frames 10000",
-    ),
-)
-_GOTOLOCAL = (
-    "checkpoints/models/gotolocal/config.json",
-    (
-        "examples/small_language_model.py configs/ppo/gotolocal-scoring-lora.yaml "
-        "--out checkpoints/models/gotolocal --hidden 64 --lr 3e-3 --frames 8000 --prompts-only "
-        "--retold --steps 5000",
-    ),
-)
-_TURNS = (
-    "checkpoints/models/textmaze-turns/config.json",
-    (
-        "examples/small_language_model.py configs/grpo/textmaze-turns.yaml "
-        "--out checkpoints/models/textmaze-turns --hidden 64 --steps 600 --lr 2e-3 --window 8",
-    ),
-)
-PREPARE = {
-    "bc-cartpole": (
-        "datasets/cartpole.hdf5",
-        (
-            "fit --config configs/ppo/cartpole.yaml",
-            "predict --config configs/ppo/cartpole.yaml --ckpt_path last "
-            "--data.val_episodes 20 --data.record datasets/cartpole.hdf5",
-        ),
-    ),
-    "bc-pendulum": _PENDULUM,
-    "grpo-textmaze-turns": _TURNS,
-    "iql-pendulum": _PENDULUM,
-    "ppo-gotolocal-scoring-lora": _GOTOLOCAL,
-    "ppo-textmaze-generating": _WRITER,
-    "ppo-textmaze-scoring-frozen": _TEXTMAZE,
-    "ppo-textmaze-scoring-full": _TEXTMAZE,
-    "ppo-textmaze-scoring-lora": _TEXTMAZE,
-    "ppo-textworld-scoring": _TEXTWORLD,
-}
-
-
-class RunError(Exception):
-    """A training or evaluation process ended with an error."""
 
 
 def main() -> None:
@@ -175,7 +101,7 @@ def run_config(
         "digest": digest(path),
         "overrides": overrides,
         "agent": config["model"]["class_path"].rpartition(".")[2],
-        "env": config["data"]["init_args"]["env"],
+        "env": played(config),
         "metric": metric,
         "threshold": threshold,
     }
@@ -197,14 +123,6 @@ def run_config(
                 "runs": runs,
                 "versions": {"python": sys.version.split()[0], **versions()},
             }
-
-
-def prepare(name: str) -> None:
-    """Make the data that a configuration learns from, unless they are there."""
-    file, commands = PREPARE.get(name, ("", ()))
-    if file and not Path(file).is_file():
-        for command in tqdm(commands, desc=f"{name}: making {file}", unit="command"):
-            cli(*command.split())
 
 
 def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) -> dict[str, Any]:
@@ -236,29 +154,27 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
         except RunError as error:
             return {"seed": seed, "error": str(error)}
         history, final = scalars(folder / "fit"), scalars(folder / "validate")
-        run = {"seed": seed, "return": final["val/return"][-1][1]}
-        if "val/success" in final:
-            run["success"] = final["val/success"][-1][1]
+        run = {"seed": seed, **scores(final)}
         run |= {unit: done, "seconds": done / max(speed, 1), "wall_seconds": wall}
-        run |= {f"{unit}_per_second": speed, "curve": history.get("val/return", [])}
+        curve = history.get("val/return", history.get("val/pass@1", []))
+        run |= {f"{unit}_per_second": speed, "curve": curve}
         run |= {tag: history[tag][-1][1] for tag in history if tag.startswith("llm/")}
         return run
 
 
-def cli(*arguments: str) -> str:
-    """Run `rl-lightning`, or a script, on one thread; returns what it printed."""
-    program = [] if arguments[0].endswith(".py") else ["-m", "rl_lightning"]
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    done = subprocess.run(
-        [sys.executable, *program, *arguments],
-        env={**os.environ, **one_thread},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RunError(f"{arguments[0]} ended with {done.returncode}: {' | '.join(lines[-3:])}")
-    return done.stdout
+def scores(tags: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
+    """What an evaluation came to, of what it logged."""
+    names = ("return", "success", "reward", "pass@1")
+    return {name: tags[f"val/{name}"][-1][1] for name in names if f"val/{name}" in tags}
+
+
+def played(config: dict[str, Any]) -> str:
+    """The environment of a configuration, or what its prompts ask."""
+    data = config["data"]["init_args"]
+    if "env" in data:
+        return data["env"]
+    prompts = data.get("val_prompts") or data["prompts"]
+    return str(prompts["init_args"]["task"]) if isinstance(prompts, dict) else Path(prompts).name
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -277,7 +193,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def judged(path: Path) -> tuple[str, float | None]:
     """What a configuration is judged by, as a comment of it says, and from where it is solved."""
     said = re.search(
-        r"^# judged by (return|success)(?:, solved from (\S+))?", path.read_text(), re.M
+        r"^# judged by (return|success|pass@1)(?:, solved from (\S+))?", path.read_text(), re.M
     )
     if said is None:
         return "return", None
@@ -345,8 +261,9 @@ def summary(result: dict[str, Any]) -> str:
     if not done:
         return f"{result['name']}: every run failed"
     a = result["aggregate"]
-    data = yaml.safe_load((RESULTS.parents[1] / result["config"]).read_text())["data"]
-    how = "sampled" if data["init_args"].get("val_explore") else "greedy"
+    data = yaml.safe_load((RESULTS.parents[1] / result["config"]).read_text())["data"]["init_args"]
+    sampled = data.get("val_explore") or data.get("val_temperature", data.get("val_samples", 1) > 1)
+    how = "sampled" if sampled else "greedy"
     return (
         f"# {len(done)} seeds: {spell(result, a['mean'])} ± {spell(result, a['std'])} {how} "
         f"{result['metric']} (worst {spell(result, a['min'])}) after {amount(done[0])}"
@@ -355,12 +272,16 @@ def summary(result: dict[str, Any]) -> str:
 
 def amount(run: dict[str, Any]) -> str:
     """How much a run was trained, in its own unit."""
-    unit = next(unit for unit in ("prompts", "updates", "frames") if unit in run)
-    return f"{run[unit] / 1000:.0f} k {unit}"
+    unit = unit_of(run)
+    return f"{run[unit]} {unit}" if run[unit] < 1000 else f"{run[unit] / 1000:.0f} k {unit}"
+
+
+def unit_of(run: dict[str, Any]) -> str:
+    return next(unit for unit in ("prompts", "updates", "frames") if unit in run)
 
 
 def spell(result: dict[str, Any], value: float) -> str:
-    return f"{value:.{3 if result['metric'] == 'success' else 1}f}"
+    return f"{value:.{1 if result['metric'] == 'return' else 3}f}"
 
 
 def pages() -> list[Path]:
@@ -379,21 +300,39 @@ def with_table(page: Path) -> str:
         new = table(RESULTS, text.splitlines()[0].removeprefix("# "), "../../")
     text = re.sub(rf"^{heading}\n(\|.*\n)+", lambda _: new + "\n", text, flags=re.M)
     return re.sub(
-        r"^(<!-- curve: (\S+) -->\n)(\|.*\n)*", lambda m: m[1] + curves(m[2]), text, flags=re.M
+        r"^(<!-- curves?: (.+) -->\n)(\|.*\n)*",
+        lambda m: m[1] + curves(*m[2].split()),
+        text,
+        flags=re.M,
     )
 
 
-def curves(name: str) -> str:
-    """Greedy returns while training, by frames and seed, as a Markdown table."""
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    runs = [run for run in result["runs"] if "error" not in run]
-    seeds = [str(run["seed"]) for run in runs]
-    rows = [f"| frames | seed {' | seed '.join(seeds)} |", f"|--:|{'--:|' * len(runs)}"]
-    random = json.loads(RANDOM.read_text())[result["config"]]["return"]
-    rows.append(f"| random actions |{f' {random:.1f} |' * len(runs)}")
-    for points in zip(*(run["curve"] for run in runs), strict=True):
-        returns = " | ".join(f"{value:.1f}" for _, value in points)
-        rows.append(f"| {points[0][0]:,} | {returns} |")
+def curves(*names: str) -> str:
+    """What evaluations came to while training, as a Markdown table: of every seed of one
+    configuration, or means over the seeds of several that were trained and evaluated alike."""
+    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
+    random, first = json.loads(RANDOM.read_text()), results[0]
+    done = [[run for run in result["runs"] if "error" not in run] for result in results]
+    before = random[first["config"]]["return" if first["metric"] == "success" else first["metric"]]
+    if len(results) == 1:
+        heads = [f"seed {run['seed']}" for run in done[0]]
+        columns = [run["curve"] for run in done[0]]
+    else:
+        heads = [f"{result['agent']} {Path(result['config']).stem}" for result in results]
+        columns = [
+            [
+                (points[0][0], mean(value for _, value in points))
+                for points in zip(*(run["curve"] for run in runs), strict=True)
+            ]
+            for runs in done
+        ]
+    rows = [f"| {unit_of(done[0][0])} | {' | '.join(heads)} |", f"|--:|{'--:|' * len(heads)}"]
+    digits = 1 if "return" in done[0][0] else 3
+    start = "random actions" if "return" in done[0][0] else "0"
+    rows.append(f"| {start} |{f' {before:.{digits}f} |' * len(heads)}")
+    for points in zip(*columns, strict=True):
+        values = " | ".join(f"{value:.{digits}f}" for _, value in points)
+        rows.append(f"| {points[0][0]:,} | {values} |")
     return "\n".join(rows) + "\n"
 
 
@@ -417,7 +356,7 @@ def table(folder: Path, agent: str | None = None, root: str = "") -> str:
             rows.append(f"| {link} | {result['env']} | | | | failed | | 0/{len(runs)} |")
             continue
         goal = "–" if result["threshold"] is None else f"{result['threshold']:g}"
-        unit = " success" if result["metric"] == "success" else ""
+        unit = "" if result["metric"] == "return" else f" {result['metric']}"
         solved = "–" if "solved" not in a else f"{a['solved']}/{len(runs)}"
         rows.append(
             f"| {link} | {result['env']} | {amount(done[0]).removesuffix(' frames')} | "

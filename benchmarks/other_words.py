@@ -17,7 +17,8 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from learning import RESULTS, cli, digest, prepare, scalars
+from learning import RESULTS, digest, scalars
+from preparing import cli, prepare
 from tqdm import tqdm
 
 FILE = RESULTS / "generalization" / "other_words.json"

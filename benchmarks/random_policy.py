@@ -1,12 +1,16 @@
 """What uniformly random actions score in the evaluation episodes of every configuration.
 
     python benchmarks/random_policy.py
+    python benchmarks/random_policy.py CONFIG      # of some; others stay as they are
 
-Same environments, wrappers, seeds and number of episodes as `rl-lightning validate` plays.
+Same environments, wrappers, seeds and number of episodes as `rl-lightning validate` plays. Random
+tokens answer no prompt: there it is what the model scores before it is tuned.
 """
 
+import argparse
 import importlib
 import json
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from learning import digest_of
+from learning import digest_of, scalars, scores
+from preparing import cli, prepare
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +58,29 @@ class Uniform:
 
 def evaluated(path: Path) -> dict[str, Any]:
     """The part of a configuration that random actions' score depends on."""
-    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    config = yaml.safe_load(path.read_text())
+    data = config["data"]["init_args"]
     names = ("env", "env_kwargs", "wrappers", "success_threshold")
-    return {k: v for k, v in data.items() if k in names or k.startswith("val_")}
+    out = {k: v for k, v in data.items() if k in names or k.startswith("val_")}
+    if asks(config["data"]):
+        names = ("prompts", "rewards", "template", "chat", "system", "max_new_tokens", "stop")
+        out |= {k: v for k, v in data.items() if k in names}
+        out["model"] = config["model"]["init_args"]["model"]
+    return out
+
+
+def asks(data: dict[str, Any]) -> bool:
+    """Whether prompts are answered, instead of environments played."""
+    return data["class_path"].rpartition(".")[2] in ("PromptDataModule", "CompletionDataModule")
+
+
+def answer(path: Path) -> dict[str, float]:
+    """What completions of the model are worth that a configuration begins with."""
+    prepare(f"{path.parent.name}-{path.stem}")
+    with tempfile.TemporaryDirectory() as logs:
+        cli("validate", f"--config={path}", f"--trainer.logger.init_args.save_dir={logs}")
+        found = scores(scalars(Path(logs)))
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def digest(path: Path) -> str:
@@ -68,6 +93,8 @@ def play(path: Path) -> dict[str, float]:
     from rl_lightning.data.collect.evaluation import EpisodeLoader
 
     config = yaml.safe_load(path.read_text())["data"]
+    if asks(config):
+        return answer(path)
     home, _, name = config["class_path"].rpartition(".")
     given = config["init_args"]
     if name == "EpisodeDataModule":  # the same seeds, of actions in the place of texts
@@ -93,13 +120,18 @@ def play(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    rows = {}
-    paths = sorted((ROOT / "configs").glob("*/*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "configs", nargs="*", type=Path, help="default: all; others stay as they are"
+    )
+    args = parser.parse_args()
     # Reward models play no episodes.
-    for path in tqdm([p for p in paths if p.parent.name != "reward"], unit="config"):
+    every = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name != "reward"]
+    rows = json.loads(RESULTS.read_text()) if args.configs and RESULTS.exists() else {}
+    for path in tqdm([p.resolve() for p in args.configs] or every, unit="config"):
         rows[path.relative_to(ROOT).as_posix()] = {**play(path), "digest": digest(path)}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in rows.items())
+    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in sorted(rows.items()))
     RESULTS.write_text("{\n" + lines + "\n}\n")
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from learning import cli, digest, render, versions
+from learning import digest, render, versions
+from preparing import cli
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from learning import cli
+from preparing import cli
 
 from rl_lightning.data.preferences.questions import Questions
 from rl_lightning.data.preferences.recorded import RecordedSteps

@@ -44,7 +44,12 @@ if TYPE_CHECKING:
         ReplayDataModule,
         RolloutDataModule,
     )
-    from rl_lightning.data.prompts import FilePrompts, ReasoningGymPrompts, StringTasks
+    from rl_lightning.data.prompts import (
+        FilePrompts,
+        RankedPrompts,
+        ReasoningGymPrompts,
+        StringTasks,
+    )
     from rl_lightning.encoders import (
         BagOfWordsEncoder,
         DictEncoder,
@@ -173,6 +178,7 @@ _HOMES = {
     "RewardFunction": "rewards.completions",
     "RewardModelReward": "rewards.completions",
     "FilePrompts": "data.prompts",
+    "RankedPrompts": "data.prompts",
     "StringTasks": "data.prompts",
     "ReasoningGymPrompts": "data.prompts",
 }
@@ -230,6 +236,7 @@ __all__ = [
     "QTable",
     "REINFORCEPlusPlus",
     "RNDBonus",
+    "RankedPrompts",
     "ReasoningGymPrompts",
     "ReasoningGymReward",
     "RegexMatch",

@@ -57,7 +57,7 @@ def describe_call(cls: type, args: Any, kwargs: Any, prefix: str = "") -> dict[s
     """Hyper-parameters of a constructor's call, that `load_from_checkpoint` builds it from.
 
     Raises:
-        ConfigurationError: If one is not of its annotation's kind.
+        ConfigurationError: If one is not of its annotation's kind, or holds itself.
     """
     signature = signature_of(cls)
     bound = signature.bind(*args, **kwargs).arguments
@@ -65,7 +65,14 @@ def describe_call(cls: type, args: Any, kwargs: Any, prefix: str = "") -> dict[s
         if parameter.kind is parameter.VAR_KEYWORD:
             bound |= bound.pop(name, {})
     check_arguments(cls, bound, prefix)
-    described = {name: _describe(name, value) for name, value in bound.items()}
+    described = {}
+    for name, value in bound.items():
+        try:
+            described[name] = _describe(name, value)
+        except RecursionError:
+            raise ConfigurationError(
+                f"{prefix}{name}: a value in it holds itself, or is nested too deeply; leave it out"
+            ) from None
     described["_class_path"] = public_path(cls)
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     return described

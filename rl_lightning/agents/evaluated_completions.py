@@ -17,10 +17,13 @@ from rl_lightning.maths.token_advantages import pass_at_k
 class EvaluatedCompletions(L.LightningModule):
     """A module whose validation, test and prediction are completions of prompts, judged.
 
-    A batch is a mapping: `reward` and `length` `[P, k]`, `ended` and (where somebody says what that
-    is) `success`, bool `[P, k]`, `parts`, each `[P, k]` by the name of a reward, and `told`, what
+    A batch is a mapping: `reward` and `length` `[P, k]`, `ended` bool `[P, k]`, `success` `[P, k]`
+    or None, nan where nobody says, `parts`, each `[P, k]` by the name of a reward, and `told`, what
     else there is to be known, likewise. Or it is a TensorDict of recorded completions, for
     `judged`.
+
+    Some environments speak of success only where there is one: where any completion of an
+    evaluation is said to be right or wrong, those of which nothing is said are wrong.
     """
 
     spec: EnvSpec
@@ -43,6 +46,12 @@ class EvaluatedCompletions(L.LightningModule):
     def _log_episodes(self, prefix: str) -> None:
         """Means over the prompts of all ranks."""
         batches, self._episodes = self._episodes, []
+        right = [batch.pop("right") for batch in batches if "right" in batch]
+        if any(gather(not all(bool(one.isnan().all()) for one in right))):
+            for batch in batches:
+                if "success" in batch:
+                    batch["success"] = batch["success"].nan_to_num()
+            batches += [_passed(one.nan_to_num() > 0) for one in right]
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         for batch in batches:
@@ -73,7 +82,11 @@ class EvaluatedCompletions(L.LightningModule):
             **{name: values.flatten() for name, values in batch["told"].items()},
         }
         if batch.get("success") is not None:
-            right, samples = batch["success"].sum(1), reward.shape[1]
-            for k in sorted({1, samples}):
-                told[f"pass@{k}"] = pass_at_k(right, samples, k)
+            told["right"] = batch["success"]
         return told
+
+
+def _passed(right: Tensor) -> dict[str, Tensor]:
+    """pass@1 and pass@k of each prompt; which completions are right is bool `[P, k]`."""
+    samples = right.shape[1]
+    return {f"pass@{k}": pass_at_k(right.sum(1), samples, k) for k in sorted({1, samples})}

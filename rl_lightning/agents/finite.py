@@ -59,6 +59,12 @@ class FiniteModule(L.LightningModule):
     frames: int
     _measure: Callable[[], Mapping[str, float]]
     _last_loss: Tensor | None = None
+    remedies = (
+        "Rewards or observations may be too large (data.normalize_reward, ClipReward, the "
+        "encoder's normalize), the learning rate too high, or gradients unclipped "
+        "(trainer.gradient_clip_val)"
+    )
+    """What may help where numbers are lost."""
 
     def check_loss(self) -> None:
         """Stop if the last loss was NaN or infinite.
@@ -126,10 +132,8 @@ class FiniteModule(L.LightningModule):
         unit = next(units, "frames")
         return RunError(
             f"{type(self).__name__} on {self.spec.id!r}: {what}{known} after {self.frames:,} "
-            f"{unit}, so nothing more can be learned; checkpoints written before are good. Rewards "
-            "or observations may be too large (data.normalize_reward, ClipReward, the encoder's "
-            f"normalize), the learning rate too high, or gradients unclipped "
-            "(trainer.gradient_clip_val)"
+            f"{unit}, so nothing more can be learned; checkpoints written before are good. "
+            f"{self.remedies}"
         )
 
 

@@ -26,9 +26,9 @@ class SFT(TokenAgent):
     Args:
         spec: Of texts to texts.
         model: See `TokenAgent`.
-        keep: Of each group of its own completions, imitate `all`, or the `best` alone, the first
-            of equals.
-        min_reward: Imitate none of less reward; None: whatever it is.
+        keep: Of each group of its own completions, imitate the `best` alone, the first of equals,
+            or `all`. Of recorded ones each prompt has a single one.
+        min_reward: Imitate none of its own of less reward; None: whatever it is.
         **shared: Arguments of `TokenAgent`.
     """
 
@@ -41,7 +41,7 @@ class SFT(TokenAgent):
         spec: EnvSpec,
         model: str,
         *,
-        keep: Keep = "all",
+        keep: Keep = "best",
         min_reward: float | None = None,
         **shared: Any,
     ) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
+from rl_lightning.agents import answering
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.collapse import CollapseModule
 from rl_lightning.agents.evaluated_completions import EvaluatedCompletions
@@ -81,6 +83,12 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
     default_optimizer: OptimizerCallable = staticmethod(adamw)
     smallest_group = 1
     """Completions of each prompt that it needs."""
+    min_reward: float | None = None
+    """Reward from which it learns from a completion; None: whatever it is."""
+    remedies = (
+        "Lower the learning rate, clip gradients (model.max_grad_norm: 1.0), or keep weights in "
+        "more digits (model.dtype: float32)"
+    )
     compares = True
     """Whether the loss compares the policy with the one that wrote."""
 
@@ -113,6 +121,13 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
         if tune == "frozen":
             raise ConfigurationError(
                 "model.tune: frozen, so that nothing would be learned; give lora or full"
+            )
+        if tune == "full" and dtype != "float32":
+            rank_zero_warn(
+                f"model.dtype: {dtype} with model.tune: full: at usual learning rates most weights "
+                "never move, as an update is less than half of their last digit"
+                + (", and float16 soon ends in nan" if dtype == "float16" else "")
+                + "; give model.dtype: float32 and trainer.precision: bf16-mixed, or tune: lora"
             )
         check_range("max_grad_norm", max_grad_norm, 1e-12)
         self.max_grad_norm = max_grad_norm
@@ -212,6 +227,8 @@ class TokenAgent(EvaluatedCompletions, CollapseModule, ReadingModule, Agent):
             share = mean_over_ranks(normalizer) / len(parts)
             batch["normalizer"] = share.expand(len(batch))
         return batch
+
+    predict = answering.predict  # type: ignore[assignment]
 
     def recall(self, batch: TensorDict) -> dict[str, Tensor]:
         """What the learner says of completions before it learns from them."""

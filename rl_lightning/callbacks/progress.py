@@ -86,8 +86,10 @@ class FrameProgressBar(ProgressBar):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = data.episode_metrics()
         shown = {name: metrics.get(f"train/{name}") for name in ("return", "success", "reward")}
-        judged_by = getattr(pl_module, "monitored", ("val/return",))[0]
-        shown["val"] = trainer.callback_metrics.get(judged_by)
+        own = getattr(pl_module, "monitored", ("val/return",))[0]
+        judged = [one.monitor for one in trainer.checkpoint_callbacks if one.monitor]  # type: ignore
+        found = [trainer.callback_metrics.get(name) for name in [*judged, own]]
+        shown["val"] = next((value for value in found if value is not None), None)
         text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
         self._train.set_postfix(text, refresh=False)
         self._train.update(max(pl_module.frames - self._train.n, 0))

@@ -1,6 +1,5 @@
 """The command line: `rl-lightning fit | validate | test | predict | export`."""
 
-import json
 import logging
 import os
 import sys
@@ -36,6 +35,7 @@ from rl_lightning.core.errors import ConfigurationError, nearest
 from rl_lightning.core.ranks import gather
 from rl_lightning.core.stopping import ended_by_signals
 from rl_lightning.data import RLDataModule
+from rl_lightning.data.prompts.lines import as_lines, count_lines
 from rl_lightning.data.recordings.dataset import read_dataset
 
 # Lightning remarks that are right in general and wrong here.
@@ -116,12 +116,28 @@ class RLCLI(LightningCLI):
         else:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        data: Any = self.datamodule
+        if wanted.log_every_n_steps is None and data.logs_every is not None:
+            kwargs["log_every_n_steps"] = data.logs_every
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except TypeError as error:
             raise ConfigurationError(f"trainer: {error}") from error
         check_devices(trainer, wanted.precision)
         return trainer
+
+    def before_validate(self) -> None:
+        self._say_untrained()
+
+    def before_test(self) -> None:
+        self._say_untrained()
+
+    def before_predict(self) -> None:
+        self._say_untrained()
+
+    def _say_untrained(self) -> None:
+        if self._get(self.config, "ckpt_path") is None and self.trainer.is_global_zero:
+            print("no --ckpt_path: the model as it begins", file=sys.stderr)
 
     def before_fit(self) -> None:
         data: Any = self.datamodule
@@ -175,17 +191,18 @@ class RLCLI(LightningCLI):
         lines = [line for share in gather(batches) for batch in share for line in batch]
         if not self.trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / getattr(data, "prediction_file", "episodes.jsonl")
-        with path.open("w") as file:
-            for line in lines:
-                known = {k: None if v != v else v for k, v in line.items()}  # JSON has no NaN
-                file.write(json.dumps(known) + "\n")
+        path, holds = folder / data.prediction_file, ""
+        if data.records_lines and data.record is not None:  # written already, batch by batch
+            path = Path(data.record).expanduser()
+            holds = f", which holds {count_lines(path)}"
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(as_lines(lines))
         worth = "reward" if lines and "reward" in lines[0] else "return"
         mean = sum(line[worth] for line in lines) / max(len(lines), 1)
-        kind = path.stem
-        print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}")
-        if data.record is not None:
+        kind = Path(data.prediction_file).stem
+        print(f"{len(lines)} {kind}, mean {worth} {mean:.4g}: {_short(path)}{holds}")
+        if data.record is not None and not data.records_lines:
             total = read_dataset(data.record).total_episodes
             print(f"recorded in {_short(data.record)}, which holds {total} episodes")
 
@@ -251,7 +268,10 @@ def _run(args: list[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
         trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "epilog": "rl-lightning export writes a tuned language model, see its --help",
+        },
         args=args,
     )
 

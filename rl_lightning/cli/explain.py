@@ -29,7 +29,7 @@ _ROLES = {
     "labeller": ("labeller", "rl_lightning.rewards.Labeller"),
     "generator": (
         "generator: an object called with backbone, prompts, samples, sampling and version",
-        "",
+        "rl_lightning.llm.generators.Generator",
     ),
     "logger": ("logger", "lightning.pytorch.loggers.Logger"),
     "callbacks": ("callback", "lightning.pytorch.callbacks.Callback"),

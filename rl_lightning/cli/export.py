@@ -32,7 +32,7 @@ def export(args: Sequence[str], trusted: Sequence[str]) -> None:
     parser.add_argument("--trust", metavar="PACKAGE", help="import classes from it, too")
     given = parser.parse_args(args)
     folder = Path(given.out)
-    if folder.exists():
+    if folder.resolve().exists():
         raise ConfigurationError(f"--out: {folder} is there already; take another name")
     agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted)
     save_merged(language_model(agent), folder)

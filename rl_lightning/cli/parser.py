@@ -25,11 +25,16 @@ from rl_lightning.data import RLDataModule
 from rl_lightning.data.prompts import Prompts
 from rl_lightning.encoders import Encoder
 from rl_lightning.exploration import ActionNoise, ValueExploration
+from rl_lightning.llm.generators import Generator
+from rl_lightning.llm.vllm_generator import VLLMGenerator
 from rl_lightning.rewards import Labeller, Reward, StateReward
 from rl_lightning.rewards.completions import CompletionReward
 
+NAMED = (VLLMGenerator,)
+"""Found by its short name because it is imported."""
 _BASES = (
     Agent,
+    Generator,
     ReplayAgent,
     RLDataModule,
     Encoder,
@@ -202,14 +207,17 @@ MONITORED = ("val/return", "max")
 
 
 def use_own_monitor(config: Any) -> None:
-    """Let a model that plays no episodes say what its best checkpoint is judged by, unless the
-    configuration does.
+    """Let a model that plays no episodes say what its best checkpoint is judged by, or its data,
+    unless the configuration does.
 
     Args:
         config: The parsed configuration of a subcommand.
     """
     made = import_class(config.model.class_path) if config.get("model.class_path") else None
     own = getattr(made, "monitored", MONITORED)
+    data = import_class(config.data.class_path) if config.get("data.class_path") else None
+    judged = getattr(data, "judged_by", lambda arguments: None)
+    own = judged(config.get("data.init_args") or {}) or own
     checkpoint = config.checkpoint
     if (checkpoint.get("monitor"), checkpoint.get("mode")) == MONITORED:
         checkpoint["monitor"], checkpoint["mode"] = own

@@ -170,6 +170,8 @@ class TokenLearner(Trainee, Protocol):
     updates: int
     smallest_group: int
     """Completions of each prompt that it needs."""
+    min_reward: float | None
+    """Reward from which it learns from a completion; None: whatever it is."""
 
     def prepare_completions(self, batch: TensorDict, rows: int, once: bool) -> TensorDict:
         """What minibatches of so many rows come from, see `rl_lightning.agents.TokenAgent`.

@@ -70,6 +70,12 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
 
     minibatch: str | None = None
     """The argument that splits experience into batches where there is no `batch_size`."""
+    prediction_file = "episodes.jsonl"
+    """What `predict` writes beside the logs."""
+    logs_every: int | None = None
+    """Updates between two that the command line logs, where nobody says; None: Lightning's 50."""
+    records_lines = False
+    """Whether `record` takes the place of that file."""
     unit: str = "frame"
     """What the clock counts: `frames`, `total_frames` and the agent's clock are in this unit."""
 

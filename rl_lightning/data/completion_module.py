@@ -10,6 +10,7 @@ from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.protocols import Trainee
 from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts
+from rl_lightning.data.prompts.table import check_encodable
 from rl_lightning.data.recorded_module import RecordedDataModule
 from rl_lightning.data.token_module import TokenDataModule
 from rl_lightning.llm.generation import end_tokens
@@ -23,7 +24,8 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
 
     The clock counts updates. Training passes over all rows, in an order drawn anew for each pass.
     `validate` logs `val/loss` of held-out rows, and where there are `rewards` also what the model's
-    own completions of their prompts are worth, as `PromptDataModule` does.
+    own completions of their prompts are worth, as `PromptDataModule` does. With `rewards`,
+    `val_prompts` may be prompts alone: then it logs no `val/loss`.
 
     Args:
         prompts: See `TokenDataModule`.
@@ -56,12 +58,20 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         super().clear()
         # By stage: what completions were cut by, and those that are known, by row.
         self._recorded: dict[str, tuple[Any, dict[int, list[list[int]]]]] = {}
+        self._drawn: int | None = None  # rows that all ranks have had; None: as frames say
 
     def check(self, agent: Trainee) -> None:
         if not set(COLUMNS) & set(agent.learns_from):
             raise ConfigurationError(
                 f"{type(agent).__name__} does not learn from recorded completions; use SFT or DPO, "
                 f"or its own data module: --data {own_module(agent)}"
+            )
+        learner: Any = agent
+        if learner.min_reward is not None:
+            raise ConfigurationError(
+                f"model.min_reward: {learner.min_reward:g}, and recorded completions have no "
+                "rewards to compare it with: leave it out, or choose among judged ones by "
+                f"RankedPrompts(file, least_reward={learner.min_reward:g})"
             )
 
     @property
@@ -74,8 +84,16 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
         self._recorded = {}
         super().open_source(seed)
         for stage in self.stages:
-            for row in range(len(self.cut(stage))):
-                self.completions(stage, row)
+            if stage == "train" or self.val_recorded:
+                for row in range(len(self.cut(stage))):
+                    self.completions(stage, row)
+
+    @property
+    def val_recorded(self) -> bool:
+        """Whether evaluation has recorded completions, too: prompts of its own that come without
+        any are asked alone, where `rewards` say what the model's own are worth."""
+        own = self.val_prompts is not None and self.judge is not None
+        return not own or bool(set(self.columns) & set(self.tables[1].names))
 
     def completions(self, stage: str, row: int) -> list[list[int]]:
         """Token ids of a prompt's completions.
@@ -100,6 +118,7 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
                     f"{cut.called(row)} has no text in the column {name!r}, but "
                     f"{shortened(repr(text), 60)}"
                 )
+            check_encodable(text, f"{cut.called(row)}: its column {name!r}")
             ids = backbone.tokens.plain(text)
             if self.append_end:
                 ids = [*ids, *end_tokens(backbone)[:1]]
@@ -134,22 +153,40 @@ class CompletionDataModule(TokenDataModule, RecordedDataModule):
             batch_size=[len(rows)],
         ).to(self.agent.device)
 
+    # --- exact resuming -----------------------------------------------------------------------
+
+    def forget(self) -> None:
+        super().forget()
+        self._drawn = None
+
+    def rank_state(self) -> dict[str, Any]:
+        return {**super().rank_state(), "drawn": self._drawn}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        super().load_shared_state(state)
+        self._drawn = state.get("drawn")
+
     # --- loaders ------------------------------------------------------------------------------
 
     def next_batch(self) -> TensorDict:
         size = self.batch_size * self._trainer.world_size
-        batch = self.batch("train", self.drawn(self.frames * size, self.batch_size))
+        first = self.frames * size if self._drawn is None else self._drawn
+        batch = self.batch("train", self.drawn(first, self.batch_size))
+        self._drawn = first + size
         with self.acting():
             return self.model.prepare_completions(batch, self.batch_size, once=True)
 
     def _completions(self, stage: str, seed: int) -> Any:
         """Held-out rows as they were recorded, and behind them the model's own completions."""
         self.check(self.agent)
+        self.check_held_out(stage)
         judges = self.judge is not None or stage == "predict"
         own = super()._completions(stage, seed) if judges else []
         if stage == "predict":
             return own
         world, rank = self._trainer.world_size, self._trainer.global_rank
+        if not self.val_recorded:
+            return own
         rows = range(len(self.tables[1]))[rank::world]
         parts = [rows[i : i + self.val_batch] for i in range(0, len(rows), self.val_batch)]
         return RecordedLoader(self, parts, own)

@@ -1,12 +1,15 @@
 """The data module of reinforcement learning over tokens in environments: episodes of many turns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import gymnasium as gym
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.charset import PRINTABLE
 from rl_lightning.core.errors import ConfigurationError, check_finite, check_one_of, whole
+from rl_lightning.core.ranks import gather
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.collect.completions import Completed
 from rl_lightning.data.collect.conversation import Conversation, Conversations, OnIllegal
@@ -15,6 +18,7 @@ from rl_lightning.data.prompt_module import PromptDataModule
 from rl_lightning.data.prompts.table import as_json
 from rl_lightning.data.prompts.turns import TurnTokens
 from rl_lightning.envs.conversations import make_text_env
+from rl_lightning.envs.failures import name
 from rl_lightning.envs.make import WrapperSpec
 from rl_lightning.llm.sampling import Sampling
 from rl_lightning.policies.parsing import ActionParser
@@ -31,7 +35,8 @@ class EpisodeDataModule(PromptDataModule):
     the seeds `seed`, `seed + 1`, …, evaluation `val_seed`, `val_seed + 1`, …
 
     An episode that becomes too long (`max_turns`, or the model's `max_length`) is cut, and counted
-    by `completion/cut`.
+    by `completion/cut`. Some environments speak of success only where there is one: once an episode
+    of the run has said something of it, those that say nothing are failures.
 
     Args:
         env: Gymnasium id (`module:Id-v0` imports the module first), or `module:function`, which
@@ -63,7 +68,7 @@ class EpisodeDataModule(PromptDataModule):
         success_threshold: Return from which an episode is a success where `info` does not say.
         val_episodes: Seeds of evaluation, of all ranks together.
         total_prompts: Budget, in seeds of all ranks together.
-        seed: First seed of training.
+        seed: First seed of training; None: 0.
         val_seed: First seed of evaluation.
         **shared: Arguments of `PromptDataModule`.
 
@@ -112,25 +117,31 @@ class EpisodeDataModule(PromptDataModule):
             )
         self._check_seeds()
 
-    def _check_seeds(self) -> None:
-        first, last = self.order_seed, self.order_seed + self.total_prompts
+    def _check_seeds(self, ranks: int = 1) -> None:
+        first = self._first_seed("train")
+        step = self.prompts_per_step * ranks
+        epoch = step * min(self.steps_per_epoch, math.ceil(self.total_prompts / step))
+        last = first + math.ceil(self.total_prompts / epoch) * epoch  # it ends with an epoch
         for stage in _STAGES:
             begin = self._first_seed(stage)
             if begin < last and first < begin + self.val_episodes:
                 raise ConfigurationError(
                     f"data.val_seed: {self.val_seed}, so that {stage} has seeds from {begin} on, "
-                    f"and training has {first} to {last - 1}: give one that is {last} at least"
+                    f"and training has {first} to {last - 1}, in whole epochs: give one that is "
+                    f"{last} at least"
                 )
 
     def _first_seed(self, stage: str) -> int:
         if stage == "train":
-            return self.order_seed
+            return self.seed or 0
         return self.val_seed + 1_000_000 * _STAGES.index(stage)
 
     def clear(self) -> None:
         super().clear()
         self._copies: dict[bool, Conversations] = {}
         self._words: TurnTokens | None = None
+        self._hears = False  # whether an episode of this run has said anything of success
+        self._told_unseeded = False
 
     @property
     def spec(self) -> EnvSpec:  # type: ignore[override]
@@ -145,8 +156,10 @@ class EpisodeDataModule(PromptDataModule):
             kwargs = {**self.env_kwargs, **(self.val_env_kwargs if evaluates else {})}
 
             def make() -> Conversation:
+                env = make_text_env(self.env, kwargs, self.wrappers)
+                self._check_reset(env)
                 return Conversation(
-                    make_text_env(self.env, kwargs, self.wrappers),
+                    env,
                     self.actions,
                     self.pattern,
                     self.on_illegal,
@@ -155,6 +168,16 @@ class EpisodeDataModule(PromptDataModule):
 
             self._copies[evaluates] = Conversations(make)
         return self._copies[evaluates]
+
+    def _check_reset(self, env: gym.Env) -> None:
+        if getattr(env.unwrapped, "takes_seed", True) or self._told_unseeded:
+            return
+        self._told_unseeded = True
+        rank_zero_warn(
+            f"data.env: reset of {name(env)} takes no seed, so that the episodes of a group may be "
+            "different tasks, and evaluations, too; give it reset(seed), or ignore this where it "
+            "always begins alike"
+        )
 
     @property
     def words(self) -> TurnTokens:
@@ -192,6 +215,7 @@ class EpisodeDataModule(PromptDataModule):
         return f"data.env: training began with {before}, and here is {now}"
 
     def open_source(self, seed: int) -> None:
+        self._check_seeds(self._trainer.world_size)
         assert self.words is not None  # says what is wrong with the environment or a template
 
     def answer(
@@ -199,7 +223,7 @@ class EpisodeDataModule(PromptDataModule):
     ) -> Completed:
         model = self.model
         first = self._first_seed(stage)
-        return play(
+        found = play(
             model.backbone,
             self.generator,
             self.copies(stage != "train"),
@@ -211,12 +235,35 @@ class EpisodeDataModule(PromptDataModule):
             self.judge,
             model.updates,
         )
+        self._hears |= not bool(found.told["success"].isnan().all())
+        return self._resolved(found)
+
+    def _resolved(self, found: Completed) -> Completed:
+        """With what nobody says as no success, once one episode of the run has said something."""
+        if not self._hears:
+            return found
+        return found.telling(success=found.told["success"].nan_to_num())
 
     def more_statistics(self, found: Completed) -> dict[str, float]:
+        self._hears = any(gather(self._hears))
+        found = self._resolved(found)
         told = {name: float(values.nanmean()) for name, values in found.told.items()}
         illegal = told.pop("illegal")
         known = {f"train/{name}": value for name, value in told.items() if value == value}
         return {**known, "policy/illegal": illegal}
+
+    # --- exact resuming -----------------------------------------------------------------------
+
+    def forget(self) -> None:
+        super().forget()
+        self._hears = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "hears_success": any(gather(self._hears))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._hears = bool(state_dict.get("hears_success", False))
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)

@@ -47,6 +47,7 @@ class PromptDataModule(TokenDataModule):
         ConfigurationError: If a number is wrong or does not fit the others.
     """
 
+    logs_every = 1  # they take seconds each
     unit = "prompt"
     minibatch = "data.minibatch_prompts"
 

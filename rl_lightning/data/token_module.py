@@ -17,8 +17,9 @@ from rl_lightning.data.collect.completions import Completed, CompletionLoader, c
 from rl_lightning.data.own_module import own_module
 from rl_lightning.data.prompts import Prompts, as_prompts, split_prompts
 from rl_lightning.data.prompts.asked import PromptTokens
+from rl_lightning.data.prompts.lines import LinesWriter
 from rl_lightning.data.resume.random_numbers import rng_state, set_rng_state
-from rl_lightning.llm.generators import Generator, TransformersGenerator
+from rl_lightning.llm.generators import Generator, check_generator
 from rl_lightning.llm.sampling import Sampling
 from rl_lightning.rewards.completions import CompletionJudge, CompletionReward
 
@@ -49,7 +50,11 @@ class TokenDataModule(RLDataModule):
         val_batch: Prompts of one evaluation batch.
         val_table: Completions that TensorBoard's text panel shows.
         generator: Writes; None: this process does.
-        seed: Of the order of prompts, and of what is held out.
+        record: JSONL file that `predict` writes its completions to, each batch as soon as it is
+            judged, behind those it holds already; None: beside the logs, at the end.
+            `RankedPrompts` reads it.
+        seed: Of the order of prompts, and of what is held out. None: that is the same in all runs,
+            and the order is by the global seed.
         val_seed: Of evaluation's random numbers.
         **shared: `total_frames` of `RLDataModule`.
 
@@ -60,6 +65,7 @@ class TokenDataModule(RLDataModule):
     evaluated = "batch"
     """What an evaluation counts, for its bar."""
     prediction_file = "completions.jsonl"
+    records_lines = True
     pays = False
     """Whether completions are worth something without rewards."""
     held_out_by = "data.val_prompts"
@@ -84,7 +90,8 @@ class TokenDataModule(RLDataModule):
         val_batch: int = 32,
         val_table: int = 8,
         generator: Generator | None = None,
-        seed: int = 0,
+        record: str | None = None,
+        seed: int | None = None,
         val_seed: int = 1_000_000,
     ) -> None:
         super().__init__(
@@ -93,6 +100,7 @@ class TokenDataModule(RLDataModule):
             total_frames=total_frames,
             success_threshold=success_threshold,
             val_seed=val_seed,
+            record=record,
         )
         self.prompts, self.val_prompts = prompts, val_prompts
         check_range("data.val_share", val_share, 0.0, 0.9)
@@ -113,14 +121,15 @@ class TokenDataModule(RLDataModule):
         self.val_sampling = Sampling(self.max_new_tokens, val_temperature, stop=self.stop)
         self.val_batch = whole("data.val_batch", val_batch, 1)
         self.val_table = whole("data.val_table", val_table, 0)
-        self.generator: Generator = generator or TransformersGenerator()
-        self.order_seed = whole_seed("data.seed", seed)
+        self.generator = check_generator(generator)
+        self.seed = None if seed is None else whole_seed("data.seed", seed)
 
     def clear(self) -> None:
         super().clear()
         self._tables: tuple[Prompts, Prompts] | None = None
         self._cut: dict[str, PromptTokens] = {}
         self._order: Order | None = None
+        self._order_seed = 0
 
     # --- prompts ------------------------------------------------------------------------------
 
@@ -129,6 +138,11 @@ class TokenDataModule(RLDataModule):
         """From texts to texts."""
         text = gym.spaces.Text(1_000_000, min_length=0, charset=PRINTABLE)
         return EnvSpec(text, text, "prompts")
+
+    @classmethod
+    def judged_by(cls, arguments: Any) -> tuple[str, str] | None:
+        """What makes a checkpoint the best one, by the constructor's arguments, and which way."""
+        return ("val/reward", "max") if cls.pays or arguments.get("rewards") else None
 
     @property
     def model(self) -> TokenLearner:
@@ -142,7 +156,7 @@ class TokenDataModule(RLDataModule):
         if self._tables is None:
             held = None if self.val_prompts is None else as_prompts(self.val_prompts)
             self._tables = split_prompts(
-                as_prompts(self.prompts), self.val_share, self.order_seed, held
+                as_prompts(self.prompts), self.val_share, self.seed or 0, held
             )
         return self._tables
 
@@ -180,8 +194,11 @@ class TokenDataModule(RLDataModule):
         """
         trainer = self._trainer
         total = len(self.cut("train"))
-        if self._order is None or self._order.total != total:
-            self._order = Order(total, self.order_seed, 1)
+        if self._order is None or (self._order.total, self._order.seed[0]) != (
+            total,
+            self._order_seed,
+        ):
+            self._order = Order(total, self._order_seed, 1)
         return self._order(first, count, trainer.global_rank, trainer.world_size).tolist()
 
     @property
@@ -199,6 +216,8 @@ class TokenDataModule(RLDataModule):
 
     def open_source(self, seed: int) -> None:
         self._cut = {}  # an earlier run may have had another tokenizer
+        _ = self.fingerprint  # says what is wrong with columns before there is anything to lose
+        self._order_seed = self._trainer.strategy.broadcast(self._seed())  # one order for all ranks
         for stage in self.stages:
             self.cut(stage)
 
@@ -245,7 +264,24 @@ class TokenDataModule(RLDataModule):
         return self._completions("test", self.val_seed + 1_000_000)
 
     def predict_dataloader(self) -> Any:
-        return self._completions("predict", self.val_seed + 2_000_000)
+        loader = self._completions("predict", self.val_seed + 2_000_000)
+        if self.record is not None and loader.keep is None:
+            if (world := self._trainer.world_size) > 1:
+                raise ConfigurationError(
+                    f"data.record: {world} ranks cannot write to one file, {self.record}; set "
+                    "trainer.devices: 1"
+                )
+            loader.keep = LinesWriter(self.record)
+        return loader
+
+    def check_held_out(self, stage: str) -> None:
+        """Refuse an evaluation by itself of no prompts; training may go without."""
+        if not self.held_out and self._trainer.state.fn != "fit":
+            command = "validate" if stage == "val" else stage
+            raise ConfigurationError(
+                f"{command}: there are no prompts for it; give {self.held_out_by}, or a "
+                "data.val_share above 0"
+            )
 
     def _completions(self, stage: str, seed: int) -> Any:
         self.check(self.agent)
@@ -257,11 +293,7 @@ class TokenDataModule(RLDataModule):
         world, rank = self._trainer.world_size, self._trainer.global_rank
         count = self.held_out
         if not count:
-            if stage != "val":
-                raise ConfigurationError(
-                    f"{stage}: there are no prompts for it; give {self.held_out_by}, or a "
-                    "data.val_share above 0"
-                )
+            self.check_held_out(stage)
             return []
         if count < world:
             raise ConfigurationError(
@@ -293,6 +325,7 @@ class TokenDataModule(RLDataModule):
             "rng": rng_state(self._trainer.strategy.root_device),
             "encoder": self.agent.collection_state(),
             "prompts": self.fingerprint,
+            "order": self._order_seed,
         }
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
@@ -301,6 +334,7 @@ class TokenDataModule(RLDataModule):
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         super().load_shared_state(state)
+        self._order_seed = state.get("order", self._order_seed)
         now, before = self.fingerprint, state["prompts"]
         if before != now:
             rank_zero_warn(f"{self.changed(before, now)}: it goes on with what is there now")

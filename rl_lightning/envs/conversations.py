@@ -13,6 +13,7 @@ import gymnasium as gym
 
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.core.trust import import_named
+from rl_lightning.envs.conform import MisfitError, number
 from rl_lightning.envs.failures import told
 from rl_lightning.envs.make import WrapperSpec, make_env, wrap_env
 from rl_lightning.envs.text import text_space
@@ -94,9 +95,14 @@ class TextEnv(gym.Env[str, str]):
     """Texts in, texts out."""
 
     def __init__(self, made: Any) -> None:
-        self.made = made
+        self.made = self.stands_for = made
         self.observation_space = text_space(_LONGEST)
         self.action_space = text_space(_LONGEST)
+
+    @property
+    def takes_seed(self) -> bool:
+        """Whether an episode depends on the seed of `reset`."""
+        return _takes_seed(self.made.reset)
 
     def close(self) -> None:
         """Close what is inside, if it can be closed."""
@@ -131,23 +137,32 @@ class SteppedEnv(TextEnv):
         super().reset(seed=seed)
         found = _with_seed(self.made.reset, seed)
         info: Any = {}
-        if isinstance(found, tuple) and len(found) == 2:
+        if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping | None):
             found, info = found
-        return self.read(_get(found, "observation", found)), dict(info)
+        return self.read(_get(found, "observation", found)), dict(info or {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         found = self.made.step(self.say(action))
-        if isinstance(found, tuple):
+        fits = isinstance(found, tuple) and len(found) in (4, 5)
+        if not (fits or (hasattr(found, "observation") and hasattr(found, "reward"))):
+            raise MisfitError(
+                "step must return observation, reward, terminated, truncated and info, or "
+                "observation, reward, done and info, or an object with observation, reward and "
+                f"done, not {_spelled(found)}"
+            )
+        if fits:
             observation, reward, *over, info = found
             terminated, truncated = (*over, False)[:2]
         else:
-            observation, reward = found.observation, found.reward
+            observation, reward = _get(found, "observation"), _get(found, "reward")
             terminated = _get(found, "terminated", _get(found, "done", False))
             truncated = _get(found, "truncated", False)
             info = _get(found, "info", _get(found, "metadata", None))
+        if not isinstance(info, Mapping | None):
+            raise MisfitError(f"the info that step returns must be a dict, not {_spelled(info)}")
         return (
             self.read(observation),
-            float(reward or 0.0),  # OpenEnv's is None where nothing is paid
+            0.0 if reward is None else float(number(reward)),  # None: OpenEnv's, of nothing paid
             bool(terminated),
             bool(truncated),
             dict(info or {}),
@@ -230,7 +245,7 @@ class ToolEnv(TextEnv):
     def _worth(self) -> float:
         ask = _get(self.made, "get_reward")
         worth: Any = ask() if callable(ask) else _get(self.made, "reward", 0.0)
-        return float(worth or 0.0)
+        return 0.0 if worth is None else float(number(worth))
 
 
 def tools_of(made: Any) -> dict[str, Callable[..., Any]]:
@@ -246,13 +261,25 @@ def _described(tool: Callable[..., Any]) -> str:
 
 
 def _with_seed(reset: Callable[..., Any], seed: int | None) -> Any:
-    known = inspect.signature(reset).parameters
-    takes = "seed" in known or any(one.kind is one.VAR_KEYWORD for one in known.values())
-    return reset(seed=seed) if takes else reset()
+    return reset(seed=seed) if _takes_seed(reset) else reset()
+
+
+def _takes_seed(reset: Callable[..., Any]) -> bool:
+    try:
+        known = inspect.signature(reset).parameters
+    except (ValueError, TypeError):  # nobody can say
+        return False
+    return "seed" in known or any(one.kind is one.VAR_KEYWORD for one in known.values())
 
 
 def _get(made: Any, name: str, otherwise: Any = None) -> Any:
     return getattr(made, name, otherwise)
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"{type(value).__name__} {shortened(repr(value), 60)}"
 
 
 def _itself(x: Any) -> Any:

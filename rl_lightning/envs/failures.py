@@ -42,5 +42,10 @@ def failed(
 
 
 def name(env: gym.Env | VectorEnv) -> str:
-    """The environment's id, quoted."""
-    return repr(type(env.unwrapped).__name__ if env.spec is None else env.spec.id)
+    """The environment's id, or the name of its class, quoted."""
+    return repr(type(own_object(env)).__name__ if env.spec is None else env.spec.id)
+
+
+def own_object(env: gym.Env | VectorEnv) -> Any:
+    """What its author wrote: the environment without wrappers, or what that only stands for."""
+    return getattr(env.unwrapped, "stands_for", env.unwrapped)

@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from rl_lightning.core.errors import ConfigurationError, whole
+from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.chunks import FEWEST, like_lengths
 from rl_lightning.llm.continuation import Continuation
@@ -15,7 +15,14 @@ from rl_lightning.llm.memory import Known, Memory
 from rl_lightning.llm.merging import merged
 from rl_lightning.llm.sampling import Sampling
 
-__all__ = ["Generated", "Generator", "TransformersGenerator", "check_room", "remembering"]
+__all__ = [
+    "Generated",
+    "Generator",
+    "TransformersGenerator",
+    "check_generator",
+    "check_room",
+    "remembering",
+]
 
 
 class Generator(Protocol):
@@ -42,7 +49,7 @@ class Generator(Protocol):
         ...
 
 
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """Writes in this process, by the backbone itself.
 
     Each prompt is read once for its whole group, and prompts of like lengths together. Samples are
@@ -116,6 +123,24 @@ class TransformersGenerator:
         device = next(backbone.model.parameters()).device
         known.step.recall(known.rows.to(device), known.length.to(device))
         return known.step
+
+
+def check_generator(generator: Any) -> Generator:
+    """What writes: the one that is given, or for None this process.
+
+    Raises:
+        ConfigurationError: If it cannot be called.
+    """
+    if generator is None:
+        return TransformersGenerator()
+    if isinstance(generator, type) or not callable(generator):
+        raise ConfigurationError(
+            "data.generator must be an object called with backbone, prompts, samples, sampling and "
+            f"version, such as TransformersGenerator(), not {shortened(repr(generator), 80)}; "
+            "leave it out, and this process writes"
+        )
+    made: Any = generator
+    return made
 
 
 @contextlib.contextmanager

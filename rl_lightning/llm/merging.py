@@ -24,17 +24,18 @@ def merged(backbone: Backbone) -> Iterator[None]:
 
     parts = backbone.model.modules()
     layers = [part for part in parts if isinstance(part, LoraLayer) and not part.merged]
-    kept: list[tuple[LoraLayer, nn.Parameter]] = []
+    kept: list[tuple[LoraLayer, str, nn.Parameter]] = []
     try:
         with torch.no_grad():
             for layer in layers:
                 base: Any = layer.get_base_layer()
-                kept.append((layer, base.weight))
-                base.weight = nn.Parameter(base.weight.clone(), requires_grad=False)
+                name = getattr(layer, "parameter_name", "weight")  # of experts, all in one tensor
+                weight = getattr(base, name)
+                kept.append((layer, name, weight))
+                setattr(base, name, nn.Parameter(weight.clone(), requires_grad=False))
                 layer.merge()
         yield
     finally:
-        for layer, weight in kept:
-            base = layer.get_base_layer()
-            base.weight = weight
+        for layer, name, weight in reversed(kept):
+            setattr(layer.get_base_layer(), name, weight)
             layer.merged_adapters.clear()

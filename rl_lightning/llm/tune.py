@@ -123,7 +123,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 def name_without_adapters(name: str) -> str:
     """What a weight is called where there are no adapters around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return re.sub(r"(\.base_layer)+\.", ".", name.removeprefix("base_model.model."))
 
 
 def checkpointed_layers(model: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.generation import Generated, end_tokens
-from rl_lightning.llm.generators import check_room
+from rl_lightning.llm.generators import Generator, check_room
 from rl_lightning.llm.load import Dtype
 from rl_lightning.llm.merging import merged
 from rl_lightning.llm.sampling import Sampling
@@ -22,7 +22,7 @@ from rl_lightning.llm.tune import name_without_adapters
 from rl_lightning.nn.compiled import plain_name
 
 
-class VLLMGenerator:
+class VLLMGenerator(Generator):
     """Writes by vLLM, in this process and on this process's GPU.
 
     The engine is made when it is first asked, of the backbone's configuration and tokenizer. It is

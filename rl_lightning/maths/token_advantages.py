@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
 from rl_lightning.maths.returns import backward_sum
-from rl_lightning.maths.token_losses import KLEstimator, kl_estimate, own, wide
+from rl_lightning.maths.token_losses import KLEstimator, exact, kl_estimate, own, wide
 
 Scale = Literal["group", "batch", "none"]
 
@@ -39,14 +39,15 @@ def group_advantages(
         ConfigurationError: If a group has a single completion, or `scale` is unknown.
     """
     check_one_of("scale", scale, get_args(Scale))
+    dtype = wide(reward).dtype
     reward, index, size = _compared(reward, group)
     centred = reward - _group_mean(reward, index, size)
-    if scale == "none":
-        return centred
     if scale == "batch":
-        return centred / (reward.std() + eps)
-    variance = centred.new_zeros(len(size)).index_add(0, index, centred.square()) / (size - 1)
-    return centred / (variance.sqrt()[index] + eps)
+        centred = centred / (reward.std() + eps)
+    elif scale == "group":
+        variance = centred.new_zeros(len(size)).index_add(0, index, centred.square()) / (size - 1)
+        centred = centred / (variance.sqrt()[index] + eps)
+    return centred.to(dtype)
 
 
 def rloo_advantages(reward: Tensor, group: Tensor | int) -> Tensor:
@@ -64,9 +65,10 @@ def rloo_advantages(reward: Tensor, group: Tensor | int) -> Tensor:
     Raises:
         ConfigurationError: If a group has a single completion.
     """
+    dtype = wide(reward).dtype
     reward, index, size = _compared(reward, group)
     centred = reward - _group_mean(reward, index, size)
-    return centred * (size / (size - 1))[index]
+    return (centred * (size / (size - 1))[index]).to(dtype)
 
 
 def reinforce_pp_advantages(reward: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -217,12 +219,12 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Returns:
         `[N, T]`; zero for a token alone.
     """
-    x, count = own(x, mask), mask.sum()
+    dtype, x, count = wide(x).dtype, exact(own(x, mask)), mask.sum()
     mean = x.sum() / count.clamp(min=1)
     centred = own(x - mean, mask)
     variance = centred.square().sum() / (count - 1).clamp(min=1)
     white = centred * (variance + 1e-8).rsqrt()
-    return white if shift_mean else own(white + mean, mask)
+    return (white if shift_mean else own(white + mean, mask)).to(dtype)
 
 
 def overlong_penalty(length: Tensor, max_length: int, cache: int) -> Tensor:
@@ -306,9 +308,10 @@ def group_index(reward: Tensor, group: Tensor | int, least: int = 1) -> tuple[Te
 
 
 def _compared(reward: Tensor, group: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rewards in float32 at least, and `group_index`, of which none has a single member."""
+    """The rewards in float64, which their squares fit into, and `group_index`, of which none has a
+    single member."""
     index, size = group_index(reward, group, 2)
-    return wide(reward), index, size
+    return exact(reward), index, size
 
 
 def _group_mean(reward: Tensor, index: Tensor, size: Tensor) -> Tensor:

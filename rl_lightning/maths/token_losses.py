@@ -58,6 +58,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def exact(x: Tensor) -> Tensor:
+    """x in float64, which holds squares of all of float32; on Apple's MPS, which has none, as it
+    is `wide`."""
+    return wide(x) if x.device.type == "mps" else x.double()
+
+
 def sequence_log_prob(log_prob: Tensor, mask: Tensor) -> Tensor:
     """log π of whole completions given their prompts: `[N, T]` → `[N]`."""
     return own(log_prob, mask).sum(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rl_lightning.core.errors import check_one_of
 from rl_lightning.maths.returns import backward_sum
 from rl_lightning.maths.token_advantages import Scale, group_index
-from rl_lightning.maths.token_losses import own
+from rl_lightning.maths.token_losses import exact, own
 
 
 class Turns(NamedTuple):
@@ -75,13 +75,13 @@ def turn_advantages(
     """
     check_one_of("scale", scale, get_args(Scale))
     centred, size = _centred(turns, group)
-    if scale == "none":
-        return centred
     if scale == "batch":
         all_turns = turns.to_go[turns.there] if everyone is None else everyone
-        return centred / (all_turns.std() + eps)
-    variance = _sums(centred.square(), turns, group) / (size - 1).clamp(min=1)
-    return centred / (variance.sqrt() + eps)
+        centred = centred / (exact(all_turns).std() + eps)
+    elif scale == "group":
+        variance = _sums(centred.square(), turns, group) / (size - 1).clamp(min=1)
+        centred = centred / (variance.sqrt() + eps)
+    return centred.to(turns.to_go)
 
 
 def rloo_turn_advantages(turns: Turns, group: Tensor | int) -> Tensor:
@@ -93,14 +93,15 @@ def rloo_turn_advantages(turns: Turns, group: Tensor | int) -> Tensor:
         group: See `token_advantages`.
     """
     centred, size = _centred(turns, group)
-    return centred * size / (size - 1).clamp(min=1)
+    return (centred * size / (size - 1).clamp(min=1)).to(turns.to_go)
 
 
 def _centred(turns: Turns, group: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Gₖ minus the mean over the group, and over how many that is, `[N, K]` each."""
-    size = _sums(turns.there.to(turns.to_go), turns, group)
-    mean = _sums(turns.to_go, turns, group) / size.clamp(min=1)
-    return own(turns.to_go - mean, turns.there), size
+    """Gₖ minus the mean over the group, and over how many that is, `[N, K]` each, `exact`."""
+    to_go = exact(turns.to_go)
+    size = _sums(turns.there.to(to_go), turns, group)
+    mean = _sums(to_go, turns, group) / size.clamp(min=1)
+    return own(to_go - mean, turns.there), size
 
 
 def _sums(x: Tensor, turns: Turns, group: Tensor | int) -> Tensor:

@@ -292,12 +292,13 @@ def test_imitation_has_no_knob_that_would_do_nothing(name, knob, model):
 def test_imitation_keeps_what_was_judged_well(model):
     rows = batch(make("SFT", model))
     best = rows["reward"].argmax(1)
-    kept = prepared(make("SFT", model, keep="best"))["own"].any(-1)
-    assert kept.sum(1).tolist() == [1, 1, 1]
-    assert kept.float().argmax(1).tolist() == best.tolist()
-    kept = prepared(make("SFT", model, min_reward=0.5))["own"].any(-1)
+    for known in ({}, {"keep": "best"}):  # as it is unless told otherwise
+        kept = prepared(make("SFT", model, **known))["own"].any(-1)
+        assert kept.sum(1).tolist() == [1, 1, 1]
+        assert kept.float().argmax(1).tolist() == best.tolist()
+    kept = prepared(make("SFT", model, keep="all", min_reward=0.5))["own"].any(-1)
     assert kept.tolist() == (rows["reward"] >= 0.5).tolist()
-    assert prepared(make("SFT", model))["own"].equal(rows["own"])
+    assert prepared(make("SFT", model, keep="all"))["own"].equal(rows["own"])
 
 
 def test_imitation_of_nothing_learns_nothing(model):

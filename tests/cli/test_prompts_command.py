@@ -1,6 +1,7 @@
 """`rl-lightning` tunes a language model by rewards, says how good it is, and hands it on."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -103,6 +104,25 @@ def test_fit_validate_predict_and_export(run, folder):
     (path,) = folder.rglob("completions.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert set(lines[0]["rewards"]) == {"exact_match", "letters_in"}
+
+    write = ("predict", "--config", "config.yaml", "--ckpt_path", "ckpt/last.ckpt",
+             "--data.val_samples", "4", "--data.record", "pairs/written.jsonl")  # fmt: skip
+    said = run(*write)
+    assert re.search(r"8 completions, mean reward \S+: pairs/written.jsonl, which holds 8\n", said)
+    with pytest.warns(UserWarning, match="pairs/written.jsonl holds completions, and new ones"):
+        assert "pairs/written.jsonl, which holds 16\n" in run(*write)
+    written = [json.loads(line) for line in (folder / "pairs/written.jsonl").open()]
+    assert len(written) == 16
+    assert written[:8] == written[8:]  # the same model under the same seed
+    assert "as JSON lines, to a file such as" in run(*write[:-1], "pairs.hdf5", status=2)
+    (folder / "full").mkdir()
+    (folder / "full/x.jsonl").mkdir()
+    assert "full/x.jsonl cannot be written" in run(*write[:-1], "full/x.jsonl", status=2)
+    (folder / "full/y.jsonl").symlink_to("/dev/full")
+    assert "could not be written to full/y.jsonl: No sp" in run(
+        *write[:-1], "full/y.jsonl", status=1
+    )
+    assert {frozenset(line["columns"]) for line in written} == {frozenset(["answer"])}
 
     said = run("export", "--ckpt_path", "ckpt/last.ckpt", "--out", "merged")
     assert "wrote merged" in said

@@ -219,6 +219,40 @@ def test_no_such_source_of_prompts(model, run):
     assert "FilePrompts" in said.partition("there are")[2]
 
 
+def test_a_slip_of_a_source_is_no_data_set(model, run):
+    said = run("fit", grpo(model, prompts="StringTask"), status=2)
+    assert "StringTask is no file" in said
+    assert "(did you mean StringTasks?)" in said
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_evaluation_of_no_prompts_is_refused(command, model, run):
+    run("fit", grpo(model, total_prompts=4, val_share=0.0))
+    words = ("--ckpt_path", "run/last.ckpt")
+    said = run(command, grpo(model, val_share=0.0), *words, status=2)
+    assert f"error: {command}: there are no prompts for it; give data.val_prompts" in said
+
+
+def test_a_prediction_that_is_ended_keeps_what_it_has_written(model, run, folder):
+    engine = {"class_path": "completion_engines.Interrupted", "init_args": {"calls_left": "left"}}
+    config = grpo(model, generator=engine, val_prompts="prompts.jsonl", val_batch=3)
+    config["data"]["init_args"]["record"] = "x.jsonl"
+    (folder / "left").write_text("2")
+    run("predict", config, status=143)
+    assert not (folder / "left").exists()
+    written = [json.loads(line) for line in (folder / "x.jsonl").open()]
+    assert [line["prompt"] for line in written] == [row["prompt"] for row in ROWS[:6]]
+    (folder / "x.jsonl").write_text((folder / "x.jsonl").read_text()[:-9])
+    said = run("predict", config)
+    assert "10 completions, mean reward" in said
+    assert "x.jsonl, which holds 15\n" in said
+
+
+def test_no_reward_chooses_among_recorded_completions(model, run):
+    said = run("fit", sft(model), "--model.min_reward", "0.5", status=2)
+    assert "error: model.min_reward: 0.5, and recorded completions have no rewards" in said
+
+
 def test_prompts_of_reasoning_gym(model, run):
     pytest.importorskip("reasoning_gym", reason="needs rl-lightning[tokens]")
     source = {"class_path": "ReasoningGymPrompts", "init_args": {"task": "spell_backward"}}
@@ -328,3 +362,15 @@ def test_what_is_no_generator_is_named(model, run):
     given = {"class_path": "completion_engines.NoGenerator"}
     said = run("fit", grpo(model, generator=given), status=2)
     assert "data.generator: completion_engines.NoGenerator is no generator" in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["TransformersGenerator", {"class_path": "TransformersGenerator", "init_args": {}}],
+)
+def test_generators_have_short_names(given, model, run):
+    said = run("validate", grpo(model, generator=given))
+    assert "val/reward" in said
+    said = run("validate", grpo(model, generator="VLLMGenerater"), status=2)
+    assert "data.generator: no class 'VLLMGenerater'" in said
+    assert "there are VLLMGenerator, TransformersGenerator" in said

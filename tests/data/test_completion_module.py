@@ -1,5 +1,6 @@
 """Recorded completions, to imitate and to compare."""
 
+import json
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from token_tools import characters, letters_in, make, recorded
 from training import fit, make_trainer
 
-from rl_lightning import CompletionDataModule, StringTasks
+from rl_lightning import CompletionDataModule, RankedPrompts, StringTasks
 from rl_lightning.core.errors import ConfigurationError
 
 
@@ -51,6 +52,36 @@ def test_preferences_are_learned(model):
     assert after["val/accuracy"] == 1.0
 
 
+def test_prompts_alone_validate_by_rewards(model):
+    asked = [{"prompt": "1:", "answer": "a"}, {"prompt": "2:", "answer": "b"}]
+    given = {"total_updates": 20, "updates_per_epoch": 20, "val_prompts": asked}
+    _, after = trained(make("DPO", model), recorded(rewards=[letters_in], **given))
+    assert "val/reward" in after
+    assert "val/loss" not in after
+    with pytest.raises(ConfigurationError, match="no text in the column 'chosen'"):
+        trained(make("DPO", model), recorded(**given))  # without rewards nothing would be told
+    half = [{"prompt": "1:", "chosen": "a"}, {"prompt": "2:"}]
+    with pytest.raises(ConfigurationError, match=r"data.val_prompts: .* the column 'rejected'"):
+        trained(make("DPO", model), recorded(rewards=[letters_in], **given | {"val_prompts": half}))
+
+
+def test_what_a_model_wrote_is_what_it_learns_to_prefer(model, tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [
+        {"prompt": f"{i}:", "completion": text, "reward": text.count("a")}
+        for i in range(8)
+        for text in ("bcd", "aab", "abc")
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    agent, rows = make("DPO", model), RankedPrompts(str(path))
+    data = CompletionDataModule(
+        rows, batch_size=4, total_updates=30, updates_per_epoch=30, max_new_tokens=6, val_share=0.2
+    )
+    _, after = trained(agent, data)
+    assert after["val/accuracy"] == 1.0
+    assert after["val/loss"] < 0.5
+
+
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
 def test_going_on_is_bit_for_bit_as_without_the_interruption(name, model, tmp_path):
     whole = fit(make(name, model), recorded())
@@ -81,6 +112,16 @@ def test_the_end_is_learned_unless_told_otherwise(model):
         ([{"prompt": "1:"}, {"prompt": "2:"}], {}, "no text in the column 'completion', but None"),
         ([{"prompt": "1:", "completion": "a" * 9}], {}, "has 10 tokens, and data.max_new_tokens"),
         ([{"prompt": "1:", "completion": ""}], {"append_end": False}, "has 0 tokens"),
+        (
+            [{"prompt": "1:", "completion": "a\ud800"}],
+            {},
+            r"prompt 1: its column 'completion' holds '\\ud800' at 2, half of a character",
+        ),
+        (
+            [{"prompt": "1:", "completion": "a", "hint": "\udc00"}],
+            {"template": "{hint}{prompt}"},
+            r"prompt 1, in data.template, holds '\\udc00' at 1",
+        ),
         (
             [{"prompt": "1" * 60, "completion": "a"}],
             {},
@@ -170,6 +211,56 @@ def test_going_on_with_other_rows_is_told(model, tmp_path):
         )
 
 
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 2), (3, 3)])
+def test_going_on_with_another_batch_size_has_no_row_twice(sizes, model, tmp_path):
+    seen = []
+
+    def watched():
+        agent = make("SFT", model)
+        own = agent.prepare_completions
+
+        def keep(batch, *args, **kwargs):
+            seen.extend(tuple(row) for row in batch["prompt"].tolist())
+            return own(batch, *args, **kwargs)
+
+        agent.__dict__["prepare_completions"] = keep
+        return agent
+
+    first, second = sizes
+    known = {"val_share": 0.0, "updates_per_epoch": 1, "seed": 3}
+    trainer = make_trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(watched(), recorded(batch_size=first, total_updates=3, **known))
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    data = recorded(batch_size=second, total_updates=6, **known)
+    fit(watched(), data, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert len(seen) == 3 * (first + second)
+    assert len(set(seen[:10])) == 10
+    assert set(seen[10:20]) <= set(seen[:10])
+    assert len(set(seen[10:])) == len(seen[10:])
+    whole = list(seen)
+    seen.clear()
+    fit(watched(), recorded(batch_size=1, total_updates=len(whole), **known))
+    assert seen == whole
+
+
+def test_no_reward_chooses_among_recorded_completions(model):
+    said = r"model.min_reward: 0.5, and recorded .*RankedPrompts\(file, least_reward=0.5\)"
+    with pytest.raises(ConfigurationError, match=said):
+        fit(make("SFT", model, min_reward=0.5), recorded())
+
+
+@pytest.mark.parametrize("rewards", [None, [letters_in]])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_of_nothing_is_refused(stage, rewards, model):
+    data = recorded(val_share=0.0, rewards=rewards)
+    agent, trainer = make("SFT", model), make_trainer(limit_val_batches=1.0)
+    with pytest.raises(ConfigurationError, match=f"{stage}: there are no prompts for it"):
+        getattr(trainer, stage)(agent, data)
+    assert fit(agent, data, limit_val_batches=1.0).updates == 10
+
+
 def test_who_learns_from_no_recorded_completions_is_named(model):
     with pytest.raises(ConfigurationError, match="GRPO does not learn from recorded completions"):
         fit(make("GRPO", model), recorded())
@@ -195,6 +286,9 @@ def test_answers_are_right():
     assert kinds == {"copy", "sort", "add"}
     sizes = {len(StringTasks("copy", 200, 4, shortest=2).columns(i)["answer"]) for i in range(200)}
     assert sizes == {2, 3, 4}
+    mixed = StringTasks("copy:5+add", 20, 2)
+    assert {len(mixed.columns(i)["answer"]) for i in range(0, 20, 2)} == {5}
+    assert {len(mixed.prompt(i)) for i in range(1, 20, 2)} == {len("12+34=")}
 
 
 def test_prompts_differ_and_so_do_seeds():
@@ -206,10 +300,30 @@ def test_prompts_differ_and_so_do_seeds():
     assert len(StringTasks(size=50, length=1)) == 50  # of which there are ten
 
 
+def test_parts_share_no_prompt():
+    def texts(part, seed, size=300):
+        tasks = StringTasks("copy+sort+add", size, 2, shortest=1, seed=seed, part=part)
+        return {tasks.prompt(i) for i in range(size)}
+
+    train, test = texts("train", 0), texts("test", 1)
+    assert not train & test
+    assert not train & texts("test", 0)
+    assert texts("all", 0) & test
+    assert len(train) > len(test) > 30
+    with pytest.raises(
+        ConfigurationError, match="part='test': there is no prompt in it like 'copy"
+    ):
+        StringTasks("copy", 5, 1, part="test")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"size": 0}, "size"), ({"length": 0}, "length"), ({"shortest": 5}, "shortest"),
-     ({"seed": -1}, "seed")],
+     ({"seed": -1}, "seed"), ({"part": "most"}, "part"),
+     ({"task": "copy:0"}, "length"), ({"task": "copy:x"}, "length"), ({"task": "copy:²"}, "length"),
+     ({"task": 5}, "task='5': use one of copy, sort, add"),
+     ({"task": ["copy", "add"]}, r"task=\['copy', 'add'\]: write several .* between, copy\+add"),
+     ({"task": "copy:5+add:2", "shortest": 3}, "shortest")],
 )  # fmt: skip
 def test_numbers_of_tasks_that_cannot_be_are_named(given, message):
     with pytest.raises(ConfigurationError, match=f"^{message}"):

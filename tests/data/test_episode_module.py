@@ -1,6 +1,7 @@
 """The data module of episodes: what is learned, counted, validated and resumed."""
 
 import copy
+import types
 
 import gymnasium as gym
 import lightning as L
@@ -129,6 +130,17 @@ def test_training_has_seeds_of_its_own(model):
     assert sorted({*seen}) == [*range(40, 56), *range(1_000_000, 1_000_006)]
     with pytest.raises(ConfigurationError, match=r"data\.val_seed: 50, .* give one that is 56"):
         episodes(seed=40, val_seed=50)
+
+
+def test_training_s_seeds_are_counted_in_whole_epochs(model):
+    episodes(seed=40, val_seed=56, total_prompts=9)
+    with pytest.raises(ConfigurationError, match=r"has 40 to 55.* give one that is 56"):
+        episodes(seed=40, val_seed=55, total_prompts=9)
+    episodes(seed=40, val_seed=44, total_prompts=3)  # an epoch is no longer than the budget
+    data = episodes(seed=40, val_seed=56, total_prompts=15, steps_per_epoch=1)
+    data.trainer = types.SimpleNamespace(world_size=3)
+    with pytest.raises(ConfigurationError, match=r"has 40 to 63.* give one that is 64"):
+        data.open_source(0)
 
 
 def test_evaluation_plays_the_same_episodes_and_leaves_training_alone(model):

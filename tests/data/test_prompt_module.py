@@ -211,7 +211,7 @@ KNOBS = {
     "prompts", "prompts_per_step", "group_size", "minibatch_prompts", "passes", "steps_per_epoch",
     "total_prompts", "temperature", "top_k", "top_p", "val_prompts", "val_share", "rewards",
     "template", "chat", "system", "max_new_tokens", "stop", "success_threshold", "val_samples",
-    "val_temperature", "val_batch", "val_table", "generator", "seed", "val_seed",
+    "val_temperature", "val_batch", "val_table", "generator", "record", "seed", "val_seed",
 }  # fmt: skip
 
 
@@ -233,6 +233,12 @@ def test_another_generator_writes(model):
     fit(make("GRPO", model), prompts(total_prompts=12, **given))
     # The version counts updates: four of each step.
     assert Writer.asked == [(4, 4, 0), (4, 4, 4), (4, 4, 8), (4, 4, 12)]
+
+
+@pytest.mark.parametrize("wrong", [3, "vllm", TransformersGenerator])
+def test_what_cannot_write_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match=r"data\.generator must be an object called with"):
+        prompts(generator=wrong)
 
 
 def test_wrong_pairs_of_agent_and_data_are_named(model):
@@ -263,3 +269,48 @@ def test_a_copy_of_a_data_module_is_in_no_run(model):
     other = copy.deepcopy(data)
     assert other.frames == 0
     assert isinstance(other, PromptDataModule)
+
+
+@pytest.mark.parametrize("own", [None, 3])
+def test_the_order_of_prompts_is_by_the_global_seed_unless_there_is_one(own, model, monkeypatch):
+    asked = []
+    answer = PromptDataModule.answer
+
+    def keep(self, stage, rows, *rest):
+        asked.append(tuple(rows))
+        return answer(self, stage, rows, *rest)
+
+    monkeypatch.setattr(PromptDataModule, "answer", keep)
+
+    def order(seed, **more):
+        asked.clear()
+        agent, data = make("GRPO", model), prompts(seed=own)
+        torch.manual_seed(seed)
+        fit(agent, data, **more)
+        held = [data.tables[1].prompt(i) for i in range(len(data.tables[1]))]
+        return tuple(asked), held
+
+    one, two = order(1), order(2)
+    assert order(1) == one
+    assert (one[0] == two[0]) == (own is not None)
+    assert one[1] == two[1]  # what is held out is the same in all runs
+
+
+def test_an_interrupted_run_keeps_its_order_under_another_seed(model, tmp_path):
+    def data(total):
+        return prompts(total_prompts=total)
+
+    whole, agent = data(32), make("GRPO", model)
+    torch.manual_seed(1)
+    fit(agent, whole)
+    expected = whole.drawn(16, 8)
+    trainer, first = make_trainer(), data(16)
+    agent = make("GRPO", model)
+    torch.manual_seed(1)
+    trainer.fit(agent, first)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    again = data(32)
+    other = make("GRPO", model)
+    torch.manual_seed(2)
+    fit(other, again, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert again.drawn(16, 8) == expected

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rl_lightning import PromptDataModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.order import Order
 from rl_lightning.data.prompts import (
@@ -66,7 +67,7 @@ def test_texts_chats_and_rows():
 
 WRONG = {
     "data.prompts is empty": [],
-    r"row 2 has no 'prompt', but text, n; say which column": [
+    r"row 2 has no 'prompt', but text, n; say which .*FilePrompts\(dataset, column='text'\)": [
         {"prompt": "a"},
         {"text": "b", "n": 1},
     ],
@@ -83,6 +84,10 @@ WRONG = {
     "row 1: the content of a message must be a text, not None": [[{"role": "user"}]],
     r"row 1: the content of a message must be a text, not \[": [
         [{"role": "user", "content": [{"type": "text"}]}]
+    ],
+    r"row 2: the prompt holds '\\ud800' at 2, half of a character": ["a", "a\ud800"],
+    r"row 1: the content of a message holds '\\udfff' at 1, half": [
+        [{"role": "user", "content": "\udfff"}]
     ],
 }
 
@@ -196,6 +201,21 @@ def test_the_hub_is_asked_for_what_is_no_file(monkeypatch, tmp_path):
     assert asked == [("openai/gsm8k", "main", "test")]
     with pytest.raises(ConfigurationError, match=r"none is no file and no folder.*no network"):
         FilePrompts("none")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_slip_of_a_class_is_no_data_set(there, monkeypatch):
+    def load_dataset(name, subset, split):
+        raise ConnectionError("no network")
+
+    datasets = SimpleNamespace(load_dataset=load_dataset) if there else None
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    for name, meant in (("StringTask", "StringTasks"), ("RankedPrompt", "RankedPrompts")):
+        with pytest.raises(ConfigurationError, match=rf"no f.*\(did you mean {meant}\?\), and "):
+            as_prompts(name)
+    with pytest.raises(ConfigurationError, match="gsm8k is no f") as told:
+        as_prompts("openai/gsm8k")
+    assert "did you mean" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["openai/gsm8k", "folder", "a.parquet"])
@@ -325,6 +345,27 @@ def test_fingerprints_tell_contents_apart(tmp_path):
         PickedPrompts(prompts, [1, 0]).fingerprint
         == as_prompts([{n: r.get(n) for n in ["prompt", *NAMES]} for r in ROWS[::-1]]).fingerprint
     )
+
+
+def test_fingerprints_of_names_that_have_no_order():
+    rows = [{"prompt": "a", "by": {1: "x", "b": ["y", {2: 3, "z": 4}]}, 3: "n"}]
+    turned = [{3: "n", "by": {"b": ["y", {"z": 4, 2: 3}], 1: "x"}, "prompt": "a"}]
+    texts = [{"prompt": "a", "by": {"1": "x", "b": ["y", {2: 3, "z": 4}]}, 3: "n"}]
+    one, other, third = (as_prompts(given).fingerprint for given in (rows, turned, texts))
+    assert one == other != third
+
+
+def test_values_that_hold_themselves():
+    ring, deep = [], []
+    ring.append(ring)
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (ring, deep, {1: ring, "a": 2}):
+        prompts = as_prompts([{"prompt": "a"}, {"prompt": "b", "x": value}])
+        with pytest.raises(ConfigurationError, match="prompt 2: a value holds itself, or is nest"):
+            _ = prompts.fingerprint
+        with pytest.raises(ConfigurationError, match="prompts: a value in it holds itself"):
+            PromptDataModule([{"prompt": "b", "x": value}], rewards=[len])
 
 
 def test_sources_are_copied(tmp_path):

@@ -102,3 +102,14 @@ def test_others_are_refused():
         as_text_env(3)
     with pytest.raises(ConfigurationError, match=r"talking:failing.*unexpected keyword"):
         make_text_env("talking:failing", {"speed": 3})
+
+
+def test_a_reset_that_nobody_can_look_into_is_given_no_seed():
+    class Compiled(Guess):
+        reset = type("Builtin", (), {"__call__": lambda self: "begin", "__signature__": 3})()
+
+    env = as_text_env(Compiled())
+    assert not env.takes_seed
+    assert env.reset(seed=3) == ("begin", {})
+    assert as_text_env(Guess()).takes_seed
+    assert as_text_env(Tools()).takes_seed

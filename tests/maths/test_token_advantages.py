@@ -239,3 +239,16 @@ def test_the_overlong_penalty_falls_over_the_last_tokens():
     found = advantages.overlong_penalty(length, 20, 8)
     torch.testing.assert_close(found, torch.tensor([0.0, 0.0, -1 / 8, -0.5, -1.0, -1.0]))
     assert advantages.overlong_penalty(torch.tensor([16, 18]), 20, 4).tolist() == [0.0, -0.5]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_rewards_whose_squares_float32_does_not_hold(scale):
+    large = advantages.group_advantages(REWARD * 1e20, 2, scale)
+    assert large.dtype == torch.float32
+    torch.testing.assert_close(large, advantages.group_advantages(REWARD * 1e4, 2, scale))
+    ones = torch.ones(2, 2, dtype=torch.bool)
+    white = advantages.whiten(REWARD.view(2, 2) * 1e20, ones)
+    assert white.dtype == torch.float32
+    torch.testing.assert_close(white, advantages.whiten(REWARD.view(2, 2), ones))
+    most = torch.tensor([3e38, 3e38, 3e38, 2e38])
+    assert advantages.rloo_advantages(most, 4).isfinite().all()

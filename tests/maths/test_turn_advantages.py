@@ -67,6 +67,13 @@ def test_of_single_turns_it_is_what_it_is_of_completions():
     torch.testing.assert_close(by_index, turn_advantages(turns, 3))
 
 
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_rewards_whose_squares_float32_does_not_hold(scale):
+    large = turn_advantages(find_turns(PAID * 1e20, MASK), 2, scale)
+    assert large.dtype == torch.float32
+    torch.testing.assert_close(large, turn_advantages(find_turns(PAID, MASK), 2, scale, eps=0.0))
+
+
 def test_a_group_of_one_is_refused():
     turns = find_turns(PAID, MASK)
     with pytest.raises(ConfigurationError, match="at least 2"):

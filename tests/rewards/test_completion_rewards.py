@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+import warnings
 from fractions import Fraction
 from functools import partial
 
@@ -462,3 +463,42 @@ def test_lengths_that_are_none(given, told):
 def test_tokens_are_asked_for():
     with pytest.raises(ConfigurationError, match="needs a column 'completion_ids'"):
         judged(LengthReward(most=5))
+
+
+def test_a_reward_may_change_what_it_is_given():
+    def careless(prompts, completions, completion_ids, chat, answer):
+        completions[0] = "changed"
+        prompts.clear()
+        completion_ids[1].clear()
+        chat[0].append("more")
+        answer.reverse()
+        return [1.0] * len(completions)
+
+    async def last(prompts, completions, completion_ids, chat, answer):
+        seen.append((prompts, completions, completion_ids, chat, answer))
+        return [2.0] * len(completions)
+
+    ids, chat, seen = [[1], [2], [3]], [["a"], ["b"], ["c"]], []
+    said, asked, answer = [*SAID], [*PROMPTS], ["2", "3", "4"]
+    judge = CompletionJudge([careless, last])
+    found = judge.judge(asked, said, ids, columns={"chat": chat, "answer": answer})
+    assert found.total.tolist() == [3.0] * 3
+    given = ([*PROMPTS], [*SAID], [[1], [2], [3]], [["a"], ["b"], ["c"]], ["2", "3", "4"])
+    assert seen == [given]
+    assert (asked, said, ids, chat, answer) == given
+
+
+def test_a_reward_that_applies_to_nothing_is_told_of_once():
+    def nothing(prompts, completions):
+        return [None] * len(completions)
+
+    def sometimes(prompts, completions):
+        return [None, 1.0, None]
+
+    judge = CompletionJudge([nothing, sometimes])
+    with pytest.warns(UserWarning, match="nothing applied to none of 3 completions") as told:
+        assert judge.judge(PROMPTS, SAID).total.tolist() == [0.0, 1.0, 0.0]
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        judge.judge(PROMPTS, SAID)

@@ -1,4 +1,7 @@
-"""Plays and trains on two ranks; each writes down what it ended with: `... MODEL FOLDER`."""
+"""Plays and trains on two ranks; each writes down what it ended with: `... MODEL FOLDER`.
+
+With `seldom` behind it: in an environment that says something of success on one rank alone.
+"""
 
 import json
 import logging
@@ -20,10 +23,11 @@ torch.set_num_threads(1)
 def main() -> None:
     model, folder = sys.argv[1], Path(sys.argv[2])
     L.seed_everything(1, verbose=False)
+    seldom = "seldom" in sys.argv[3:]
     data = EpisodeDataModule(
-        "talking:copying",
-        {"ragged": True},
-        actions=["a", "b"],
+        "talking:seldom" if seldom else "talking:copying",
+        {} if seldom else {"ragged": True},
+        actions=None if seldom else ["a", "b"],
         template="{observation}:",
         turn_template="\n{observation}:",
         max_new_tokens=1,
@@ -41,7 +45,15 @@ def main() -> None:
         return own(stage, rows, *args)
 
     data.answer = answer  # type: ignore[method-assign]
+    heard: list[bool] = []
+
+    class Ask(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            heard.append(data.state_dict()["hears_success"])
+
     trainer = L.Trainer(
+        callbacks=[Ask()],
+        log_every_n_steps=1 if seldom else 50,
         accelerator="cpu",
         devices=2,
         strategy="ddp",
@@ -58,7 +70,7 @@ def main() -> None:
         {k: v for k, v in agent.state_dict().items() if isinstance(v, torch.Tensor)}, own_file
     )
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    told = {"seeds": seeds, "metrics": metrics, "frames": data.frames}
+    told = {"seeds": seeds, "metrics": metrics, "frames": data.frames, "heard": heard[-1]}
     own_file.with_suffix(".json").write_text(json.dumps(told))
 
 

@@ -14,17 +14,30 @@ pytestmark = pytest.mark.distributed
 SCRIPT = Path(__file__).with_name("episodes_ddp_script.py")
 
 
-def test_two_ranks_play_different_seeds_and_learn_one_policy(tmp_path):
+def ended(tmp_path, *more):
+    """What two ranks have come to."""
     model = characters(tmp_path / "characters", positions=128)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), model, str(tmp_path)],
+        [sys.executable, str(SCRIPT), model, str(tmp_path), *more],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    return [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
+
+
+def test_success_that_one_rank_alone_speaks_of(tmp_path):
+    for rank in ended(tmp_path, "seldom"):
+        assert rank["heard"]
+        assert rank["metrics"]["train/success"] == 0.25
+        assert rank["metrics"]["val/success"] == rank["metrics"]["val/pass@1"]
+        assert rank["metrics"]["val/success"] == pytest.approx(0.2)
+
+
+def test_two_ranks_play_different_seeds_and_learn_one_policy(tmp_path):
+    first, second = ended(tmp_path)
     train = [[s[1:] for s in rank["seeds"] if s[0] == "train"] for rank in (first, second)]
     assert train == [[[0, 2, 4, 6], [8, 10, 12, 14]], [[1, 3, 5, 7], [9, 11, 13, 15]]]
     val = [[s[1:] for s in rank["seeds"] if s[0] == "val"][-1] for rank in (first, second)]

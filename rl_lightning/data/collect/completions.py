@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.data.prompts.asked import Asked
+from rl_lightning.data.prompts.lines import only_json
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.generators import Generator
 from rl_lightning.llm.sampling import Sampling
@@ -38,6 +39,10 @@ class Completed(NamedTuple):
     tokens: int
     told: Mapping[str, Tensor] = MappingProxyType({})
     lines: Sequence[Mapping[str, Any]] = ()
+
+    def telling(self, **more: Tensor) -> "Completed":
+        """The same, with something else in `told`."""
+        return self._replace(told={**self.told, **more})
 
 
 def complete(
@@ -120,6 +125,9 @@ class CompletionLoader:
         device: Gives the model's.
         threshold: Reward from which a completion counts as right; None: nobody says.
         table: Completions of the first prompts that are shown in full.
+
+    Attributes:
+        keep: Is given the lines of each batch as soon as it is judged; None: nobody is.
     """
 
     def __init__(
@@ -136,6 +144,7 @@ class CompletionLoader:
         self.parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         self.threshold, self.table = threshold, table
         self.seconds = 0.0
+        self.keep: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -147,6 +156,8 @@ class CompletionLoader:
             with self._own_random_numbers(number):
                 found = self.answer(part)
             result = results(found, self.threshold)
+            if self.keep is not None:
+                self.keep(result["lines"])
             if left > 0:
                 shown = [line for line in result["lines"] if line["sample"] == 0][:left]
                 result["transcript"] = [_row(line) for line in shown]
@@ -170,12 +181,11 @@ class CompletionLoader:
 def results(found: Completed, threshold: float | None) -> dict[str, Any]:
     """What `validation_step` and `predict_step` are given, see `EvaluatedCompletions`."""
     reward = found.batch["reward"].cpu()
-    success = None if threshold is None else reward >= threshold
-    if "success" in found.told:
-        known = found.told["success"]
-        success = None if bool(known.isnan().any()) else known.bool()
+    success = None if threshold is None else (reward >= threshold).float()
+    success = found.told.get("success", success)
     length = found.batch["length"].cpu()
     samples = reward.shape[1]
+    own = found.lines or repeated(_columns(found.asked), samples)
     lines = []
     for n, text in enumerate(found.texts):
         p, g = divmod(n, samples)
@@ -187,10 +197,10 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
                 "completion": text,
                 "reward": float(reward[p, g]),
                 **({"rewards": parts} if len(parts) > 1 else {}),
-                **({} if success is None else {"success": bool(success[p, g])}),
+                **_success(success, p, g),
                 "tokens": int(length[p, g]),
                 "ended": bool(found.ended[p, g]),
-                **(found.lines[n] if found.lines else {}),
+                **own[n],
             }
         )
     return {
@@ -202,6 +212,20 @@ def results(found: Completed, threshold: float | None) -> dict[str, Any]:
         "told": found.told,
         "lines": lines,
     }
+
+
+def _columns(asked: Asked) -> list[dict[str, Any]]:
+    """What the data say of each prompt, as far as a line can hold it."""
+    rows = [
+        {name: values[p] for name, values in asked.columns.items()} for p in range(len(asked.ids))
+    ]
+    return [{"columns": known} if (known := only_json(row)) else {} for row in rows]
+
+
+def _success(success: Tensor | None, p: int, g: int) -> dict[str, bool]:
+    """Whether a completion is right, if somebody says so."""
+    known = None if success is None else _number(success[p, g])
+    return {} if known is None else {"success": bool(known)}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """An environment as one side of a conversation: it says texts, and takes others as actions."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +12,11 @@ from rl_lightning.core.spaces import is_text
 from rl_lightning.data.collect.statistics import read_success
 from rl_lightning.envs.conform import MisfitError, five, flag, number
 from rl_lightning.envs.describe.actions import names_of
-from rl_lightning.envs.failures import failed, name
+from rl_lightning.envs.failures import failed, name, own_object
 from rl_lightning.policies.parsing import ActionParser
 
 OnIllegal = Literal["penalize", "replace", "end"]
+_LARGEST = float(torch.finfo(torch.float32).max)
 ENTRY = "actions"
 """The entry of a Dict observation that holds what may be done, a line each."""
 
@@ -137,9 +137,13 @@ class Conversation:
             raise RunError(f"environment {name(self.env)}: {error}") from None
         except Exception as error:
             raise failed(self.env, error, "step") from error
-        if not math.isfinite(reward):
-            raise RunError(f"environment {name(self.env)}: the reward is {reward}")
         self._total += reward
+        for what, worth in (("the reward is", reward), ("rewards add up to", self._total)):
+            if not abs(worth) <= _LARGEST:
+                raise RunError(
+                    f"environment {name(self.env)}: {what} {worth:g}, no finite number in float32; "
+                    "mend the environment, or make rewards smaller by the wrapper TransformReward"
+                )
         self._info = info
         self._values = self._read(observation)
         success = self._success(info) if over else np.nan
@@ -204,19 +208,22 @@ class Conversations:
     def __init__(self, make: Callable[[], Conversation]) -> None:
         self.make = make
         self._made: list[Conversation] = []
-        self._speaks = False
 
     def take(self, count: int) -> list[Conversation]:
-        """So many of them."""
-        while len(self._made) < count:
-            self._made.append(self.make())
-        return self._made[:count]
+        """So many of them.
 
-    def successes(self, said: Sequence[float]) -> list[float]:
-        """Whether episodes were successes: what nobody says (NaN) is none, as soon as one has said
-        something: some environments speak of success only where there is one."""
-        self._speaks |= not all(map(math.isnan, said))
-        return [0.0 if self._speaks and math.isnan(one) else one for one in said]
+        Raises:
+            ConfigurationError: If two of them are one object.
+        """
+        while len(self._made) < count:
+            made = self.make()
+            if any(own_object(made.env) is own_object(one.env) for one in self._made):
+                raise ConfigurationError(
+                    f"data.env: two copies of {name(made.env)} are one object, so that episodes "
+                    "would play over each other; its function must make a new one each time"
+                )
+            self._made.append(made)
+        return self._made[:count]
 
     def close(self) -> None:
         """Close them all."""

@@ -132,7 +132,8 @@ def play(
         version: Updates that the model has had.
 
     Raises:
-        RunError: If episodes of one seed begin differently, or an environment fails.
+        RunError: If episodes of one seed begin differently, an environment fails, or rewards add up
+            to more than float32 holds.
         ConfigurationError: If what it says first leaves no room for a turn.
     """
     began = time.perf_counter()
@@ -163,13 +164,20 @@ def play(
     shape = len(seeds), samples
     device = next(backbone.parameters()).device
     batch = _batch(backbone, episodes, shape, rewards)
+    if not bool((finite := batch["reward"].flatten().isfinite()).all()):
+        one = episodes[int(finite.int().argmin())]
+        raise RunError(
+            f"environment {name(one.conversation.env)}: what an episode (seed {one.seed}) is paid "
+            "adds up to more than float32 holds; give smaller data.env_reward_weight, "
+            "data.illegal_reward or weights of data.rewards"
+        )
     batch["temperature"] = torch.full(shape[:1], float(sampling.temperature))
     batch["most"] = torch.full(shape[:1], min(rules.max_turns * most, rules.max_length))
     told = {
         "return": [one.total for one in episodes],
         "turns": [float(len(one.turns)) for one in episodes],
         "illegal": [_mean([turn["illegal"] for turn in one.turns]) for one in episodes],
-        "success": conversations.successes([one.success for one in episodes]),
+        "success": [one.success for one in episodes],
     }
     return Completed(
         Asked([one.prompt for one in firsts], [one.text for one in firsts], {"seed": [*seeds]}),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.data.prompts.table import Prompts
+from rl_lightning.data.prompts.table import Prompts, check_encodable
 from rl_lightning.llm.prompt import Template
 from rl_lightning.llm.tokens import Tokens
 
@@ -53,13 +53,8 @@ class PromptTokens:
         self.template = None if template is None else Template(template, names, any_end=True)
         if system is not None and not chat:
             raise ConfigurationError("data.system: it begins a chat; give chat: true with it")
-        chats = chat or (len(table) > 0 and not isinstance(table.prompt(0), str))
-        if chats and getattr(tokens.tokenizer, "chat_template", None) is None:
-            why = "data.chat: true" if chat else f"{where}: they are chats"
-            raise ConfigurationError(
-                f"{why}, but this model's tokenizer has no chat template; give texts with chat: "
-                "false, or an instruction-tuned model"
-            )
+        if chat:
+            self._check_template("data.chat: true")
         self._ids: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -110,6 +105,8 @@ class PromptTokens:
                 texts.append(prompt)
                 places.append(i)
             else:
+                if not isinstance(prompt, str):
+                    self._check_template(f"{self.called(i)} is a chat")
                 self._ids[i] = self._of_chat(prompt)
         for i, ids in zip(places, self.tokens.whole(texts), strict=True):
             if not ids:
@@ -128,7 +125,16 @@ class PromptTokens:
                     f"{self.called(i)}: data.template names {{{name}}}, and that is "
                     f"{shortened(repr(values.get(name)), 60)}, which is no text"
                 )
-        return self.template(values)
+        text = self.template(values)
+        check_encodable(text, f"{self.called(i)}, in data.template,")
+        return text
+
+    def _check_template(self, why: str) -> None:
+        if getattr(self.tokens.tokenizer, "chat_template", None) is None:
+            raise ConfigurationError(
+                f"{why}, but this model's tokenizer has no chat template; give texts with chat: "
+                "false, or an instruction-tuned model"
+            )
 
     def _of_chat(self, prompt: Any) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

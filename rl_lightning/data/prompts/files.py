@@ -1,5 +1,6 @@
 """Prompts out of files, Hugging Face datasets, and whatever else a source may be."""
 
+import difflib
 import importlib
 import json
 import os
@@ -86,14 +87,25 @@ def _rows(name: str, split: str, subset: str | None) -> Any:
         return _parquet(path)
     if path.exists():
         raise ConfigurationError(f"{name}: prompts are read from {_KINDS}, not from {suffix} files")
-    datasets = _package("datasets", f"{name} is no file, and the hub's data sets need")
+    meant = _meant(name)
+    datasets = _package("datasets", f"{name} is no file{meant}, and the hub's data sets need")
     try:
         return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # of many kinds: the network, the name, the split
         raise ConfigurationError(
-            f"{name} is no file and no folder, and as a data set of the hub it cannot be loaded: "
-            f"{shortened(error)}"
+            f"{name} is no file and no folder{meant}, and as a data set of the hub it cannot be "
+            f"loaded: {shortened(error)}"
         ) from error
+
+
+def _meant(name: str) -> str:
+    """Which class a name without dots may be a slip of."""
+    found, todo = [], [Prompts]
+    while todo:
+        todo += (children := todo.pop().__subclasses__())
+        found += [child.__name__ for child in children if issubclass(child, Described)]
+    near = difflib.get_close_matches(name, found, 1, 0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _array(path: Path) -> list[Any]:

@@ -2,11 +2,12 @@
 reinforcement learning over tokens behaves."""
 
 import random
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rl_lightning.core.described import Described
-from rl_lightning.core.errors import ConfigurationError, whole, whole_seed
+from rl_lightning.core.errors import ConfigurationError, check_one_of, whole, whole_seed
 from rl_lightning.data.prompts.table import RowPrompts
 
 
@@ -32,6 +33,9 @@ TASKS: dict[str, Callable[[random.Random, int], tuple[str, str]]] = {
 }
 
 
+Part = Literal["all", "train", "test"]
+
+
 class StringTasks(Described, RowPrompts):
     """Copy digits, sort them, or add two numbers: `copy 3142=`, `sort 3142=`, `31+42=`.
 
@@ -39,11 +43,14 @@ class StringTasks(Described, RowPrompts):
     `completion`, both what the rule says.
 
     Args:
-        task: `copy`, `sort` or `add`, or several of them with a plus in between, in turn.
+        task: `copy`, `sort` or `add`, or several of them with a plus in between, in turn; each with
+            a length of its own if wanted, `copy:4+add:2`.
         size: Prompts.
         length: Digits of what is copied or sorted, and of each number that is added.
         shortest: Fewest digits, of each prompt so many at random; None: always `length`.
         seed: Of the prompts.
+        part: `train` or `test`: out of nine tenths of all prompts there can be, or out of the other
+            tenth, so that they share none, whatever the seeds; `all`.
 
     Raises:
         ConfigurationError: If there is no such task, or a number is wrong.
@@ -56,23 +63,47 @@ class StringTasks(Described, RowPrompts):
         length: int = 4,
         shortest: int | None = None,
         seed: int = 0,
+        part: Part = "all",
     ) -> None:
-        names = task.split("+")
-        if unknown := [name for name in names if name not in TASKS]:
+        size = whole("size", size, 1)
+        if isinstance(task, list | tuple):
             raise ConfigurationError(
-                f"task={unknown[0]!r}: use one of {', '.join(TASKS)}, or several, copy+sort"
+                f"task={task!r}: write several with a plus in between, "
+                f"{'+'.join(map(str, task)) or 'copy+sort'}"
             )
-        size, length = whole("size", size, 1), whole("length", length, 1, 18)
-        least = length if shortest is None else whole("shortest", shortest, 1, length)
+        tasks = [_named(one, length) for one in str(task).split("+")]
+        if shortest is not None:
+            shortest = whole("shortest", shortest, 1, min(longest for _, longest in tasks))
+        check_one_of("part", part, get_args(Part))
         rng = random.Random(whole_seed("seed", seed))
         rows: list[dict[str, Any]] = []
         known: set[str] = set()
-        tries = 0
+        tries = misses = 0
         while len(rows) < size:
-            prompt, answer = TASKS[names[len(rows) % len(names)]](rng, rng.randint(least, length))
+            make, longest = tasks[len(rows) % len(tasks)]
+            prompt, answer = make(rng, rng.randint(shortest or longest, longest))
             tries += 1
-            if prompt in known and tries < 20 * size:
+            is_test = zlib.crc32(prompt.encode()) % 10 == 0
+            if part != "all" and is_test != (part == "test"):
+                misses += 1
+                if misses > 10_000:
+                    raise ConfigurationError(
+                        f"part={part!r}: there is no prompt in it like {prompt!r}; make them longer"
+                    )
+                continue
+            misses = 0
+            if prompt in known and tries < 200 * size:
                 continue
             known.add(prompt)
             rows.append({"prompt": prompt, "answer": answer, "completion": answer})
         super().__init__(rows)
+
+
+def _named(task: str, length: int) -> tuple[Callable[..., tuple[str, str]], int]:
+    """A task by its name, and its longest prompt."""
+    name, _, own = task.partition(":")
+    if name not in TASKS:
+        raise ConfigurationError(
+            f"task={task!r}: use one of {', '.join(TASKS)}, or several, copy+sort"
+        )
+    return TASKS[name], whole("length", int(own) if own.isdecimal() else own or length, 1, 18)

@@ -52,7 +52,8 @@ class Prompts:
         """What tells these prompts and columns from others, 32 hexadecimal digits."""
         content = hashlib.blake2b(digest_size=16)
         for row in range(len(self)):
-            content.update(as_json([self.prompt(row), self.columns(row)]) + b"\n")
+            where = f"data.prompts: prompt {self.number(row)}"
+            content.update(as_json([self.prompt(row), self.columns(row)], where) + b"\n")
         return content.hexdigest()
 
     def __repr__(self) -> str:
@@ -81,7 +82,8 @@ class RowPrompts(Prompts):
                 if column not in row:
                     raise ConfigurationError(
                         f"{where}: row {number} has no {column!r}, but "
-                        f"{', '.join(map(str, row)) or 'nothing'}; say which column is the prompt"
+                        f"{', '.join(map(str, row)) or 'nothing'}; say which column is the prompt, "
+                        f"FilePrompts(dataset, column={_likeliest(row)!r})"
                     )
                 names |= dict.fromkeys(row)
                 row = row[column]
@@ -142,6 +144,7 @@ def check_prompt(prompt: Any, where: str) -> None:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ConfigurationError(f"{where}: the prompt is empty; leave that row out")
+        check_encodable(prompt, f"{where}: the prompt")
         return
     is_chat = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and len(prompt) > 0
     if not is_chat or not all(isinstance(message, Mapping) for message in prompt):
@@ -161,8 +164,57 @@ def check_prompt(prompt: Any, where: str) -> None:
                 f"{where}: the content of a message must be a text, not "
                 f"{shortened(repr(message.get('content')), 80)}"
             )
+        check_encodable(message["content"], f"{where}: the content of a message")
 
 
-def as_json(value: Any) -> bytes:
-    """Plain data as bytes, the same for equal ones; of anything else what it says of itself."""
-    return json.dumps(value, sort_keys=True, default=str).encode()
+def check_encodable(text: str, what: str) -> None:
+    """Refuse a text with half a character in it, which JSON can say and no tokenizer reads.
+
+    Args:
+        text: A text.
+        what: What messages call it, and where it stands.
+
+    Raises:
+        ConfigurationError: That says so.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{what} holds {text[error.start]!a} at {error.start + 1}, half of a character: "
+            "mend it, or leave that row out"
+        ) from None
+
+
+def _likeliest(row: Mapping[str, Any]) -> Any:
+    """Which entry of a row may be its prompt."""
+    return next((name for name, value in row.items() if isinstance(value, str)), "question")
+
+
+def as_json(value: Any, where: str = "data.prompts") -> bytes:
+    """Plain data as bytes, the same for equal ones; of anything else what it says of itself.
+
+    Args:
+        value: Anything.
+        where: What messages call it.
+
+    Raises:
+        ConfigurationError: If it holds itself, or is nested too deeply.
+    """
+    try:
+        try:
+            return json.dumps(value, sort_keys=True, default=str).encode()
+        except TypeError:  # names of several types have no order
+            return json.dumps(_with_texts_as_names(value), sort_keys=True, default=str).encode()
+    except (ValueError, RecursionError):
+        raise ConfigurationError(
+            f"{where}: a value holds itself, or is nested too deeply; leave it out"
+        ) from None
+
+
+def _with_texts_as_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {repr(name): _with_texts_as_names(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_texts_as_names(inner) for inner in value]
+    return value

@@ -1,6 +1,7 @@
 """Several rewards as one: what completions are worth together."""
 
 import asyncio
+import copy
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, RunError, shortened
@@ -68,6 +70,7 @@ class CompletionJudge:
             )
         self.rewards: dict[str, CompletionReward] = {}
         self.weights: dict[str, float] = {}
+        self._warned: set[str] = set()
         for index, given in enumerate(rewards):
             reward = given if isinstance(given, CompletionReward) else _wrapped(index, given)
             name = reward.name or free_name(reward.own_name, self.rewards)
@@ -107,6 +110,11 @@ class CompletionJudge:
                 f"data.prompts: {taken[0]!r} is what rewards are told of completions; give that "
                 "column another name"
             )
+        if taken := [name for name in columns if name == "self" or not isinstance(name, str)]:
+            raise ConfigurationError(
+                f"data.prompts: a column is called {taken[0]!r}, by which rewards cannot be given "
+                "it; give that column another name"
+            )
         told = {"completion_ids": completion_ids, "ended": ended}
         columns |= {name: values for name, values in told.items() if values is not None}
         for name, values in {"prompts": prompts, **columns}.items():
@@ -117,6 +125,7 @@ class CompletionJudge:
             name: _numbers(self.rewards[name].label, answer, completions)
             for name, answer in answers.items()
         }
+        self._warn_of_none(parts)
         total = np.zeros(len(completions))
         for name, part in parts.items():
             total += self.weights[name] * np.nan_to_num(part)
@@ -128,6 +137,17 @@ class CompletionJudge:
             )
         as_tensor = {name: torch.from_numpy(part).float() for name, part in parts.items()}
         return Judged(torch.from_numpy(total).float(), as_tensor)
+
+    def _warn_of_none(self, parts: Mapping[str, np.ndarray]) -> None:
+        """Warn, once of each reward, where all that it pays is 0 because it applies to nothing."""
+        for name, part in parts.items():
+            if len(part) and np.isnan(part).all() and name not in self._warned:
+                self._warned.add(name)
+                rank_zero_warn(
+                    f"the reward {self.rewards[name].label} applied to none of {len(part)} "
+                    "completions (it returned None), which counts as 0: if that is not meant, let "
+                    "it return numbers, or take it out of data.rewards"
+                )
 
     def metrics(self) -> dict[str, float]:
         """What rewards have to log since the last call, as `reward/<name>/<key>`."""
@@ -144,10 +164,10 @@ class CompletionJudge:
         answers: dict[str, Any] = {}
         try:
             for name, reward in self.rewards.items():
+                own = {column: _copied(values) for column, values in columns.items()}
+                texts = _copied(prompts), _copied(completions)
                 try:
-                    answers[name] = call_with(
-                        reward.__call__, reward.label, prompts, completions, columns
-                    )
+                    answers[name] = call_with(reward.__call__, reward.label, *texts, own)
                 except Exception as error:
                     raise _failure(reward.label, error, completions) from error
         except BaseException:
@@ -162,6 +182,13 @@ class CompletionJudge:
                     raise _failure(label, answer, completions) from answer
                 answers[name] = answer
         return answers
+
+
+def _copied(values: Sequence[Any]) -> Sequence[Any]:
+    """A list, and lists in it, for one reward alone: it may change them."""
+    if not isinstance(values, list | tuple):
+        return copy.copy(values)
+    return [list(one) if isinstance(one, list) else one for one in values]
 
 
 def _wrapped(index: int, given: Any) -> RewardFunction:
