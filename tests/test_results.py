@@ -198,6 +198,17 @@ def test_the_table_of_hacked_rewards_is_what_was_measured():
     assert hacked_rewards.table(found["cases"]) in TUNING
 
 
+def test_gains_of_sharing_a_prompt_are_those_that_were_measured():
+    found = json.loads((learning.RESULTS / "speed" / "completions.json").read_text())["shapes"]
+    for shape in found.values():
+        for ratios in (
+            shape["writing"]["apart / shared"],
+            shape["update"]["rows / auto"],
+            shape["update"]["all logits / auto"],
+        ):
+            assert f"{ratios[1]:.2f}" in TUNING
+
+
 def test_speeds_of_tuning_are_those_that_were_measured():
     found = json.loads((learning.RESULTS / "speed" / "completion_training.json").read_text())
     assert completion_training.table(found["settings"]) in TUNING
