@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common import compare, prepare_process
+from learning import versions
 
 VOCABULARY = 8_000
 LR = 1e-3
@@ -52,7 +53,7 @@ def main() -> None:
                 if known.get("arguments", kept) != kept:
                     raise SystemExit(f"{args.out} was measured otherwise: give another name")
                 rows = {**known.get("settings", {}), **rows}
-                found = {"arguments": kept, "versions": versions(), "settings": rows}
+                found = {"arguments": kept, "versions": versions("trl"), "settings": rows}
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
 
         rows = compare(__file__, settings, args.pairs, keep, against="trl")
@@ -262,19 +263,6 @@ def theirs(
         )
         trainer.train()
     return marks, {}
-
-
-def versions() -> dict[str, str]:
-    from importlib import metadata
-
-    names = ("torch", "lightning", "transformers", "trl")
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 if __name__ == "__main__":

@@ -367,9 +367,10 @@ def table(folder: Path, agent: str | None = None, root: str = "") -> str:
     return "\n".join(rows)
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
+    """Of the packages that results depend on, and of others, as far as they are installed."""
     installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
-    return {name: metadata.version(name) for name in PACKAGES if name in installed}
+    return {name: metadata.version(name) for name in (*PACKAGES, *more) if name in installed}
 
 
 if __name__ == "__main__":

@@ -199,8 +199,11 @@ def test_the_script_of_tuning_runs(tmp_path, capsys):
     }.items():
         assert said in script
         script = script.replace(said, here)
-    exec(script, {})
-    assert len(capsys.readouterr().out.splitlines()) >= 1
+    scope: dict = {}
+    exec(script, scope)
+    assert scope["agent"].updates == 1  # 16 prompts, in one step
+    said = scope["agent"].predict("12:", max_new_tokens=20)
+    assert capsys.readouterr().out.endswith(f"{said}\n")
 
 
 YAMLS = [

@@ -212,6 +212,9 @@ def test_gains_of_sharing_a_prompt_are_those_that_were_measured():
 def test_speeds_of_tuning_are_those_that_were_measured():
     found = json.loads((learning.RESULTS / "speed" / "completion_training.json").read_text())
     assert completion_training.table(found["settings"]) in TUNING
+    readme = (ROOT / "README.md").read_text()
+    for name in ("prompt 10, 4 × 8 × 32 new", "prompt 200, 4 × 8 × 32 new"):
+        assert f"{found['settings'][name]['ratio']:.2f} times" in readme
 
 
 def test_the_readme_shows_how_far_tables_are_from_value_iteration():

@@ -87,8 +87,9 @@ class FrameProgressBar(ProgressBar):
         metrics = data.episode_metrics()
         shown = {name: metrics.get(f"train/{name}") for name in ("return", "success", "reward")}
         own = getattr(pl_module, "monitored", ("val/return",))[0]
-        judged = [one.monitor for one in trainer.checkpoint_callbacks if one.monitor]  # type: ignore
-        found = [trainer.callback_metrics.get(name) for name in [*judged, own]]
+        judged = [getattr(one, "monitor", None) for one in trainer.checkpoint_callbacks]
+        names = [name for name in (*judged, own) if name is not None]
+        found = [trainer.callback_metrics.get(name) for name in names]
         shown["val"] = next((value for value in found if value is not None), None)
         text = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
         self._train.set_postfix(text, refresh=False)

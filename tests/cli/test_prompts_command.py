@@ -10,7 +10,6 @@ from token_tools import characters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_lightning import Agent
-from rl_lightning.cli import main
 from rl_lightning.llm.generators import TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
 
@@ -70,19 +69,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
-    def call(*args, status=None):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr("sys.argv", ["rl-lightning", *args])
-        if status is None:
-            main(list(args))
-        else:
-            with pytest.raises(SystemExit) as ended:
-                main(list(args))
-            assert ended.value.code == status
-        return "".join(capfd.readouterr())
-
-    return call
+def run(folder, monkeypatch, typed):
+    monkeypatch.chdir(folder)
+    return typed
 
 
 def test_fit_validate_predict_and_export(run, folder):

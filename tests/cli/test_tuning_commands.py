@@ -10,7 +10,6 @@ from token_tools import characters, make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_lightning import Agent
-from rl_lightning.cli import main
 from rl_lightning.llm.generators import TransformersGenerator
 from rl_lightning.llm.sampling import Sampling
 
@@ -77,7 +76,7 @@ def sft(model, kind="SFT"):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
+def run(folder, typed):
     def call(command, config, *args, to="run", status=None):
         """The command with a configuration, or without one, and what it said."""
         words = [command]
@@ -89,16 +88,7 @@ def run(folder, monkeypatch, capfd):
             (folder / "config.json").write_text(json.dumps({**config, **quiet}))
             words += ["--config", "config.json"]
         words += args
-        monkeypatch.setattr("sys.argv", ["rl-lightning", *words])
-        if status is None:
-            main(words)
-        else:
-            with pytest.raises(SystemExit) as ended:
-                main(words)
-            assert ended.value.code == status
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return out + err
+        return typed(*words, status=status)
 
     return call
 

@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd, model):
+def run(tmp_path, monkeypatch, typed, model):
     monkeypatch.chdir(tmp_path)
 
     def call(command, agent, data, *args, status=None, **given):
@@ -43,16 +43,7 @@ def run(tmp_path, monkeypatch, capfd, model):
         }
         (tmp_path / "config.json").write_text(json.dumps(config))
         words = [command, "--config", "config.json", *args]
-        monkeypatch.setattr("sys.argv", ["rl-lightning", *words])
-        if status is None:
-            main(words)
-        else:
-            with pytest.raises(SystemExit) as ended:
-                main(words)
-            assert ended.value.code == status
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return out + err
+        return typed(*words, status=status)
 
     return call
 

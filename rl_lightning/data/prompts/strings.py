@@ -31,8 +31,6 @@ TASKS: dict[str, Callable[[random.Random, int], tuple[str, str]]] = {
     "sort": _sort,
     "add": _add,
 }
-
-
 Part = Literal["all", "train", "test"]
 
 
@@ -100,7 +98,7 @@ class StringTasks(Described, RowPrompts):
 
 
 def _named(task: str, length: int) -> tuple[Callable[..., tuple[str, str]], int]:
-    """A task by its name, and its longest prompt."""
+    """What makes a prompt and its answer, and how many digits these have at most."""
     name, _, own = task.partition(":")
     if name not in TASKS:
         raise ConfigurationError(
