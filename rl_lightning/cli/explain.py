@@ -118,8 +118,9 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     if any(mark in report for mark in unspelt):
         return f"{prefix}{_SPELLING}, not {value}"
     name = re.search(r"Expected a dot import path string: ?(\S*)", report)
+    innermost = _innermost(report) if nested else report
     expected = [
-        _readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", report, re.M)
+        _readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", innermost, re.M)
     ]
     noise = ("dot import", "path but", "instantiatable class")
     expected = [e for e in dict.fromkeys(expected) if e and not e.startswith(noise)]
@@ -138,6 +139,21 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
     return " ".join(re.sub(r'Parser key "([^"]*)":', r"\1:", report).split())
+
+
+def _innermost(report: str) -> str:
+    """What is said of the argument that was meant, without the other types of what it belongs to."""
+    lines = report.split("\n")
+    starts = [index for index, line in enumerate(lines) if "Parser key" in line]
+    if len(starts) < 2:
+        return report
+    depth = len(lines[starts[-1]]) - len(lines[starts[-1]].lstrip())
+    own = [lines[starts[-1]]]
+    for line in lines[starts[-1] + 1 :]:
+        if line.strip() and len(line) - len(line.lstrip()) <= depth:
+            break
+        own.append(line)
+    return "\n".join(own)
 
 
 def _exists(path: str) -> bool:

@@ -62,6 +62,12 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         fail(one_sentence(message, sys.argv[1:] if self.args is None else self.args))
 
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
+        if not self.exit_on_error and isinstance(args, list):
+            # An argument of a class inside another one comes here as jsonargparse spells None.
+            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", str(arg)) for arg in args]
+        return super().parse_args(args, *more, **kwargs)
+
     # jsonargparse gives its groups of arguments a copy of this method.
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         action = super().add_argument(*args, **kwargs)
@@ -137,6 +143,31 @@ register_type(
 )
 
 
+class ListAlone(list):
+    """Stands for `list` beside classes: a list, and nothing that is only like one.
+
+    A parser that cannot set an argument of a class, `--data.prompts.sise 9`, would otherwise take
+    the argument's name and value for a list of two, and train on that.
+    """
+
+
+ListAlone.__name__ = "list"
+
+
+def _list_alone(value: Any) -> list:
+    if type(value) is not list:
+        raise ValueError(f"Expected a <class 'list'>. Got value: {value}")
+    return value
+
+
+register_type(
+    ListAlone,
+    serializer=list,
+    deserializer=_list_alone,
+    type_check=lambda value, _: type(value) is list,
+)
+
+
 def take_whole_floats(action: Any) -> None:
     """Let an argument of the parser that is an int, or holds some, take whole floats for them."""
     hint = getattr(action, "_typehint", None)
@@ -147,6 +178,8 @@ def take_whole_floats(action: Any) -> None:
 def _with_whole_numbers(hint: Any) -> Any:
     if hint is int:
         return WholeNumber
+    if hint is list:
+        return ListAlone
     origin: Any = typing.get_origin(hint)
     inner = typing.get_args(hint)
     if not inner or origin is Literal:
@@ -154,7 +187,8 @@ def _with_whole_numbers(hint: Any) -> Any:
     if origin in (Union, UnionType):
         if {float, str} & set(inner):  # there 1.0 and 1 differ
             if not {float, int} <= set(inner):
-                return hint
+                alone = (ListAlone if part is list else part for part in inner)
+                return Union[tuple(alone)] if list in inner else hint  # noqa: UP007
             rest = [part for part in inner if part is not int]
             return Union[(LiteralInteger, *rest)]
         return Union[tuple(_with_whole_numbers(part) for part in inner)]  # noqa: UP007

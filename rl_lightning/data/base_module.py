@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rl_lightning.core.errors import ConfigurationError, check_finite, whole, whole_seed
 from rl_lightning.core.protocols import Trainee
+from rl_lightning.core.ranks import close_at_exit, keep_at_exit
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.data.clock import ClockModule
 from rl_lightning.data.collect.reward_stage import RewardStage
@@ -240,6 +241,7 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
         if self.trainer is None:  # called by hand, to see whether anything happens
             return
         install(self._trainer, type(self).__qualname__, lambda: self._running)
+        close_at_exit()
         if stage != "fit":
             return
         check_tuners(self._trainer, self.minibatch)
@@ -305,6 +307,7 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
     def on_exception(self, exception: BaseException) -> None:
         # Lightning calls no `teardown` then; where collecting stood, nobody knows. The environments
         # end themselves: to wait here for one that has failed could hide why.
+        keep_at_exit()
         self._train_env = None
         self._leave()
         self.close_spools()

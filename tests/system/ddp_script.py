@@ -1,5 +1,6 @@
 """Trains on two ranks and lets each write down what it ended with: `ddp_script.py CASE FOLDER`."""
 
+import atexit
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rl_lightning import (
@@ -56,8 +58,15 @@ class Observer(L.Callback):
         self.updates += batch is not None
 
 
+def note_group(folder: Path) -> None:
+    """Whether the ranks' group is still open when Python ends."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    (folder / f"open{rank}.json").write_text(json.dumps(dist.is_initialized()))
+
+
 def main() -> None:
     case, folder = sys.argv[1], Path(sys.argv[2])
+    atexit.register(note_group, folder)  # the first of all: the last that is asked
     make_agent, data_kwargs, trainer_kwargs = CASES[case]
     ckpt_path = sys.argv[3] if len(sys.argv) > 3 else None
     L.seed_everything(1, verbose=False)
