@@ -13,6 +13,7 @@ STOREYS = [
     {"maths"},
     {"nn"},
     {"llm", "exploration"},
+    {"compress"},
     {"encoders", "envs"},
     {"policies", "rewards", "envs/text_games"},
     {"hyperparameters"},

@@ -1,0 +1,1 @@
+"""Operators on any module: prune, quantise, count; for the command line and for environments."""
