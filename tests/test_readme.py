@@ -52,7 +52,13 @@ OWN = [block for block in BLOCKS if "load_from_checkpoint" not in block]
 FORMER = (Path(__file__).parent / "former_readme.txt").read_text()
 
 
-@pytest.mark.parametrize("code", ["\n\n".join(OWN), FORMER], ids=["today", "before"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("\n\n".join(OWN), id="today"),
+        pytest.param(FORMER, id="before", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("agent", "lr", "data", "budget"),
     [

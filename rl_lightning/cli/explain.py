@@ -142,7 +142,7 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
 
 
 def _innermost(report: str) -> str:
-    """What is said of the argument that was meant, without the other types of what it belongs to."""
+    """What is said of the argument that was meant, without what else its owner could have been."""
     lines = report.split("\n")
     starts = [index for index, line in enumerate(lines) if "Parser key" in line]
     if len(starts) < 2:

@@ -49,7 +49,13 @@ def test_the_demonstrated_policy_is_recovered(action, tmp_path):
             assert good > (0.9 if explore else 0.95), (state, explore)
 
 
-@pytest.mark.parametrize("action", ["discrete", "multi_discrete", "multi_binary"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "multi_discrete",
+        *(pytest.param(a, marks=pytest.mark.slow) for a in ("discrete", "multi_binary")),
+    ],
+)
 def test_chances_are_those_of_the_demonstrations(action, tmp_path):
     """One state, the first choice right in about three quarters of all demonstrations."""
     often = {

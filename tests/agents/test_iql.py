@@ -53,7 +53,15 @@ def q(agent, state, action):
 # --- the point of it --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["discrete", "multi_discrete", "multi_binary", "box"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "discrete",
+        "box",
+        pytest.param("multi_discrete", marks=pytest.mark.slow),
+        pytest.param("multi_binary", marks=pytest.mark.slow),
+    ],
+)
 def test_the_best_action_of_random_ones_is_found_where_imitation_finds_none(action, tmp_path):
     """Actions are uniformly random and judged a step later, so that n = 2 sees the judgement."""
     path = record(tmp_path / "data.hdf5", action=action, episodes=400)

@@ -38,18 +38,25 @@ def check(agent, observation, action):
     assert (dark_0 + dark_1) / 2 == pytest.approx(earned, abs=0.25)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("encoder", TRAINING)
+def with_all(kinds, most_used):
+    """Each kind, agent and action space; what no other test needs is `slow`, since it resembles
+    one that is not: a kind with PPO, or with discrete actions."""
+    for kind in kinds:
+        for name in AGENTS:
+            for action in ACTIONS:
+                usual = kind == most_used or name == "ppo" or (name, action) == ("a2c", "discrete")
+                marks = () if usual else pytest.mark.slow
+                yield pytest.param(kind, name, action, marks=marks, id=f"{kind}-{name}-{action}")
+
+
+@pytest.mark.parametrize(("encoder", "name", "action"), list(with_all(TRAINING, "mlp")))
 def test_every_agent_action_space_and_encoder(encoders, encoder, name, action):
     observation, build = encoders[encoder]
     agent = train_probe(name, "policy", observation, action, encoder=build, **TRAINING[encoder])
     check(agent, observation, action)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(("kind", "name", "action"), list(with_all(["lstm", "gru"], "lstm")))
 def test_every_recurrent_agent_and_action_space(kind, name, action):
     network = {**RECURRENT, "recurrent": kind}
     agent = train_probe(name, "policy", "vector", action, network=network, sequence_length=2)

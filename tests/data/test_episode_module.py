@@ -68,8 +68,8 @@ def validated(agent, data, **trainer):
     [
         ("GRPO", {"credit": "turn", "scale": "batch"}),
         ("GRPO", {}),
-        ("RLOO", {"credit": "turn", "kl_coef": 0.0}),
-        ("REINFORCEPlusPlus", {"kl_coef": 0.0}),
+        pytest.param("RLOO", {"credit": "turn", "kl_coef": 0.0}, marks=pytest.mark.slow),
+        pytest.param("REINFORCEPlusPlus", {"kl_coef": 0.0}, marks=pytest.mark.slow),
         ("TokenPPO", {"kl_coef": 0.0}),
     ],
 )

@@ -74,6 +74,7 @@ def test_frozen_language_model_on_two_ranks(tmp_path):
     check(ranks, states, rollouts=4)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_model_that_acts_are_equal_on_two_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_MODEL", tiny_model("llama", tmp_path / "llama", layers=1))
     ranks, states = run("lora", tmp_path / "run")

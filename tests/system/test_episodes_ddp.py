@@ -28,6 +28,7 @@ def ended(tmp_path, *more):
     return [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
 
 
+@pytest.mark.slow
 def test_success_that_one_rank_alone_speaks_of(tmp_path):
     for rank in ended(tmp_path, "seldom"):
         assert rank["heard"]

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.distributed
 SCRIPT = Path(__file__).with_name("prompts_ddp_script.py")
 
 
-@pytest.mark.parametrize("kind", ["GRPO", "SFT", "DPO"])
+@pytest.mark.parametrize(
+    "kind", ["GRPO", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("SFT", "DPO"))]
+)
 def test_two_ranks_are_asked_different_prompts_and_tune_one_model(kind, tmp_path):
     model = characters(tmp_path / "characters")
     done = subprocess.run(

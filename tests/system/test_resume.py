@@ -322,7 +322,10 @@ def stop_by(number, folder, whole_group=False, **options):
     return torch.load(folder / "last.ckpt", weights_only=True), output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_environments_in_processes_outlive_a_signal_to_all_of_them(number, tmp_path):
     """As Ctrl-C in a terminal, or a scheduler, sends it."""
     options = {"data.vectorization": "async", "data.num_envs": "2", "data.rollout_steps": "128"}
@@ -339,7 +342,7 @@ def whole(tmp_path_factory):
     return torch.load(folder / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_leaves_a_resumable_checkpoint(number, tmp_path, whole):
     stopped, _ = stop_by(number, tmp_path)
     assert 0 < stopped["frames"] < 40960
