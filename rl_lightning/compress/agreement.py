@@ -151,8 +151,8 @@ def _check_pair(one: Any, other: Any, count: int, start: int, tolerance: float |
             )
         if tolerance is None and value.is_floating_point() and value.ndim != 2:
             raise ConfigurationError(
-                f"{name} returned floats of shape {tuple(value.shape)}: scores must be [N, actions]; "
-                "give a tolerance for continuous actions"
+                f"{name} returned floats of shape {tuple(value.shape)}: scores must be [N, actions]"
+                "; give a tolerance for continuous actions"
             )
         if tolerance is not None and not value.is_floating_point():
             raise ConfigurationError(

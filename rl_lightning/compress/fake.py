@@ -116,8 +116,8 @@ def _before_rounding(name: str, layer: nn.Module, rounding: StraightThrough) -> 
     steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
     if steps[-1] is not rounding:
         raise ConfigurationError(
-            f"the weight of {name} is changed by a {type(steps[-1]).__name__} after it was rounded: "
-            "put masks on before fake_quantise"
+            f"the weight of {name} is changed by a {type(steps[-1]).__name__} after it was rounded"
+            ": put masks on before fake_quantise"
         )
     weight: Tensor = steps.original
     for step in list(steps)[:-1]:

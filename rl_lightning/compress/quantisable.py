@@ -38,16 +38,18 @@ def kind(layer: nn.Module) -> type[nn.Module]:
 
 def original(layer: nn.Module) -> Tensor:
     """The parameter behind a layer's weight, also where that is parametrized."""
+    any_layer: Any = layer
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations["weight"].original  # type: ignore[index]
-    return layer.weight  # type: ignore[return-value]
+        return any_layer.parametrizations["weight"].original
+    return any_layer.weight
 
 
 def straight_through(layer: nn.Module) -> StraightThrough | None:
     """What rounds a layer's weight while it trains, if anything does."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
-    steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    any_layer: Any = layer
+    steps = any_layer.parametrizations["weight"]
     return next((step for step in steps if isinstance(step, StraightThrough)), None)
 
 
@@ -116,16 +118,17 @@ def choose(
                 f"{' and '.join(group)} share one weight: give them the same bits, not "
                 f"{' and '.join(map(str, sorted(wanted)))}"
             )
+        bits_of_group = min(wanted, default=None)
         for name in group:
             if name not in able:
                 continue
             if kept:
                 shares = f"shares the weight of {kept[0]}, which is left"
                 left[name] = "kept" if name in kept else shares
-            elif not wanted or wanted == {32}:
-                left[name] = "kept at 32 bits" if wanted else "not asked for"
+            elif bits_of_group is None or bits_of_group == 32:
+                left[name] = "not asked for" if bits_of_group is None else "kept at 32 bits"
             else:
-                chosen[name] = Choice(able[name], *wanted, group_size)
+                chosen[name] = Choice(able[name], bits_of_group, group_size)
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
         raise ConfigurationError(f"nothing to quantise ({shortened(reasons or 'no layers', 600)})")
@@ -181,7 +184,9 @@ def from_record(module: nn.Module, record: Any, operator: str) -> dict[str, Choi
             )
         bits, group_size = _width(name, entry["bits"]), entry["group_size"]
         if bits == 32:
-            raise ConfigurationError(f"the record of {operator} has {name} at 32 bits: leave it out")
+            raise ConfigurationError(
+                f"the record of {operator} has {name} at 32 bits: leave it out"
+            )
         if group_size is not None:
             group_size = whole(f"group_size of {name}", group_size, 1)
         chosen[name] = Choice(layer, bits, group_size)
@@ -206,14 +211,13 @@ def pack_layers(
     Raises:
         ConfigurationError: If a weight is too large for half precision; nothing is changed then.
     """
-    if weights is None:
-        weights = {name: choice.layer.weight for name, choice in chosen.items()}  # type: ignore
+    values: Any = weights or {name: choice.layer.weight for name, choice in chosen.items()}
     new: dict[int, nn.Module] = {}
     stored: dict[tuple, Rounded] = {}
     for name, (layer, bits, group_size) in chosen.items():
-        key = (id(weights[name]), bits, group_size)
+        key = (id(values[name]), bits, group_size)
         if key not in stored:
-            rows = as_rows(weights[name].detach())
+            rows = as_rows(values[name].detach())
             stored[key] = pack_weight(rows, bits, group_size)
             if bits == 16 and not bool(stored[key].codes.isfinite().all()):
                 raise ConfigurationError(

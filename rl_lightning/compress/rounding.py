@@ -1,8 +1,8 @@
 """Weights as codes of a few bits times scales, and back: pure functions.
 
-A weight is a matrix `[R, N]`: a row for each output (of a linear or convolutional layer) or for each
-entry of a table (of an embedding), over N inputs. Each row, or each group of inputs within a row,
-has its own scale:
+A weight is a matrix `[R, N]`: a row for each output of a linear or convolutional layer, or for each
+entry of an embedding's table, over N inputs. Each row, or each group of inputs within a row, has
+its own scale:
 
 - 8 and 4 bits: ŵ = s·q, q = round(w / s), s = max|w| / (2ᵇ⁻¹ − 1), symmetric: 0 stays 0, and
   |w − ŵ| ≤ s / 2.
@@ -72,7 +72,9 @@ def round_weight(weight: Tensor, bits: int, group_size: int | None = None) -> Ro
     return Rounded(codes.flatten(1)[:, :count], scale)
 
 
-def restore_weight(codes: Tensor, scale: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+def restore_weight(
+    codes: Tensor, scale: Tensor, bits: int, group_size: int | None = None
+) -> Tensor:
     """The weights that codes stand for: the inverse of `round_weight`, as nearly as there is one.
 
     Args:

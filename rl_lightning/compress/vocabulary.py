@@ -32,18 +32,19 @@ class CutVocabulary(NamedTuple):
     unknown: int | None
 
 
-def cut_vocabulary(
-    model: nn.Module, tokenizer: Any, used: Iterable[str] | Iterable[int]
-) -> CutVocabulary:
+def cut_vocabulary(model: nn.Module, tokenizer: Any, used: Iterable[str | int]) -> CutVocabulary:
     """Remove the rows of all tokens that are not in use, in place, and number the others anew.
 
     Of texts whose tokens are all kept, hidden states are exactly what they were, and logits those
-    of the kept tokens. Kept are the tokens in use, control tokens and others that were added to the
-    vocabulary, those that the model's configuration names, and what exactness takes: of BPE what
-    tokens in use are merged from, of Unigram the least likely token. A word of other tokens is read
-    in kept ones where it can be spelled with them, and otherwise as the tokenizer's unknown token,
-    never as some other word. BPE without an unknown token keeps its alphabet, so that it spells
-    everything as before.
+    of the kept tokens, but for the order in which a matrix product of another width may add. Kept
+    are the tokens in use, control tokens and others that were added to the vocabulary, those that
+    the model's configuration names, and what exactness takes: of BPE what tokens in use are merged
+    from, of Unigram the least likely token.
+
+    A word of other tokens is read in kept ones where the tokenizer can spell it with them, and
+    otherwise as its unknown token; token ids from before go through `remap`, which knows the
+    unknown token alone. BPE without an unknown token keeps its alphabet, with which it spells any
+    text.
 
     `model.save_pretrained` and the tokenizer's give folders like any other's.
 

@@ -104,9 +104,7 @@ def test_wilson_by_hand():
 
 def test_it_is_printed_as_a_line():
     text = str(agreement(given(BEFORE), given(AFTER), torch.arange(4)))
-    assert text == (
-        "75.0% of 4 actions agree (95 % interval 30.1% to 95.4%), mean difference 1.5"
-    )
+    assert text == ("75.0% of 4 actions agree (95 % interval 30.1% to 95.4%), mean difference 1.5")
     chosen = torch.arange(4)
     assert "difference" not in str(agreement(given(chosen), given(chosen), chosen))
 

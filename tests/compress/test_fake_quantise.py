@@ -130,6 +130,31 @@ def test_a_checkpoint_from_the_middle_of_training_goes_on_the_same(tmp_path):
     assert torch.equal(again(IDS), net(IDS))
 
 
+def test_an_agent_is_fitted_under_quantisation():
+    import lightning
+
+    from rl_lightning import PPO, RolloutDataModule
+
+    data = RolloutDataModule(env="CartPole-v1", num_envs=2, rollout_steps=16, total_frames=64)
+    agent = PPO(spec=data.spec)
+    record = fake_quantise(agent, 2)
+    start = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    lightning.Trainer(
+        accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(agent, data)  # fmt: skip
+    assert len(record["layers"]) == 6
+    changed = [name for name, p in agent.named_parameters() if not torch.equal(p, start[name])]
+    assert len([name for name in changed if name.endswith("original")]) == 6
+    x = torch.randn(32, 4)
+    trained = agent.act(x, explore=False)["action"]
+    weights = {name: agent.get_submodule(name).weight for name in record["layers"]}
+    harden(agent)
+    assert torch.equal(agent.act(x, explore=False)["action"], trained)
+    for name, weight in weights.items():
+        assert torch.equal(agent.get_submodule(name).weight, weight)
+
+
 def test_copies_harden_by_themselves():
     net = Net()
     fake_quantise(net, 4)

@@ -259,7 +259,7 @@ def test_shared_modules_and_shared_weights_are_stored_once(tmp_path):
     dequantise(module)
     assert module.head.weight is module.table.weight
 
-    with pytest.raises(ConfigurationError, match="table and head share one weight.*not 4 and 8"):
+    with pytest.raises(ConfigurationError, match=r"table and head share one weight.*not 4 and 8"):
         quantise(Tied(), {"table": 8, "head": 4})
     with pytest.raises(ConfigurationError, match="shares the weight of head, which is left"):
         quantise(Tied(), 8, keep=["head"])
