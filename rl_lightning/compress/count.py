@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import FlopCounterMode
 
+from rl_lightning.compress.calls import evaluating, tensors_in
 from rl_lightning.compress.cut import layer_of, tensors_of
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError, shortened
 
 SPARSE_PARTS = {
     torch.sparse_coo: ("indices", "values"),
@@ -70,7 +71,9 @@ class ModelCost:
         return sum(layer.macs for layer in self.layers)
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "parameters", "nonzero", "bytes", "MACs", "output")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "kind", "parameters", "nonzero", "bytes", "MACs", "output")
+        ]
         for c in self.layers:
             shape = "–" if c.output_shape is None else "×".join(map(str, c.output_shape))
             numbers = (f"{n:,}" for n in (c.parameters, c.nonzero, c.bytes, c.macs))
@@ -106,7 +109,8 @@ def count(module: nn.Module, *inputs: Any) -> ModelCost:
         ConfigurationError: If the call fails.
     """
     macs, shapes = _watched(module, inputs)
-    rows, seen = {}, set()
+    rows: dict[str, list[tuple[str, Tensor]]] = {}
+    seen: set[int] = set()
     layers = dict(module.named_modules())
     for name, (_, _, tensor) in tensors_of(module).items():
         rows.setdefault(layer_of(name), []).append((name, tensor))
@@ -186,7 +190,7 @@ def _watched(
         if isinstance(layer, nn.RNNBase):  # whose kernels the counter does not know
             own = _recurrent_macs(layer, given[0])
         macs[layer] = macs.get(layer, 0) + own
-        first = next(iter(_tensors(output)), None)
+        first = next(iter(tensors_in(output)), None)
         if first is not None:
             shapes[layer] = tuple(first.shape)
 
@@ -195,11 +199,11 @@ def _watched(
         hooks.append(layer.register_forward_pre_hook(enter))
         hooks.append(layer.register_forward_hook(leave))
     try:
-        with _evaluating(module), counter, sdpa_kernel(SDPBackend.MATH):
+        with evaluating(module), _unfused(), counter:
             module(*inputs)
     except Exception as error:
         raise ConfigurationError(
-            f"{type(module).__name__} cannot be called with these inputs: {error}"
+            f"{type(module).__name__} cannot be called with these inputs: {shortened(error)}"
         ) from error
     finally:
         for hook in hooks:
@@ -208,30 +212,15 @@ def _watched(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode, without gradients and without fused layers, and then as it was."""
-    training = {part: part.training for part in module.modules()}
+def _unfused() -> Iterator[None]:
+    """Without gradients and with products that the counter sees in place of fused layers."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    module.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for part, mode in training.items():
-            part.training = mode
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from _tensors(part)
 
 
 def _recurrent_macs(layer: nn.RNNBase, given: Any) -> int:

@@ -6,6 +6,7 @@ this does it, to the module that the operator was given and to one that is rebui
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def selected(tensor: Tensor, keep: Keep) -> Tensor:
     return tensor.detach().clone()
 
 
-def kept_indices(where: str, value: object, size: int) -> list[int]:
+def kept_indices(where: str, value: Any, size: int) -> list[int]:
     """Indices that a record keeps, checked: at least one, rising, all below `size`.
 
     Raises:
@@ -178,7 +179,7 @@ def follow_tensors(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
     elif depthwise(layer):
-        layer.groups = layer.in_channels = layer.out_channels = first
+        layer.groups = layer.in_channels = layer.out_channels = first  # type: ignore[assignment]
     elif isinstance(layer, CONVOLUTIONS):
         layer.out_channels, layer.in_channels = weight.shape[:2]
     elif isinstance(layer, TRANSPOSED):

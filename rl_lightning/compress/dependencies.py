@@ -4,14 +4,13 @@ Fang et al. 2023, "DepGraph: Towards Any Structural Pruning". Tracing and index 
 torch-pruning's; what is refused, and everything that is done to the module, is ours.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rl_lightning.compress.calls import as_for_tracing, traced_outputs
 from rl_lightning.compress.cut import (
     CHANNEL_NORMS,
     CONVOLUTIONS,
@@ -98,59 +97,6 @@ def trace_groups(module: nn.Module, inputs: Sequence[Any], keep: Sequence[str]) 
         return _groups(graph, module, keep)
 
 
-def tensors_in(output: Any) -> list[Tensor]:
-    """Tensors in tuples, lists and mappings, in order.
-
-    Raises:
-        ConfigurationError: If something else is among them.
-    """
-    if isinstance(output, Tensor):
-        return [output]
-    if output is None or isinstance(output, bool | int | float | str):
-        return []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, tuple | list):
-        return [tensor for part in output for tensor in tensors_in(part)]
-    raise ConfigurationError(
-        f"module returns a {type(output).__name__}, in which no tensors are found: prune a part "
-        "of it that returns tensors"
-    )
-
-
-def traced_outputs(output: Any) -> list[Tensor]:
-    """The tensors of an output that depend on parameters.
-
-    Raises:
-        ConfigurationError: If none does.
-    """
-    traced = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
-    if not traced:
-        raise ConfigurationError(
-            "nothing that the module returns depends on its parameters by gradient, "
-            "and so it cannot be traced"
-        )
-    return traced
-
-
-@contextmanager
-def as_for_tracing(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode and with gradients for all parameters, and then as it was."""
-    training = {part: part.training for part in module.modules()}
-    wanted = {p: p.requires_grad for p in module.parameters()}
-    module.eval()
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(parameter.is_floating_point())
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, value in wanted.items():
-            parameter.requires_grad_(value)
-        for part, mode in training.items():
-            part.training = mode
-
-
 def _torch_pruning() -> Any:
     try:
         import torch_pruning
@@ -169,62 +115,90 @@ def _groups(graph: Any, module: nn.Module, keep: Sequence[str]) -> list[NodeGrou
     for part in list(graph.module2node):
         if not isinstance(part, LAYERS) or part not in names or names[part] in covered:
             continue
+        reached, reasons = _reach(graph, graph.module2node[part], module)
+        kept = [name for name in reached if name in keep]
+        if kept:
+            reasons.insert(0, f"keep names {kept[0]!r}")
         pruner = graph.get_pruner_of_module(part)
         width = pruner.get_out_channels(part)
-        try:
-            group = graph.get_pruning_group(part, pruner.prune_out_channels, list(range(width)))
-            found = _group(graph, group, module, keep)
-        except Exception as error:  # its index mappings know some operations and not others
-            reached = _unknown_reached(graph.module2node[part], module)
-            reason = f"torch-pruning cannot follow them ({reached or shortened(error, 100)})"
-            found = NodeGroup((names[part],), width, (), (), reason, False)
+        found = NodeGroup(tuple(reached), width, (), (), reasons[0] if reasons else None, False)
+        if not reasons:
+            try:
+                every = list(range(width))
+                group = graph.get_pruning_group(part, pruner.prune_out_channels, every)
+                found = _group(graph, group, module)
+            except Exception as error:  # its index mappings know some operations and not others
+                reason = f"torch-pruning cannot follow them ({shortened(error, 100)})"
+                found = replace(found, refused=reason)
         groups.append(found)
         covered |= set(found.layers)
     return sorted(groups, key=lambda group: min(map(order.index, group.layers)))
 
 
-def _group(graph: Any, group: Any, module: nn.Module, keep: Sequence[str]) -> NodeGroup:
+def _reach(graph: Any, root: Any, module: nn.Module) -> tuple[list[str], list[str]]:
+    """What a layer's nodes reach, whatever their indices: layers that lose nodes with it, in the
+    module's order, and reasons why they cannot.
+
+    Asked before torch-pruning is, which does not come to an end in grouped attention.
+    """
+    names = {part: name for name, part in module.named_modules()}
+    free = {id(tensor): name for name, (_, _, tensor) in tensors_of(module).items()}
+    layers, reasons = [], []
+    waiting, seen = [(root, False)], set()
+    while waiting:
+        node, inward = waiting.pop(0)
+        part = node.module
+        ends = isinstance(part, (*LAYERS, nn.Embedding)) and not depthwise(part)
+        if (node, inward and ends) in seen:
+            continue
+        seen.add((node, inward and ends))
+        if isinstance(part, nn.Parameter):
+            name = free[id(part)]
+            if sum(size > 1 for size in part.shape) > 1:
+                kind = type(module.get_submodule(layer_of(name))).__name__
+                reasons.append(f"its nodes reach {name!r} of a {kind}")
+        elif part in names:
+            reason = _places(part, inward)[1]
+            if reason is not None:
+                reasons.append(f"its nodes reach {names[part]!r}, {reason}")
+            if isinstance(part, LAYERS) and not (inward and ends):
+                layers.append(names[part])
+        else:
+            reasons += _refused_operation(graph, node)
+        if inward and ends:
+            continue
+        waiting += [(other, True) for other in node.outputs]
+        joins = node.type == graph.ops.OPTYPE.CONCAT and inward
+        if not ends and not joins:
+            waiting += [(other, False) for other in node.inputs]
+    reasons.sort(key=lambda reason: "product" in reason)  # a layer's name says more
+    return sorted(layers, key=list(names.values()).index), reasons
+
+
+def _group(graph: Any, group: Any, module: nn.Module) -> NodeGroup:
     names = {part: name for name, part in module.named_modules()}
     free = {id(tensor): name for name, (_, _, tensor) in tensors_of(module).items()}
     sizes = {name: tensor.shape for name, (_, _, tensor) in tensors_of(module).items()}
-    root = group[0].dep.target.module
-    nodes = len(group[0].idxs)
-    layers, slices, refusals, mixed = [], [], [], False
+    root, cut, nodes = group[0].dep.target.module, group[0].dep.handler, len(group[0].idxs)
+    layers, slices, mixed = [], [], False
     for item in group:
         node, inward = item.dep.target, item.dep.handler.__name__ == "prune_in_channels"
-        part, indices, owners = node.module, item.idxs, item.root_idxs
+        part = node.module
+        mixed = mixed or isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.Parameter)
         if isinstance(part, nn.Parameter):
-            mixed = True
-            name, dim = free[id(part)], node.pruning_dim % part.ndim
-            if sum(size > 1 for size in part.shape) > 1:
-                layer = name.rpartition(".")[0]
-                kind = type(module.get_submodule(layer)).__name__
-                refusals.append(f"its nodes reach {name!r} of a {kind}")
-                continue
-            slices.append(Slice(name, dim, _nodes(indices, owners, part.shape[dim])))
-            continue
-        if part not in names:
-            refusals += _refused_operation(graph, node)
-            continue
-        places, reason = _places(part, inward)
-        mixed = mixed or isinstance(part, nn.LayerNorm | nn.GroupNorm)
-        if reason is not None:
-            refusals.append(f"its nodes reach {names[part]!r}, {reason}")
-            continue
-        if not inward and isinstance(part, LAYERS):
-            layers.append(names[part])
-        for leaf, dim in places:
-            for name in stored_names(part, names[part], leaf):
-                slices.append(Slice(name, dim, _nodes(indices, owners, sizes[name][dim])))
-    kept = [name for name in layers if name in keep]
-    if kept:
-        refusals.insert(0, f"keep names {kept[0]!r}")
-    refused = refusals[0] if refusals else None
+            dim, found = node.pruning_dim % part.ndim, [free[id(part)]]
+            slices += [Slice(n, dim, _nodes(item, sizes[n][dim])) for n in found]
+        elif part in names:
+            if isinstance(part, LAYERS) and not inward:
+                layers.append(names[part])
+            for leaf, dim in _places(part, inward)[0]:
+                found = stored_names(part, names[part], leaf)
+                slices += [Slice(n, dim, _nodes(item, sizes[n][dim])) for n in found]
     units = tuple((i,) for i in range(nodes))
-    if refused is None and _coupled(graph, root, group[0].dep.handler, nodes):
-        units = _units(graph, root, group[0].dep.handler, nodes)
+    if _coupled(graph, root, cut, nodes):
+        units = _units(graph, root, cut, nodes)
     layers.sort(key=list(names.values()).index)
-    return NodeGroup(tuple(layers), nodes, tuple(slices), units, refused, mixed)
+    return NodeGroup(tuple(layers), nodes, tuple(slices), units, None, mixed)
 
 
 def _refused_operation(graph: Any, node: Any) -> list[str]:
@@ -233,28 +207,29 @@ def _refused_operation(graph: Any, node: Any) -> list[str]:
         return ["its nodes are the network's outputs"]
     if node.type == graph.ops.OPTYPE.SLICE:
         return ["its nodes are sliced on their way"]
-    operation = str(node.module).partition("(")[2].lower()
-    if any(word in operation for word in MIXING):
-        return [f"its nodes enter a product or an attention ({operation.rstrip(')')})"]
+    operation = _operation(node)
+    if any(word in operation for word in MIXING) and not _own_product(node):
+        return [f"its nodes enter a product or an attention ({operation})"]
     return []
 
 
-def _unknown_reached(start: Any, module: nn.Module) -> str | None:
-    """The first layer of a kind without a rule, such as a GRU, that a layer's outputs reach."""
-    names = {part: name for name, part in module.named_modules()}
-    free = {id(tensor): name for name, (_, _, tensor) in tensors_of(module).items()}
-    waiting, seen = list(start.outputs), set()
+def _operation(node: Any) -> str:
+    """What autograd calls an operation, in small letters."""
+    return str(node.module).partition("(")[2].rstrip(")").lower()
+
+
+def _own_product(node: Any) -> bool:
+    """Whether a product is what a linear layer consists of: views alone lead to its end."""
+    if "mm" not in _operation(node) or "bmm" in _operation(node):
+        return False
+    waiting = list(node.outputs)
     while waiting:
-        node = waiting.pop(0)
-        if node in seen or node.module in names:
-            continue
-        seen.add(node)
-        for other in node.inputs:
-            if isinstance(other.module, nn.Parameter):
-                layer = layer_of(free[id(other.module)])
-                return f"they reach {layer!r}, a {type(module.get_submodule(layer)).__name__}"
-        waiting += node.outputs
-    return None
+        following = waiting.pop()
+        if isinstance(following.module, nn.Linear):
+            return "mm" not in following.grad_fn.name().lower()
+        if "view" in str(following.grad_fn).lower():
+            waiting += following.outputs
+    return False
 
 
 def _places(part: nn.Module, inward: bool) -> tuple[list[tuple[str, int]], str | None]:
@@ -287,9 +262,10 @@ def _places(part: nn.Module, inward: bool) -> tuple[list[tuple[str, int]], str |
     return [], f"a {type(part).__name__}"
 
 
-def _nodes(indices: Sequence[int], owners: Sequence[int], size: int) -> tuple[int, ...]:
+def _nodes(item: Any, size: int) -> tuple[int, ...]:
+    """Per index of a dimension the node it belongs to, or −1."""
     nodes = [-1] * size
-    for index, owner in zip(indices, owners, strict=True):
+    for index, owner in zip(item.idxs, item.root_idxs, strict=True):
         nodes[index] = owner
     return tuple(nodes)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rl_lightning.compress.calls import tensors_in
 from rl_lightning.compress.cut import cut_tensors, tensors_of
-from rl_lightning.compress.dependencies import NodeGroup, tensors_in, trace_groups
+from rl_lightning.compress.dependencies import NodeGroup, trace_groups
 from rl_lightning.compress.weights import check_share
 from rl_lightning.core.errors import (
     ConfigurationError,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.compress.cut import (
+    Keep,
     cut_tensors,
     drop_parameters,
     kept_indices,
@@ -121,7 +122,7 @@ def apply_heads_record(
     attentions, heads = _attentions(model), record.get("heads")
     if not isinstance(heads, dict):
         raise ConfigurationError("the record of prune_heads must map attentions to kept heads")
-    cuts: dict[str, list[list[int] | None]] = {}
+    cuts: dict[str, Keep] = {}
     changed = []
     for name, stated in heads.items():
         attention = attentions.get(name)
@@ -236,7 +237,7 @@ def apply_layers_record(
         for part in layer.modules():
             if "layer_idx" in vars(part):  # where its keys and values lie in a cache
                 part.layer_idx = number  # type: ignore[assignment]
-    _tell_configs(model, len(before), keep)
+    _tell_configs(model, name, len(before), keep)
     there = {id(p) for p in model.parameters()}
     removed = [p for p in parameters if id(p) not in there]
     for optimizer in optimizers:
@@ -260,11 +261,12 @@ def _attentions(model: nn.Module) -> dict[str, Attention]:
         else:
             continue
         there = dict(model.named_modules())
-        linear = [there.get(n) for n in names]
+        linear: list[Any] = [there.get(n) for n in names]
         if not isinstance(size, int) or not all(isinstance(p, nn.Linear) for p in linear):
             continue
-        queries, keys = (layer.weight.shape[0] // size for layer in linear[:2])  # type: ignore
-        found[name] = Attention(holder, *names, size, keys, queries // keys)
+        queries, keys = (layer.weight.shape[0] // size for layer in linear[:2])
+        query, key, value, output = names
+        found[name] = Attention(holder, query, key, value, output, size, keys, queries // keys)
         _refuse_other_tensors(name, holder, size)
     if not found:
         raise ConfigurationError(
@@ -314,12 +316,20 @@ def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     }
 
 
-def _tell_configs(model: nn.Module, before: int, keep: Sequence[int]) -> None:
-    """Give the model configurations of its own that say how many layers it has."""
+def _tell_configs(model: nn.Module, layers: str, before: int, keep: Sequence[int]) -> None:
+    """Give the transformer of some layers a configuration of its own that says their number."""
+    parts = dict(model.named_modules())
+    above = [name for name in parts if not name or layers.startswith(f"{name}.")]
+    outermost: dict[int, str] = {}  # by configuration: the first of those above that holds it
+    for name in above:
+        config = vars(parts[name]).get("config")
+        if getattr(config, "num_hidden_layers", None) == before:
+            outermost.setdefault(id(config), name)
     copies: dict[int, Any] = {}
-    for part in model.modules():
-        config = vars(part).get("config")
-        if getattr(config, "num_hidden_layers", None) != before:
+    for name, part in parts.items():
+        config: Any = vars(part).get("config")
+        first = outermost.get(id(config))
+        if first is None or not (not first or name == first or name.startswith(f"{first}.")):
             continue
         if id(config) not in copies:
             new = copy.deepcopy(config)

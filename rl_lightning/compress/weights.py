@@ -172,6 +172,7 @@ def maskable(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Mod
         if weight is not None:
             users[id(weight)] = users.get(id(weight), 0) + 1
     every = dict(module.named_modules())
+    found: dict[str, nn.Module] = {}
     if names is None:
         found = {
             name: layer
@@ -181,7 +182,6 @@ def maskable(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Mod
         if not found:
             raise ConfigurationError("module has no linear or convolutional layer to prune")
         return found
-    found = {}
     for name in [names] if isinstance(names, str) else names:
         weight = weight_of(every[name]) if name in every else None
         if weight is None or weight.ndim < 2:
