@@ -133,6 +133,7 @@ def apply_heads_record(
                 f"model has {attention.groups if attention else 'none'} there"
             )
         keep = kept_indices(f"heads of {name!r}", stated["keep"], attention.groups)
+        _refuse_other_tensors(name, attention.holder, attention.head_dim)
         rows = _expanded(keep, attention.head_dim)
         wide = _expanded(keep, attention.head_dim * attention.queries)
         for layer, kept in (
@@ -267,7 +268,6 @@ def _attentions(model: nn.Module) -> dict[str, Attention]:
         queries, keys = (layer.weight.shape[0] // size for layer in linear[:2])
         query, key, value, output = names
         found[name] = Attention(holder, query, key, value, output, size, keys, queries // keys)
-        _refuse_other_tensors(name, holder, size)
     if not found:
         raise ConfigurationError(
             f"{type(model).__name__} has no attention laid out as BERT's or Llama's, with plain "

@@ -372,10 +372,13 @@ def test_a_fresh_optimizer_of_the_wrong_parameters_would_differ():
 
 def test_a_copy_and_its_optimizer_shrink_by_the_record():
     net = mlp()
-    target, optimizer = copy.deepcopy(net), torch.optim.Adam(net.parameters())
+    target = copy.deepcopy(net)
+    optimizer = torch.optim.Adam(target.parameters())
     record = prune_nodes(net, 0.5, X)
-    restructure(target, [record])
+    restructure(target, [record], [optimizer])
     assert torch.equal(target(X), net(X))
+    held = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert held == {id(p) for p in target.parameters()}
     with pytest.raises(ConfigurationError, match="the record does not fit"):
         restructure(target, [record], [optimizer])
 

@@ -286,6 +286,7 @@ def test_other_layouts_are_refused():
     strange.model.layers[0].self_attn.sinks = nn.Parameter(torch.zeros(4, 2))
     with pytest.raises(ConfigurationError, match="'sinks' of shape"):
         prune_heads(strange, 0.5)
+    prune_layers(strange, [0])
 
 
 HEADS = {"encoder.layer.0.attention": {"of": 4, "keep": [0, 1]}}
