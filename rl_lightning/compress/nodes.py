@@ -1,0 +1,313 @@
+"""Whole nodes and channels taken out, so that tensors shrink.
+
+What goes with a node is found by `dependencies`; what goes is chosen here, tried on a copy and
+then done by `cut`.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rl_lightning.compress.calls import tensors_in
+from rl_lightning.compress.cut import cut_tensors, tensors_of
+from rl_lightning.compress.dependencies import NodeGroup, trace_groups
+from rl_lightning.compress.weights import check_share
+from rl_lightning.core.errors import (
+    ConfigurationError,
+    check_one_of,
+    nearest,
+    shortened,
+    whole,
+)
+
+Importance = Literal["l2", "l1", "taylor"]
+Cuts = dict[str, list[list[int] | None]]
+
+
+def prune_nodes(
+    module: nn.Module,
+    share: float | Mapping[str, float],
+    *inputs: Any,
+    importance: Importance = "l2",
+    layers: Iterable[str] | None = None,
+    round_to: int = 1,
+    keep: Iterable[str] = (),
+    optimizers: Sequence[Optimizer] = (),
+) -> dict[str, Any]:
+    """Take the least important nodes out of linear and convolutional layers, in place.
+
+    What depends on a node goes with it: its bias, its channel of norms, its inputs in the layers
+    after it, and in a residual sum the same node of the other branch. The network's outputs stay,
+    and at least one node of every layer. Without a LayerNorm or GroupNorm over the nodes, the
+    smaller network computes what the masked one does, which is tried on the inputs before the
+    module is touched; with one, that norm's mean and variance are of the nodes that stayed.
+
+    A node's importance is taken over its rows and columns w in all layers of its group (Fang et
+    al. 2023, eq. 4): √Σ w² (`l2`), Σ |w| (`l1`; Li et al. 2017), or (Σ w ∂L/∂w)² (`taylor`;
+    Molchanov et al. 2019, eq. 8), for which gradients must be there from a `backward`.
+
+    Args:
+        module: Changed. Only what `module(*inputs)` runs is seen: where other methods read a
+            layer, name it in `keep`.
+        share: Of nodes to remove, in [0, 1); or one per layer's name. Layers that can only go
+            together (a residual sum) must have the same.
+        *inputs: What it is called with to trace it; a batch of any size.
+        importance: What the nodes that go have least of.
+        layers: Names of the layers to prune; None for all that can be. Not with a mapping.
+        round_to: Nodes that stay are rounded up to a multiple of this, as fast kernels like them.
+        keep: Names of layers whose nodes all stay.
+        optimizers: Those with parameters of the module; they go on with the smaller parameters
+            and with their state cut alike.
+
+    Returns:
+        The record, for `restructure`: which indices of which tensors were kept, the number of
+        nodes left of each layer, and why others were left alone.
+
+    Raises:
+        ConfigurationError: If an argument is not what it should be, the module cannot be traced,
+            or a layer that was asked for cannot be pruned (with its name and the reason).
+    """
+    check_one_of("importance", importance, ("l2", "l1", "taylor"))
+    round_to = whole("round_to", round_to, 1)
+    keep = _known(module, "keep", keep)
+    if isinstance(share, Mapping):
+        if layers is not None:
+            raise ConfigurationError("share names the layers: leave layers out")
+        wanted = dict(share)
+        for name, value in wanted.items():
+            check_share(f"share[{name!r}]", value)
+        _known(module, "share", wanted)
+    else:
+        check_share("share", share)
+        wanted = None if layers is None else dict.fromkeys(_known(module, "layers", layers), share)
+    groups = trace_groups(module, inputs, keep)
+    chosen = _chosen(module, groups, wanted, share)
+    removals = [
+        (group, _removed(group, _scores(module, group, importance), part, round_to))
+        for group, part in chosen
+    ]
+    removals = [(group, removed) for group, removed in removals if removed]
+    _try_out(module, removals, inputs)
+    cuts = _cuts(module, removals)
+    shapes = {n: list(t.shape) for n, (_, _, t) in tensors_of(module).items()}
+    cut_tensors(module, cuts, optimizers)
+    refused = {n: g.refused for g in groups if g.refused is not None for n in g.layers}
+    left = {n: _left(module, n) for g, _ in removals for n in g.layers}
+    return {
+        "operator": "prune_nodes",
+        "tensors": {n: {"shape": shapes[n], "keep": keep} for n, keep in cuts.items()},
+        "nodes_left": left,
+        "refused": refused,
+    }
+
+
+def node_groups(module: nn.Module, *inputs: Any, keep: Iterable[str] = ()) -> list[NodeGroup]:
+    """What `prune_nodes` can choose among: layers that go together, and why others cannot go.
+
+    Raises:
+        ConfigurationError: If the module cannot be traced.
+    """
+    return trace_groups(module, inputs, _known(module, "keep", keep))
+
+
+def apply_nodes_record(
+    module: nn.Module, record: Mapping[str, Any], optimizers: Sequence[Optimizer] = ()
+) -> None:
+    """Cut a module of the original shape as `prune_nodes` did.
+
+    Raises:
+        ConfigurationError: If the record does not fit the module.
+    """
+    stated = record.get("tensors")
+    if not isinstance(stated, dict):
+        raise ConfigurationError("the record of prune_nodes must map tensors to kept indices")
+    tensors = tensors_of(module)
+    cuts: Cuts = {}
+    for name, cut in stated.items():
+        shape = list(tensors[name][2].shape) if name in tensors else None
+        keep = cut.get("keep") if isinstance(cut, dict) else None
+        if shape is None or not isinstance(keep, list) or cut.get("shape") != shape:
+            raise ConfigurationError(
+                f"the record cuts {shortened(name)!r} ({shortened(cut)}), and the module has "
+                f"{f'one of shape {shape}' if shape else 'none'}: the record does not fit"
+            )
+        cuts[name] = keep
+    cut_tensors(module, cuts, optimizers)
+
+
+def _known(module: nn.Module, argument: str, names: Iterable[str]) -> list[str]:
+    names = [names] if isinstance(names, str) else list(names)
+    there = dict(module.named_modules())
+    for name in names:
+        if name not in there:
+            raise ConfigurationError(
+                f"{argument}: the module has no layer {shortened(name)!r}; "
+                f"near it are {', '.join(nearest(str(name), there)[:3])}"
+            )
+    return names
+
+
+def _chosen(
+    module: nn.Module,
+    groups: Sequence[NodeGroup],
+    wanted: Mapping[str, float] | None,
+    share: Any,
+) -> list[tuple[NodeGroup, float]]:
+    """The groups to prune, each with its share."""
+    if wanted is None:
+        free = [(group, share) for group in groups if group.refused is None]
+        if not free:
+            reasons = "; ".join(f"{g.layers[0]}: {g.refused}" for g in groups if g.layers)
+            raise ConfigurationError(
+                f"no layer of {type(module).__name__} can be pruned by nodes "
+                f"({reasons or 'the call runs no linear or convolutional layer'})"
+            )
+        return free
+    for name in wanted:
+        mine = [group for group in groups if name in group.layers]
+        refused = [group.refused for group in mine if group.refused is not None]
+        if refused:
+            raise ConfigurationError(f"nodes of {name!r} cannot be pruned: {refused[0]}")
+        if not mine:
+            kind = type(module.get_submodule(name)).__name__
+            raise ConfigurationError(
+                f"nodes of {name!r} ({kind}) cannot be pruned: only linear and convolutional "
+                "layers that the call runs have nodes to take out"
+            )
+    chosen = []
+    for group in groups:
+        shares = {name: wanted[name] for name in group.layers if name in wanted}
+        if len(set(shares.values())) > 1:
+            raise ConfigurationError(
+                f"{', '.join(shares)} only lose nodes together, and need the same share, "
+                f"not {', '.join(f'{s:g}' for s in shares.values())}"
+            )
+        if shares:
+            chosen.append((group, next(iter(shares.values()))))
+    return chosen
+
+
+def _scores(module: nn.Module, group: NodeGroup, importance: str) -> Tensor:
+    """Importance per node, `[N]`."""
+    tensors, total = tensors_of(module), torch.zeros(group.nodes + 1)
+    for part in group.slices:
+        tensor = tensors[part.tensor][2]
+        if not tensor.is_floating_point() or part.tensor.endswith(
+            ("bias", "running_mean", "running_var")
+        ):
+            continue
+        values = tensor.detach().float()
+        if importance == "taylor":
+            if tensor.grad is None:
+                raise ConfigurationError(
+                    f"importance='taylor' needs gradients, and {part.tensor!r} has none: call "
+                    "backward on a loss before, or use 'l2'"
+                )
+            values = values * tensor.grad.float()
+        else:
+            values = values.square() if importance == "l2" else values.abs()
+        sums = values.transpose(0, part.dim).flatten(1).sum(1) if tensor.ndim > 1 else values
+        total.index_add_(0, torch.tensor(part.nodes) % (group.nodes + 1), sums.cpu())
+    scores = total[: group.nodes]  # the last holds what is no node's
+    return {"l2": scores.clamp(min=0).sqrt(), "l1": scores, "taylor": scores.square()}[importance]
+
+
+def _removed(group: NodeGroup, scores: Tensor, share: float, round_to: int) -> list[int]:
+    """The nodes to remove: units of least importance, as many as the share allows."""
+    stay = group.nodes - int(share * group.nodes + 1e-9)
+    stay = min(max(-(-stay // round_to) * round_to, 1), group.nodes)
+    ranked = sorted(group.units, key=lambda unit: float(sum(scores[i] for i in unit)))
+    removed: list[int] = []
+    for unit in ranked:
+        if len(removed) + len(unit) <= group.nodes - stay:
+            removed += unit
+    return sorted(removed)
+
+
+def _cuts(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> Cuts:
+    """Kept indices per tensor and dimension."""
+    tensors, gone = tensors_of(module), {}
+    for group, removed in removals:
+        nodes = set(removed)
+        for part in group.slices:
+            lost = gone.setdefault((part.tensor, part.dim), set())
+            lost |= {i for i, node in enumerate(part.nodes) if node in nodes}
+    cuts: Cuts = {}
+    for (name, dim), lost in gone.items():
+        shape = tensors[name][2].shape
+        if lost:
+            cut = cuts.setdefault(name, [None] * len(shape))
+            cut[dim] = [i for i in range(shape[dim]) if i not in lost]
+    return cuts
+
+
+def _try_out(
+    module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]], inputs: Sequence[Any]
+) -> None:
+    """Refuse what a smaller copy shows to be wrong, and name the layers.
+
+    Raises:
+        ConfigurationError: If a copy does not run, or not with the masked one's outputs.
+    """
+    problem = _problem(module, removals, inputs)
+    if problem is None:
+        return
+    wrong = [
+        group.layers[0]
+        for group, removed in removals
+        if _problem(module, [(group, removed)], inputs) is not None
+    ]
+    raise ConfigurationError(
+        f"nodes of {', '.join(wrong) or 'these layers together'} cannot be pruned: {problem}. "
+        "Name them in keep"
+    )
+
+
+def _problem(
+    module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]], inputs: Sequence[Any]
+) -> str | None:
+    smaller, masked = copy.deepcopy(module).eval(), copy.deepcopy(module).eval()
+    try:
+        cut_tensors(smaller, _cuts(module, removals))
+        found = _outputs(smaller, inputs)
+    except Exception as error:  # whatever a network does that no longer fits
+        return f"without them the network does not run ({shortened(error)})"
+    mask_nodes(masked, removals)
+    expected = _outputs(masked, inputs)
+    if [t.shape for t in found] != [t.shape for t in expected]:
+        return "without them the network's outputs have another shape"
+    if any(group.mixed for group, _ in removals):
+        return None
+    for a, b in zip(found, expected, strict=True):
+        scale = float(b.abs().max()) if b.numel() and b.is_floating_point() else 0.0
+        if b.is_floating_point() and not torch.allclose(a, b, 1e-3, 1e-4 * scale, equal_nan=True):
+            return "without them the network computes something else than with them masked"
+    return None
+
+
+def mask_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> None:
+    """Set every number that belongs to some nodes to zero, in place."""
+    tensors = tensors_of(module)
+    with torch.no_grad():
+        for group, removed in removals:
+            for part in group.slices:
+                lost = [i for i, node in enumerate(part.nodes) if node in set(removed)]
+                tensor = tensors[part.tensor][2]
+                if tensor.is_floating_point():
+                    tensor.index_fill_(part.dim, torch.tensor(lost, device=tensor.device), 0.0)
+
+
+def _outputs(module: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        return tensors_in(module(*copy.deepcopy(tuple(inputs))))
+
+
+def _left(module: nn.Module, name: str) -> int:
+    layer = module.get_submodule(name)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore
