@@ -110,9 +110,8 @@ class Distill(Agent):
         self.teacher_path = teacher
         self.teacher_digest: str | None = None
         self.teacher: Teacher | None = None
-        self.temperature, self.visit = temperature, visit
-        self.mix, self.mix_fraction = mix, mix_fraction
-        self.explore, self.value_coef = explore, value_coef
+        self.temperature, self.value_coef = temperature, value_coef
+        self.visit, self.mix, self.mix_fraction, self.explore = visit, mix, mix_fraction, explore
         self._collecting = False
 
     def run_state(self) -> dict[str, Any]:
@@ -194,14 +193,13 @@ class Distill(Agent):
     def inspect(
         self, x: Stored, state: Tensor | None = None, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        if self.form == "values":
-            return {"values": self.policy(x)}
-        return super().inspect(x, state, mask)
+        own = self.form == "values"
+        return {"values": self.policy(x)} if own else super().inspect(x, state, mask)
 
     def preprocess(self, obs: Any) -> Stored:
-        if self.form != "values":
-            return super().preprocess(obs)
-        return to_device(self.encoder.preprocess_raw(obs), self.device)  # it normalises by itself
+        if self.form == "values":  # a Q-network normalises by itself
+            return to_device(self.encoder.preprocess_raw(obs), self.device)
+        return super().preprocess(obs)
 
     # --- learning -----------------------------------------------------------------------------
 
@@ -214,15 +212,14 @@ class Distill(Agent):
         head = self.policy.action_head if self.form == "action" else None
         rows, metric = compare(self.form, self.objective, self.spec, told, said, head)
         distill_loss = losses.mean(rows, valid)
-        loss, value_loss = distill_loss, None
+        loss, extra = distill_loss, {}
         if self.value_coef:
             value_loss = losses.value_loss(said["value"], told["value"], valid=valid)
-            loss = loss + self.value_coef * value_loss
+            loss, extra = loss + self.value_coef * value_loss, {"loss/value": value_loss}
 
         def metrics() -> dict[str, Any]:
             name, rows = metric()
-            value = {} if value_loss is None else {"loss/value": value_loss}
-            return {"loss/distill": distill_loss, **value, name: losses.mean(rows, valid)}
+            return {"loss/distill": distill_loss, **extra, name: losses.mean(rows, valid)}
 
         return Loss(loss, metrics)
 

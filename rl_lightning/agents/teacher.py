@@ -75,7 +75,10 @@ class Teacher:
         said = self.agent.inspect(seen, None, mask)
         match self.form:
             case "values":
-                told = {"values": self._get(said, "values", "Q-values, as DQN does: use loss: kl")}
+                what = "Q-values that it acts by, as DQN does: use loss: kl"
+                told = {
+                    "values": self._get({} if "probabilities" in said else said, "values", what)
+                }
                 allowed = self._allowed(mask)
                 every = torch.ones_like(told["values"], dtype=torch.bool)
                 told["allowed"] = every if allowed is None else allowed

@@ -82,7 +82,6 @@ class HashedWordsEncoder(Encoder):
         small = self.buckets <= torch.iinfo(torch.int16).max
         self.cache = TextCache(remembered, self.row_width, torch.int16 if small else torch.int32)
         self._told = False
-        self.register_buffer("_here", torch.zeros(1), persistent=False)  # knows the device
 
     @property
     def row_width(self) -> int:
@@ -96,7 +95,7 @@ class HashedWordsEncoder(Encoder):
             raise TypeError(
                 "preprocess takes a sequence of texts, one per environment, not one text"
             )
-        return self.cache.get(obs, self._number).to(self._here.device)
+        return self.cache.get(obs, self._number).to(self.vectors.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Numbers `[N, row_width]` → features `[N, dim]`, zero of an empty text."""

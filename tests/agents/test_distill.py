@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from every_agent import AGENTS
 from llm_tiny import tiny_model
 from probes import OBSERVATIONS, batch
 from training import ACTIONS, fit, make_trainer
@@ -31,8 +32,10 @@ from rl_lightning import (
     RewardModel,
     RolloutDataModule,
     TextActionEncoder,
+    agents,
 )
 from rl_lightning.agents.agent import adam
+from rl_lightning.agents.lesson import form_of
 from rl_lightning.agents.teacher import Teacher
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.types import EnvSpec
@@ -45,7 +48,13 @@ def probe(action="discrete", observation="vector", task="match", **kwargs):
     """16 probes in rollouts of 4 steps; `env` are arguments of theirs."""
     env = {"task": task, "observation": observation, **kwargs.pop("env", {})}
     env["action"] = action.removeprefix("clipped_").removeprefix("squashed_")
-    settings = {"num_envs": 16, "rollout_steps": 4, "total_frames": 64 * 40, "passes": 4, "seed": 0}
+    settings = {
+        "num_envs": 16,
+        "rollout_steps": 4,
+        "total_frames": 64 * 10,
+        "passes": 16,
+        "seed": 0,
+    }
     return RolloutDataModule("Probe-v0", env_kwargs=env, **{**settings, **kwargs})
 
 
@@ -96,22 +105,15 @@ def test_a_student_says_what_its_teacher_says(action, tmp_path):
 
 
 def test_other_encoders_and_a_value(tmp_path):
-    """A tuned reader of tokens teaches a bag of hashed words, in a dictionary too."""
+    """A language model that was tuned teaches hashed words, both of a text in a dictionary."""
     reader = partial(LLMEncoder, model=tiny_model("bert", tmp_path / "bert"), tune="lora")
-    for observation in ("text", "mixed"):
-        data = probe(observation=observation)
-        entry = {"text": reader}
-        theirs = reader if observation == "text" else partial(DictEncoder, encoders=entry)
-        words = partial(HashedWordsEncoder, dim=8, buckets=64)
-        own = words if observation == "text" else partial(DictEncoder, encoders={"text": words})
-        path = teach(tmp_path / "t.ckpt", data=data, encoder=theirs, network=SMALL)
-        student = learn(path, data, encoder=own, value_coef=0.5, lr=3e-2)
-        told, answer = (
-            said(Agent.load_from_checkpoint(path), observation),
-            said(student, observation),
-        )
-        for name in ("probabilities", "value"):
-            torch.testing.assert_close(answer[name], told[name], rtol=0, atol=0.05)
+    words, data = partial(HashedWordsEncoder, dim=8, buckets=64), probe(observation="mixed")
+    theirs, own = (partial(DictEncoder, encoders={"text": text}) for text in (reader, words))
+    path = teach(tmp_path / "t.ckpt", data=data, encoder=theirs, network=SMALL)
+    student = learn(path, data, encoder=own, value_coef=0.5, lr=3e-2)
+    told, answer = said(Agent.load_from_checkpoint(path), "mixed"), said(student, "mixed")
+    for name in ("probabilities", "value"):
+        torch.testing.assert_close(answer[name], told[name], rtol=0, atol=0.05)
 
 
 def test_values_of_a_dqn(tmp_path):
@@ -162,6 +164,44 @@ def test_continuous_teachers(make, tmp_path):
         learn(path, data)
 
 
+KINDS = {  # by whose checkpoint: which losses, on Discrete and on Box actions
+    **dict.fromkeys(("PPO", "A2C", "REINFORCE", "BC", "IQL"), ("kl cross_entropy", "kl mse")),
+    "Distill": ("kl cross_entropy", "kl mse"),
+    "DiscreteSAC": ("kl cross_entropy", None),
+    "DQN": ("kl cross_entropy mse", None),
+    "QTable": ("kl cross_entropy mse", None),
+    "SAC": (None, "kl mse"),
+    "TD3": (None, "mse"),
+    "DDPG": (None, "mse"),
+}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("action", ["discrete", "box"])
+def test_who_can_teach_what(name, action, tmp_path):
+    losses, observation = KINDS[name][action == "box"], "discrete" if name == "QTable" else "vector"
+    if losses is None:
+        return
+    spec = probe(action, observation).spec
+    path = teach(tmp_path / "t.ckpt", getattr(agents, name), probe(action, observation))
+    for loss in ("kl", "cross_entropy", "mse"):
+        if (loss, action) == ("cross_entropy", "box"):
+            continue  # refused of every teacher
+        form = form_of(spec.action_space, loss, 1.0, 0.0)
+        teacher = Teacher(path, spec, form, squashed=name == "SAC")
+        teacher.look(batch(observation, 0, 1, 0))
+        if loss not in losses:
+            with pytest.raises(ConfigurationError, match=f"{name} in .* does not say"):
+                teacher.answer(None)
+            continue
+        told = teacher.answer(None)
+        greedy = teacher.agent.predict(batch(observation, 0, 1, 0))
+        np.testing.assert_allclose(teacher.act(told, False).numpy(), greedy, rtol=1e-5, atol=1e-6)
+        for _ in range(3):
+            for drawn in teacher.act(told, True).numpy():
+                assert spec.action_space.contains(drawn.astype(spec.action_space.dtype))
+
+
 # --- who is asked, who acts -------------------------------------------------------------------
 
 
@@ -202,7 +242,8 @@ def test_who_acts(visit, tmp_path):
         agent.policy.action_head.linear.bias.data = torch.tensor(way)
     save(teacher, path)
     shares = [steps["action"].float().mean().item() for steps in rollout_of(student, data)]
-    expected = {"teacher": [1] * 4, "student": [0] * 4, "both": [1, 1, 0.5, 0]}[visit]  # as of the rollout before
+    # β is that of the rollout before: progress is told with the frames.
+    expected = {"teacher": [1] * 4, "student": [0] * 4, "both": [1, 1, 0.5, 0]}[visit]
     assert shares == pytest.approx(expected, abs=0.1)
 
 
