@@ -46,7 +46,10 @@ _PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "plat
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages, whosever
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CODE_SWITCH = "trust_remote_code"
-_PLACES = ("model", "dataset", "prompts", "val_prompts", "record", "storage_dir", "ckpt_path")
+_PLACES = (
+    *("model", "teacher", "dataset", "prompts", "val_prompts"),
+    *("record", "storage_dir", "ckpt_path"),
+)
 _FOREIGN = ("env_kwargs", "val_env_kwargs", "wrappers")  # whose texts are handed on as they are
 # Of a text: a file or a language model, an argument that is handed on, or anything else.
 Kind = Literal["place", "foreign", "value"]

@@ -13,7 +13,7 @@ import token_tools
 from every_agent import NO_ACTORS, TOKEN_AGENTS
 from lightning.pytorch.callbacks import Callback
 from recorded import offline, record
-from training import fit
+from training import fit, make_trainer
 
 from rl_lightning import agents, data, policies
 from rl_lightning.__main__ import main
@@ -110,6 +110,14 @@ class Collect(Callback):
         self.names |= set(trainer.logged_metrics)
 
 
+def untrained(spec, path):
+    """A checkpoint of a PPO."""
+    trainer = make_trainer()
+    trainer.strategy.connect(agents.PPO(spec))
+    trainer.save_checkpoint(path, weights_only=True)
+    return str(path)
+
+
 def train(name, path):
     """A few updates of an agent; returns the names of its own metrics."""
     make, seen = AGENTS[name], Collect()
@@ -126,6 +134,8 @@ def train(name, path):
     else:
         file = record(path / "recorded.hdf5", episodes=8)
         module = offline(file, batch_size=8, total_updates=16, updates_per_epoch=8)
+    if name == "Distill":
+        make = partial(make, teacher=untrained(module.spec, path / "t.ckpt"), value_coef=0.5)
     fit(make(module.spec), module, **trainer)
     return {name for name in seen.names if not COMMON.fullmatch(name)}
 
@@ -144,6 +154,7 @@ def test_a_page_explains_the_metrics_that_are_logged(name, tmp_path):
     optional = {
         "SAC": {"explore/noise"},
         "DQN": {"explore/temperature"},
+        "Distill": {"policy/error"},  # of Box actions
         "QTable": {"explore/temperature", "table/observations"},
     }
     assert logged <= told(name)

@@ -5,6 +5,7 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.bc import BC
 from rl_lightning.agents.ddpg import DDPG
 from rl_lightning.agents.discrete_sac import DiscreteSAC
+from rl_lightning.agents.distill import Distill
 from rl_lightning.agents.dpo import DPO
 from rl_lightning.agents.dqn import DQN
 from rl_lightning.agents.grpo import GRPO
@@ -38,6 +39,7 @@ __all__ = [
     "TD3",
     "Agent",
     "DiscreteSAC",
+    "Distill",
     "QTable",
     "REINFORCEPlusPlus",
     "ReplayAgent",

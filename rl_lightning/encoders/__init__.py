@@ -4,6 +4,7 @@ from rl_lightning.encoders.actions import TextActionEncoder
 from rl_lightning.encoders.dict import DictEncoder
 from rl_lightning.encoders.encoder import Encoder
 from rl_lightning.encoders.guided import GuidedEncoder
+from rl_lightning.encoders.hashed_words import HashedWordsEncoder
 from rl_lightning.encoders.image import ImpalaCNN, MinAtarCNN, NatureCNN
 from rl_lightning.encoders.table import TableEncoder
 from rl_lightning.encoders.text import LLMEncoder
@@ -15,6 +16,7 @@ __all__ = [
     "DictEncoder",
     "Encoder",
     "GuidedEncoder",
+    "HashedWordsEncoder",
     "ImpalaCNN",
     "LLMEncoder",
     "MLPEncoder",

@@ -1,8 +1,6 @@
 """Text observations, read without a language model."""
 
-import re
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +11,8 @@ from rl_lightning.core.errors import ConfigurationError, shortened, whole
 from rl_lightning.core.spaces import is_text
 from rl_lightning.core.types import EnvSpec
 from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.hashed_words import WORD, hashed_words
 from rl_lightning.llm import TextCache
-
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class BagOfWordsEncoder(Encoder):
@@ -94,7 +91,7 @@ class BagOfWordsEncoder(Encoder):
     def _number(self, texts: list[str]) -> Tensor:
         rows = torch.zeros(len(texts), self.row_width, dtype=torch.int32)
         for row, text in zip(rows, texts, strict=True):
-            words = _WORD.findall(text.lower())
+            words = WORD.findall(text.lower())
             if len(words) > self.max_words and not self._told:
                 self._told = True
                 warnings.warn(
@@ -102,15 +99,6 @@ class BagOfWordsEncoder(Encoder):
                     f"max_words={self.max_words}",
                     stacklevel=2,
                 )
-            words = words[: self.max_words]
-            runs = (
-                " ".join(words[i : i + n])
-                for n in range(1, self.ngrams + 1)
-                for i in range(len(words) - n + 1)
-            )
-            # crc32 is the same in every process; Python's own hash is not.
-            numbers = [
-                zlib.crc32(run.encode("utf-8", "surrogatepass")) % self.buckets + 1 for run in runs
-            ]
+            numbers = hashed_words(words[: self.max_words], self.buckets, self.ngrams)
             row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
         return rows
