@@ -89,6 +89,12 @@ PREPARE = {
         ),
     ),
     "bc-pendulum": (_PENDULUM,),
+    "distill-cartpole": (
+        ("checkpoints/ppo-cartpole/best.ckpt", ("fit --config configs/ppo/cartpole.yaml",)),
+    ),
+    "distill-textmaze": (
+        ("checkpoints/ppo-textmaze/best.ckpt", ("fit --config configs/ppo/textmaze.yaml",)),
+    ),
     "dpo-strings": (_CHARACTERS, _STRINGS, _PAIRS),
     "grpo-strings": (_CHARACTERS, _STRINGS),
     "grpo-strings-dr": (_CHARACTERS, _STRINGS),

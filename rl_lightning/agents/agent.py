@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rl_lightning.agents.acting import ActingModule
+from rl_lightning.agents.compressed import CompressedModule
 from rl_lightning.agents.copies import CopyableModule
 from rl_lightning.agents.evaluated import EvaluatedModule
 from rl_lightning.agents.guides import check_guides
@@ -29,7 +30,13 @@ adam = partial(torch.optim.Adam, lr=3e-4, eps=1e-5, fused=True)
 
 
 class Agent(
-    StoredModule, ActingModule, OptimizedModule, CopyableModule, UpdatingModule, EvaluatedModule
+    StoredModule,
+    ActingModule,
+    OptimizedModule,
+    CopyableModule,
+    CompressedModule,
+    UpdatingModule,
+    EvaluatedModule,
 ):
     """A policy and a loss. Environments, storage and the training loop live elsewhere.
 
@@ -156,6 +163,7 @@ class Agent(
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_numbers()
+        self.save_compression(checkpoint)
         checkpoint["frames"] = self.frames
         checkpoint["updates"] = self.updates
         checkpoint["progress"] = self.progress  # exploration stands there, not at its beginning
@@ -165,5 +173,6 @@ class Agent(
         frames, progress = count_of(checkpoint, "frames"), checkpoint.get("progress", 0.0)
         if not isinstance(progress, int | float) or not 0 <= progress <= 1:
             raise ConfigurationError(f"the checkpoint's progress is {progress!r}: it was changed")
+        self.load_compression(checkpoint)
         self.frames, self.progress = frames, progress
         self.updates = count_of(checkpoint, "updates", checkpoint.get("global_step", 0))

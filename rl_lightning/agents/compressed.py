@@ -1,64 +1,83 @@
 """Agents whose networks were pruned or quantised: what was done is part of their checkpoints."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from rl_lightning.compress import restructure
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.target import make_target
+from rl_lightning.policies import ContinuousNetwork
 
 Record = dict[str, Any]
+
+
+class PolicyCall(nn.Module):
+    """An agent's policy as a module that can be called, for operators that follow the call.
+
+    Args:
+        agent: Its policy is the only part of this module, by the name `policy`.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        super().__init__()
+        self.policy = agent.policy
+        self._inspect: Callable[[Any], Mapping[str, Tensor]] = agent.inspect
+
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
+        """What the policy says of preprocessed observations, `[N, ...]` each.
+
+        Critics of continuous actions are left out: one operation computes all of them, which
+        cannot be followed.
+        """
+        if isinstance(self.policy, ContinuousNetwork):
+            return (self.policy.actor(self.policy.features(x)),)
+        return tuple(self._inspect(x).values())
 
 
 class CompressedModule(L.LightningModule):
     """A module whose policy may have another structure than its constructor gave it.
 
     A checkpoint says what operators of `rl_lightning.compress` have done, so that whoever loads it
-    builds the network that it holds: validating, predicting, and training on under the same masks.
+    builds the network that it holds: for validating, predicting, and training on under the same
+    masks.
     """
 
     policy: Any
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._compression: list[Record] = []
+    _compression: tuple[Record, ...] = ()
 
     @property
     def compression(self) -> list[Record]:
-        """What was done to the policy, in order, as plain data."""
-        return copy.deepcopy(self._compression)
+        """What was done to the policy, in order, as plain data; names begin with `policy.`."""
+        return copy.deepcopy(list(self._compression))
 
-    def compress(
-        self, operator: Callable[[nn.Module], Record], optimizers: Sequence[Optimizer] = ()
-    ) -> Record:
+    def compress(self, operator: Callable[[PolicyCall], Record]) -> Record:
         """Change the structure of the policy, and remember it.
 
         Target networks become copies of what the policy is then.
 
         Args:
-            operator: Changes the policy in place, and returns the record of what it did, as the
-                operators of `rl_lightning.compress` do.
-            optimizers: For agents with targets these are told nothing; give them to the operator.
+            operator: Changes the module that it is given in place, and returns the record of what
+                it did, such as `partial(quantise, bits=8)`, or
+                `lambda policy: prune_nodes(policy, 0.5, x)` with preprocessed observations x.
 
         Returns:
             The record.
         """
-        record = operator(self.policy)
-        self._compression.append(record)
-        self._follow()
+        record = operator(PolicyCall(self))
+        self._compression = (*self._compression, record)
+        self._renew_target()
         return record
 
-    def _follow(self) -> None:
-        """Have targets, and what holds on to their tensors, fit the policy again."""
+    def _renew_target(self) -> None:
+        """Have a target network be a copy of what the policy is now."""
         former = getattr(self, "target", None)
         if not isinstance(former, nn.Module):
             return
-        target = make_target(self.policy)
+        target: Any = make_target(self.policy)
         kept = {name for name, _ in former.named_children()}
         for name in [name for name, _ in target.named_children() if name not in kept]:
             delattr(target, name)
@@ -74,20 +93,19 @@ class CompressedModule(L.LightningModule):
         """Do what a checkpoint says was done, unless it is done already.
 
         Raises:
-            ConfigurationError: If this agent was compressed in another way, or the record does not
+            ConfigurationError: If this agent was compressed in another way, or the records do not
                 fit its policy.
         """
         records = checkpoint.get("compression", [])
         if not isinstance(records, list):
             raise ConfigurationError("the checkpoint's compression is no list: it was changed")
         done = len(self._compression)
-        if records[:done] != self._compression:
+        if records[:done] != list(self._compression):
             raise ConfigurationError(
                 f"this {type(self).__name__} was compressed in another way than the checkpoint's: "
-                "load it into an agent that was not"
+                "load that into an agent that was not"
             )
-        if len(records) == done:
-            return
-        restructure(self.policy, records[done:])
-        self._compression = copy.deepcopy(records)
-        self._follow()
+        if len(records) > done:
+            restructure(self, records[done:])
+            self._compression = tuple(copy.deepcopy(records))
+            self._renew_target()

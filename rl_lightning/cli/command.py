@@ -1,4 +1,4 @@
-"""The command line: `rl-lightning fit | validate | test | predict | export`."""
+"""The command line: `rl-lightning fit | validate | test | predict | export | compress`."""
 
 import logging
 import os
@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from rl_lightning.agents import Agent
 from rl_lightning.callbacks import FrameProgressBar, GracefulStop, RunFolder, TextPanel
 from rl_lightning.callbacks.run_folder import find_checkpoint
+from rl_lightning.cli.compress import compress
 from rl_lightning.cli.config_file import refuse_repeated_keys
 from rl_lightning.cli.explain import root_message
 from rl_lightning.cli.export import export
@@ -233,6 +234,9 @@ def main(args: list[str] | None = None) -> None:
         if rest[:1] == ["export"]:
             export(rest[1:], trusted)
             return
+        if rest[:1] == ["compress"]:
+            compress(rest[1:], trusted)
+            return
         given = join_negative_numbers(rest)
         if trusted or lone_checkpoint(given) is None:
             _find_own_modules()
@@ -270,7 +274,8 @@ def _run(args: list[str]) -> None:
         trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
         parser_kwargs={
             "parser_mode": "omegaconf+",
-            "epilog": "rl-lightning export writes a tuned language model, see its --help",
+            "epilog": "rl-lightning export writes what runs elsewhere, rl-lightning compress a "
+            "smaller checkpoint, see their --help",
         },
         args=args,
     )

@@ -1,0 +1,241 @@
+"""`rl-lightning compress`: a checkpoint whose policy is pruned or quantised."""
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rl_lightning.agents import Agent
+from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning.compress import (
+    Agreement,
+    agreement,
+    fake_quantise,
+    harden,
+    prune_nodes,
+    prune_weights,
+    quantise,
+)
+from rl_lightning.core.checkpoints import read_checkpoint
+from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.tree import clone
+from rl_lightning.data import RLDataModule
+from rl_lightning.data.collect.stepper import Stepper
+from rl_lightning.data.resume.checkpoint_files import replace_file, saving
+from rl_lightning.nn.modes import EvalMode
+
+METHODS = {
+    "prune-weights": "set the smallest weights to zero; --share says how many",
+    "prune-nodes": "take nodes, channels out: smaller tensors; --share says how many",
+    "quantise": "store weights in --bits 16, 8, 4, 2 (ternary) or 1 (binary); trains no more",
+    "quantise-aware": "round weights to --bits in every step of the `fit` that goes on from it",
+    "harden": "pack the weights that were trained by quantise-aware",
+}
+TOLERANCE = 0.05
+"""Of actions of a Box: how far apart equal ones are, as a share of what lies between the bounds."""
+
+
+class Situation(NamedTuple):
+    """What a policy was shown in one step of B environments, and what it did, as `act` has it."""
+
+    x: Any
+    state: Tensor | None
+    mask: Tensor | None
+    action: Tensor
+
+
+def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
+    """Prune or quantise the policy of a checkpoint, and say how often it still acts alike.
+
+    Args:
+        args: Of the command line, behind `compress`.
+        trusted: Packages outside this library that the checkpoint may name.
+
+    Raises:
+        ConfigurationError: If the checkpoint cannot be read, its policy cannot be compressed so,
+            the file is there already, or the policies agree less than asked for.
+    """
+    given = _parser().parse_args(args)
+    out = Path(given.out)
+    if out.exists() or out.is_symlink():
+        raise ConfigurationError(f"--out: {out} is there already; take another name")
+    steps = whole("--observations", given.observations, 1)
+    check_range("--min_agreement", given.min_agreement, 0.0, 1.0)
+    operator = _operator(given)
+    checkpoint = read_checkpoint(given.ckpt_path)
+    agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted).eval()
+    if not isinstance(getattr(agent, "policy", None), nn.Module):
+        raise ConfigurationError(
+            f"a {type(agent).__name__} has no policy to compress; rl-lightning export writes its "
+            "language model"
+        )
+    data: Any = RLDataModule.load_from_checkpoint(given.ckpt_path, trusted=trusted)
+    seen = watch(agent, data, steps)
+    optimizer = _restored(agent, checkpoint)
+    before, stored_before = _parameters(agent), _stored(agent)
+    agent.compress(lambda policy: operator(policy, seen[0].x, optimizer))
+    found = _compare(agent, seen)
+    print(
+        f"{given.method}: {before:,} → {_parameters(agent):,} numbers in the policy, "
+        f"{stored_before:,} → {_stored(agent):,} bytes of weights"
+    )
+    print(found)
+    if found.share < given.min_agreement:
+        raise ConfigurationError(
+            f"--min_agreement: {given.min_agreement} is more than {found.share:.3f}, so nothing is "
+            "written; compress less, or leave it out, and train on from what is written (fit)"
+        )
+    contents = io.BytesIO()
+    torch.save(_changed(agent, checkpoint, optimizer), contents)
+    with saving(f"--out: {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, contents.getbuffer())
+    print(f"wrote {out}")
+
+
+def watch(agent: Any, data: Any, steps: int) -> list[Situation]:
+    """What a greedy policy meets in at least so many steps of the environments it is judged in.
+
+    Args:
+        agent: In eval mode.
+        data: Makes the environments.
+        steps: Environment steps.
+    """
+    num_envs = min(data.val_num_envs, data.val_episodes, steps)
+    env = data.make_eval_env(num_envs)
+    situations: list[Situation] = []
+    bar = tqdm(total=steps, desc="watching", unit=" steps", delay=2.0, leave=False)
+    try:
+        with torch.no_grad(), EvalMode(agent), bar:
+            stepper = Stepper(env, data.val_seed, observed=False, during="this comparison")
+            agent.begin_rollout()
+            stepper.reset(agent)
+            while len(situations) * num_envs < steps:
+                x, state, mask = clone(stepper.x), stepper.state, stepper.mask
+                chosen = agent.act(x, explore=False, state=state, mask=mask)
+                situations.append(Situation(x, state, mask, chosen["action"].clone()))
+                stepper.step(agent, chosen["action"], chosen.get("next_state"), "truncated")
+                bar.update(num_envs)
+    finally:
+        env.close()
+    return situations
+
+
+def _compare(agent: Any, seen: Sequence[Situation]) -> Agreement:
+    """How often an agent does what was done."""
+    with torch.no_grad(), EvalMode(agent):
+        now = [
+            agent.act(x, explore=False, state=state, mask=mask)["action"]
+            for x, state, mask, _ in seen
+        ]
+    rows = torch.cat([one.action.flatten(1) if one.action.ndim > 1 else one.action for one in seen])
+    again = torch.cat([one.flatten(1) if one.ndim > 1 else one for one in now])
+    tolerance = None
+    if rows.is_floating_point():
+        spread = float(rows.amax() - rows.amin())
+        tolerance = TOLERANCE * max(spread, 1e-6)
+    return agreement(lambda at: rows[at], lambda at: again[at], torch.arange(len(rows)), tolerance)
+
+
+def _operator(given: Any) -> Callable[[PolicyCall, Any, Any], dict[str, Any]]:
+    """The operator that the command line asks for, of a policy, what it is shown, an optimizer."""
+    layers = given.layers.split(",") if given.layers else None
+    share, bits, group = given.share, given.bits, given.group_size
+    prunes, rounds = given.method.startswith("prune"), given.method.startswith("quantise")
+    for name, value, needed in (("share", share, prunes), ("bits", bits, rounds)):
+        if needed and value is None:
+            raise ConfigurationError(f"--{name}: {given.method} needs it")
+        if value is not None and not needed:
+            raise ConfigurationError(f"--{name}: {given.method} has no use for it; leave it out")
+    if group is not None and not rounds:
+        raise ConfigurationError(f"--group_size: {given.method} has no use for it; leave it out")
+    if given.scope is not None and given.method != "prune-weights":
+        raise ConfigurationError(f"--scope: {given.method} has no use for it; leave it out")
+    if given.method == "prune-weights":
+        scope = given.scope or "global"
+        return lambda policy, x, optimizer: prune_weights(policy, share, scope, layers)
+    if given.method == "prune-nodes":
+        return lambda policy, x, optimizer: prune_nodes(
+            policy, share, x, layers=layers, optimizers=[optimizer] if optimizer else []
+        )
+    if given.method == "harden":
+        return lambda policy, x, optimizer: harden(policy)
+    apply = quantise if given.method == "quantise" else fake_quantise
+    return lambda policy, x, optimizer: apply(policy, bits, layers, group)
+
+
+def _restored(agent: Any, checkpoint: dict[str, Any]) -> torch.optim.Optimizer | None:
+    """The agent's optimizer as the checkpoint left it, if it has one."""
+    states = checkpoint.get("optimizer_states") or []
+    if not states or not agent.learns_by_gradient:
+        return None
+    optimizer = agent.configure_optimizers()
+    optimizer.load_state_dict(states[0])
+    return optimizer
+
+
+def _changed(agent: Any, checkpoint: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The checkpoint, with the agent as it is now, and nothing of what was being collected."""
+    changed = {**checkpoint, "state_dict": agent.state_dict()}
+    agent.save_compression(changed)
+    if optimizer is not None:
+        # Pruned and rounded weights come in another order from the agent that is built from this.
+        fresh = agent.configure_optimizers()
+        for group in fresh.param_groups:
+            for parameter in group["params"]:
+                if parameter in optimizer.state:
+                    fresh.state[parameter] = optimizer.state[parameter]
+        changed["optimizer_states"] = [fresh.state_dict()]
+    for key, state in checkpoint.items():
+        if key.endswith("DataModule") and isinstance(state, dict) and "ranks" in state:
+            changed[key] = {**state, "ranks": [None], "texts": None}
+    changed["callbacks"] = {}
+    return changed
+
+
+def _parameters(agent: Any) -> int:
+    return sum(p.numel() for p in agent.policy.state_dict().values() if torch.is_tensor(p))
+
+
+def _stored(agent: Any) -> int:
+    """Bytes of a file of what the policy has learned."""
+    contents = io.BytesIO()
+    torch.save(dict(agent.policy.state_dict()), contents)
+    return contents.tell()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"compress: {message} (see rl-lightning compress --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rl-lightning compress",
+        description="Make the policy of a checkpoint smaller: a new checkpoint for validate, "
+        "predict, fit and load_from_checkpoint. It prints how often both policies act alike.",
+        epilog="Methods: " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()),
+    )
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of the agent")
+    parser.add_argument("--out", required=True, help="checkpoint to write")
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--share", type=float, help="of weights or nodes to take out, [0, 1)")
+    parser.add_argument("--bits", type=int, help="of each weight: 16, 8, 4, 2 or 1")
+    parser.add_argument("--group_size", type=int, help="inputs that share a scale; all by default")
+    parser.add_argument(
+        "--scope", choices=("global", "layer"), help="compare weights of all layers, or of each"
+    )
+    parser.add_argument("--layers", help="names with commas between them; all that can be")
+    parser.add_argument(
+        "--observations", type=int, default=1000, help="to compare actions on (1000)"
+    )
+    parser.add_argument(
+        "--min_agreement", type=float, default=0.0, help="write nothing below this share"
+    )
+    parser.add_argument("--trust", metavar="PACKAGE", help="import classes from it, too")
+    return parser
