@@ -67,9 +67,10 @@ def build_target(
     """A network from inputs `[N, *in_shape]` to logits `[N, classes]`, float32.
 
     `mlp` has `depth` hidden layers of `width` units; `cnn` has `depth` 3×3 convolutions of `width`
-    channels, of which every second is followed by 2×2 max-pooling, then the mean over pixels and a
-    linear layer. Activations are ReLU. Weights and biases are drawn as PyTorch draws them, from
-    U(−1/√fan_in, 1/√fan_in), by a generator of their own.
+    channels, every second followed by 2×2 max-pooling as long as images are 4 pixels wide, then the
+    mean over pixels and a linear layer. Activations are ReLU. Hidden weights are drawn from U(−b,
+    b) with b = √(6 / fan_in) (He et al. 2015, equation 10), so that deep networks train, those of
+    the last layer with b = 1 / √fan_in; biases are 0. The generator is their own.
 
     Anything with a dot is an import path of the user's own: a function or class that is called as
     `(in_shape, classes, width, depth)` and returns a module. It is made under a seeded copy of
@@ -110,17 +111,18 @@ def _mlp(in_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.
 
 
 def _cnn(in_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.Module:
-    if len(in_shape) != 3 or min(in_shape[1:]) < 2 ** (depth // 2):
+    if len(in_shape) != 3:
         raise ConfigurationError(
-            f"model='cnn' with depth={depth} needs images [C, H, W] of at least "
-            f"{2 ** (depth // 2)} pixels a side, not inputs of the shape {list(in_shape)}; use "
+            f"model='cnn' needs images [C, H, W], not inputs of the shape {list(in_shape)}; use "
             "data='digits-images', or model='mlp'"
         )
     layers: list[nn.Module] = []
-    channels = in_shape[0]
+    channels, side = in_shape[0], min(in_shape[1:])
     for i in range(depth):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if i % 2 else []
+        if i % 2 and side >= 4:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
         channels = width
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
@@ -129,11 +131,15 @@ def _cnn(in_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.
 
 @torch.no_grad()
 def _draw(network: nn.Module, generator: torch.Generator) -> None:
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            bound = layer.weight[0].numel() ** -0.5
-            for parameter in layer.parameters():
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        gain = 1.0 if layer is layers[-1] else 6.0
+        bound = math.sqrt(gain / layer.weight[0].numel())
+        for parameter in layer.parameters():
+            if parameter.dim() > 1:
                 parameter.uniform_(-bound, bound, generator=generator)
+            else:
+                parameter.zero_()
 
 
 def _of_the_user(
