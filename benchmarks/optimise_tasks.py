@@ -19,7 +19,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 from common import prepare_process
 from tqdm import tqdm
 
@@ -89,15 +88,13 @@ class Trained:
     def __init__(self, path: Path) -> None:
         import rl_lightning
 
-        self.agent = rl_lightning.PPO.load_from_checkpoint(path).eval()
+        self.agent = rl_lightning.PPO.load_from_checkpoint(path)
 
     def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
         return {}
 
     def act(self, obs: np.ndarray, info: Any) -> Any:
-        with torch.no_grad():
-            x = self.agent.preprocess(obs[None])
-            return self.agent.act(x, explore=False)["action"][0].numpy()
+        return self.agent.predict(obs)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from optimise_tasks import summed_up, table
 from training import fit
 
 from rl_lightning.agents import PPO
@@ -261,7 +262,14 @@ def test_another_process_plays_the_same_episode_and_no_global_generator_moves():
     assert json.loads(out.stdout.splitlines()[-1]) == seen
 
 
-def test_the_caller_s_modes_change_nothing():
+def test_the_caller_s_modes_and_threads_change_nothing():
+    expected = trace(make(data="digits"), seed=0)
+    torch.set_num_threads(2)
+    try:
+        assert trace(make(data="digits"), seed=0) == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
     expected = trace(make(), seed=0)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert trace(make(), seed=0) == expected
@@ -461,3 +469,15 @@ def test_held_out_tasks_are_checked_to_be_others():
             check_disjoint(training, held_out, [name])
     with pytest.raises(ConfigurationError, match="depths must be given"):
         check_disjoint(training, training, ["depths"])
+
+
+def test_the_benchmark_compares_baselines_task_by_task():
+    def row(*returns):
+        episodes = [{"return": value, "test_accuracy": 0.5} for value in returns]
+        return {"chosen": {"kind": "cosine", "rate": 0.2}, "cpu_seconds": 0.1, "episodes": episodes}
+
+    found = summed_up(NAME, {"a": row(1.0, 2.0), "b": row(2.0, 4.0), "checkpoint": row(5.0, 5.0)})
+    assert found["a"]["return"] == [1.5, 0.5]
+    assert found["a"]["return − b"] == [-1.5, 0.5]
+    assert found["checkpoint"]["return − b"] == [2.0, 1.0]
+    assert "| a 0.2 | 0.100 | 1.500 ± 0.500 | 0.500 ± 0.000 | -1.500 ± 0.500 |" in table(found)

@@ -183,7 +183,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
             splits, network = self._workbench()
             network.load(self._parameters(point))
             network.backward(splits.x_train, splits.y_train)
-            return network.gradient.numpy() @ self._subspace()
+            return np.einsum("p,pd->d", network.gradient.numpy(), self._subspace())
 
     @property
     def point(self) -> np.ndarray:
@@ -219,7 +219,9 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         return random_directions(len(network.vector), self.directions, self.direction_seed)
 
     def _parameters(self, point: np.ndarray) -> np.ndarray:
-        return self._start + (self._subspace() @ point).astype(np.float32)
+        # Not by `@`: BLAS sums in another order on more threads.
+        moved = np.einsum("pd,d->p", self._subspace(), point)
+        return self._start + moved.astype(np.float32)
 
     def _judged(self) -> dict[str, float]:
         with by_itself():
@@ -242,7 +244,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         ]
         parameters = self._parameters(self._point)
         if self.features == "projection":
-            features = (parameters @ self._subspace()).tolist()
+            features = np.einsum("p,pd->d", parameters, self._subspace()).tolist()
         else:
             _, network = self._workbench()
             tensors = np.split(parameters, np.cumsum(network.sizes)[:-1])

@@ -43,17 +43,25 @@ class Recipe:
 
 @contextlib.contextmanager
 def by_itself() -> Iterator[None]:
-    """Compute as if no caller had switched off gradients, or switched on autocast.
+    """Compute with gradients, without autocast and on one thread, whatever the caller has set.
 
-    Environments are stepped without gradients and under the trainer's precision; what happens in
-    them must not depend on that.
+    Environments are stepped without gradients and under the trainer's precision, in processes with
+    more threads or fewer, and sums over threads differ in their last bits; what happens in them
+    must not depend on any of that. Networks as small as these are no faster on several threads.
     """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-    ):
-        yield
+    threads = torch.get_num_threads()
+    if threads != 1:
+        torch.set_num_threads(1)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        if threads != 1:
+            torch.set_num_threads(threads)
 
 
 def build_target(

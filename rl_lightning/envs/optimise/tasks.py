@@ -37,17 +37,6 @@ def check_choices(name: str, value: Any, least: int) -> tuple[int, ...]:
     return found
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that only counts as one.
-
-    Raises:
-        ConfigurationError: If it is neither.
-    """
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be true or false, not {value!r}")
-    return value
-
-
 def check_positive(name: str, value: Any) -> float:
     """A finite number above 0.
 
