@@ -22,6 +22,13 @@ if "TextWorld-v0" not in gym.registry:
     gym.register(
         "TextWorld-v0", entry_point="rl_lightning.envs.text_games.text_world:make_text_world"
     )
+for name, entry_point in (
+    ("TrainingControl-v0", "training_control:TrainingControlEnv"),
+    ("ParameterTuning-v0", "parameter_tuning:ParameterTuningEnv"),
+    ("HyperparameterSearch-v0", "hyperparameter_search:HyperparameterSearchEnv"),
+):
+    if name not in gym.registry:
+        gym.register(name, entry_point=f"rl_lightning.envs.optimise.{entry_point}")
 
 __all__ = [
     "AdmissibleActions",

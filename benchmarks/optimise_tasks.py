@@ -1,0 +1,205 @@
+"""The tasks whose world is a model: CPU seconds of an episode, and what their baselines score.
+
+    python benchmarks/optimise_tasks.py                    # three minutes
+    python benchmarks/optimise_tasks.py TrainingControl-v0 --tasks 100
+    python benchmarks/optimise_tasks.py TrainingControl-v0 --checkpoint logs/last.ckpt
+
+Baselines with something to choose (the rate of a schedule, the first step of an evolution strategy)
+have it chosen by mean return on training tasks; all are judged on held-out ones, every baseline on
+the same. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
+greedily. Means ± standard errors over held-out tasks, and the difference of each to the best
+baseline on the same tasks; one thread.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from common import prepare_process
+from tqdm import tqdm
+
+JUMPS = {"actions": "continuous", "moves": "from_start"}
+# By environment: arguments of training tasks, and, by the name of what is held out, of others.
+TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "TrainingControl-v0": (
+        {"seed_range": [0, 1_000_000], "splits": [0, 100], "widths": [16, 32, 48]},
+        {
+            "seeds": {"seed_range": [1_000_000, 2_000_000]},
+            "seeds, splits and width 24": {
+                "seed_range": [1_000_000, 2_000_000],
+                "splits": [100, 200],
+                "widths": [24],
+            },
+        },
+    ),
+    "ParameterTuning-v0": (
+        {"seed_range": [0, 1_000_000]},
+        {"seeds": {"seed_range": [1_000_000, 2_000_000]}},
+    ),
+    "HyperparameterSearch-v0": (
+        {"seed_range": [0, 1_000_000], "splits": [0, 100]},
+        {"seeds and splits": {"seed_range": [1_000_000, 2_000_000], "splits": [100, 200]}},
+    ),
+}
+# What baselines are compared by, beside the return.
+SCORE = {
+    "TrainingControl-v0": "return",
+    "ParameterTuning-v0": "best_accuracy",
+    "HyperparameterSearch-v0": "best_accuracy",
+}
+
+
+def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """By its name: arguments of the environment that it acts in, and candidates to choose from."""
+    from rl_lightning.envs.optimise import baselines as b
+
+    if name == "TrainingControl-v0":
+        ways = {kind: ({"actions": "continuous"}, b.schedules(kind)) for kind in b.KINDS}
+        return {**ways, "uniform": ({}, [b.Uniform()])}
+    if name == "ParameterTuning-v0":
+        return {
+            "random walk": ({}, [b.Uniform()]),
+            "hill climbing": ({}, [b.HillClimbing()]),
+            "random search": (JUMPS, [b.Uniform()]),
+            "(1+1)-ES": (JUMPS, [b.EvolutionStrategy(s) for s in (0.05, 0.1, 0.25)]),
+            "gradient descent (sees gradients)": (
+                JUMPS,
+                [b.GradientDescent(lr) for lr in (0.3, 1.0, 3.0)],
+            ),
+        }
+    return {
+        "random search": ({}, [b.Uniform()]),
+        "random search, levels": ({"actions": "discrete"}, [b.Uniform()]),
+        "TPE (Optuna)": ({}, [b.TPE()]),
+    }
+
+
+class Trained:
+    """An agent from a checkpoint, as a baseline acts.
+
+    Args:
+        path: The checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import rl_lightning
+
+        self.agent = rl_lightning.PPO.load_from_checkpoint(path)
+
+    def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
+        return {}
+
+    def act(self, obs: np.ndarray, info: Any) -> Any:
+        return self.agent.predict(obs)
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Rows of an environment's baselines, by what is held out."""
+    from rl_lightning.envs import make_env
+    from rl_lightning.envs.optimise.baselines import choose, play
+    from rl_lightning.envs.optimise.tasks import check_disjoint
+
+    training, held_out = TASKS[name]
+    ways = baselines(name)
+    if args.checkpoint:
+        ways["checkpoint"] = (json.loads(args.env_kwargs), [Trained(args.checkpoint)])
+    seeds = range(1_000_000, 1_000_000 + args.tasks)
+    found: dict[str, Any] = {}
+    chosen = {}
+    for way, (kwargs, candidates) in tqdm(ways.items(), desc=f"{name}, choosing"):
+        env = make_env(name, {**training, **kwargs})
+        few = range(args.choose)
+        chosen[way] = candidates[0] if len(candidates) == 1 else choose(env, candidates, few)
+    for what, others in held_out.items():
+        check_disjoint(training, others, list(others))
+        rows: dict[str, Any] = {}
+        for way, (kwargs, _) in tqdm(ways.items(), desc=f"{name}, judging"):
+            env = make_env(name, {**others, **kwargs})
+            play(env, chosen[way], seeds[0])  # warms up
+            began = time.process_time()
+            played = [play(env, chosen[way], seed) for seed in seeds]
+            rows[way] = {
+                "chosen": vars_of(chosen[way]),
+                "cpu_seconds": round((time.process_time() - began) / len(seeds), 4),
+                "episodes": played,
+            }
+        found[what] = rows
+    return found
+
+
+def vars_of(baseline: Any) -> dict[str, Any]:
+    """What a baseline was constructed with, as far as it is plain."""
+    plain = {k: v for k, v in vars(baseline).items() if k[0] != "_"}
+    return {k: v for k, v in plain.items() if isinstance(v, int | float | str)}
+
+
+def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
+    """Means and standard errors over tasks, and differences to the best of the baselines."""
+    score = SCORE[name]
+    rivals = {w: r for w, r in rows.items() if w != "checkpoint" and "gradient" not in w}
+    best = max(rivals, key=lambda way: mean(e[score] for e in rivals[way]["episodes"]))
+    out = {}
+    for way, row in rows.items():
+        episodes = row["episodes"]
+        names = [n for n in ("return", "accuracy", "best_accuracy", "test_accuracy", "diverged")
+                 if n in episodes[0]]  # fmt: skip
+        gaps = [e[score] - b[score] for e, b in zip(episodes, rows[best]["episodes"], strict=True)]
+        out[way] = {
+            "chosen": row["chosen"],
+            "cpu_seconds": row["cpu_seconds"],
+            **{n: with_error([e[n] for e in episodes]) for n in names},
+            f"{score} − {best}": with_error(gaps),
+        }
+    return out
+
+
+def with_error(values: list[float]) -> list[float]:
+    """Mean and standard error."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return [round(mean(values), 4), round(error, 4)]
+
+
+def table(rows: dict[str, Any]) -> str:
+    """As Markdown."""
+    columns = [c for c in next(iter(rows.values())) if c != "chosen"]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for way, row in rows.items():
+        chosen = " ".join(str(v) for v in row["chosen"].values() if not isinstance(v, str))
+        cells = (
+            f"{c[0]:.3f} ± {c[1]:.3f}" if isinstance(c, list) else f"{c:.3f}"
+            for c in (row[column] for column in columns)
+        )
+        lines.append(f"| {way} {chosen} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
+    parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
+    parser.add_argument("--checkpoint", type=Path, help="of a PPO agent, for one environment")
+    parser.add_argument("--env_kwargs", default="{}", help="JSON: the checkpoint's environment's")
+    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    args = parser.parse_args()
+    if args.checkpoint and len(args.envs) != 1:
+        parser.error("--checkpoint belongs to one environment: name it")
+    prepare_process()
+    results: dict[str, Any] = {}
+    for name in args.envs:
+        for what, rows in measure(name, args).items():
+            summary = summed_up(name, rows)
+            results.setdefault(name, {})[what] = summary
+            print(f"\n{name}, held out: {what}; {args.tasks} tasks\n\n{table(summary)}", flush=True)
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                numbers = {"tasks": args.tasks, "chosen on": args.choose, "results": results}
+                args.out.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

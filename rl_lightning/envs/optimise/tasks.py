@@ -1,0 +1,116 @@
+"""What the tasks of this room have in common: a task is what one number draws."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
+
+LIMIT = 10.0
+"""Bound of every entry of an observation."""
+
+
+def check_seeds(name: str, value: Any) -> tuple[int, int]:
+    """A half-open range of seeds as two ints.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ConfigurationError(f"{name} must be two whole numbers [low, high), not {value!r}")
+    low = whole_seed(f"{name}[0]", value[0])
+    return low, whole(f"{name}[1]", value[1], low + 1, 2**32)
+
+
+def check_choices(name: str, value: Any, least: int) -> tuple[int, ...]:
+    """A list of different whole numbers to draw from.
+
+    Raises:
+        ConfigurationError: If it is empty, or one of them is too small or there twice.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigurationError(f"{name} must be a list of whole numbers, not {value!r}")
+    found = tuple(whole(name, one, least) for one in value)
+    if len(set(found)) < len(found):
+        raise ConfigurationError(f"{name} must be different numbers, not {list(value)}")
+    return found
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    if value is None or isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be a number above 0, not {value!r}")
+    check_range(name, value, 0.0)
+    if value == 0:
+        raise ConfigurationError(f"{name} must be above 0, not {value}")
+    return float(value)
+
+
+def draw_task(
+    random: np.random.Generator,
+    seed_range: tuple[int, int],
+    options: Mapping[str, Any] | None,
+    others: Sequence[str] = (),
+) -> int:
+    """The seed of the next episode's task.
+
+    Args:
+        random: The environment's generator.
+        seed_range: Half-open range to draw from.
+        options: Of `reset`; `task_seed` names a certain task, which may lie outside the range.
+        others: Options that somebody else reads.
+
+    Raises:
+        ConfigurationError: If there are other options, or the seed is none.
+    """
+    options = options or {}
+    unknown = sorted(set(options) - {"task_seed", *others})
+    if unknown:
+        known = ", ".join(["task_seed", *others])
+        raise ConfigurationError(f"reset has no option {unknown[0]!r}: there is {known}")
+    if options.get("task_seed") is None:
+        return int(random.integers(*seed_range))
+    return whole_seed("task_seed", options["task_seed"])
+
+
+def bounded(values: Sequence[float]) -> np.ndarray:
+    """An observation within `[-LIMIT, LIMIT]`, float32; what is no number becomes the bound."""
+    finite = np.nan_to_num(np.asarray(values, np.float64), nan=LIMIT, posinf=LIMIT, neginf=-LIMIT)
+    return finite.clip(-LIMIT, LIMIT).astype(np.float32)
+
+
+def check_disjoint(
+    training: Mapping[str, Any], held_out: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """Refuse held-out tasks that training could have seen.
+
+    Args:
+        training: Arguments of the environment that is trained, or chosen, on.
+        held_out: Arguments of the one that is judged by.
+        names: Arguments that must have nothing in common: `seed_range` and `splits` are half-open
+            ranges, `widths`, `depths` and `data` lists.
+
+    Raises:
+        ConfigurationError: That names the first argument whose values overlap.
+    """
+    for name in names:
+        first, second = training.get(name), held_out.get(name)
+        if first is None or second is None:
+            raise ConfigurationError(
+                f"{name} must be given for training and held-out tasks, to tell them apart"
+            )
+        if name in ("seed_range", "splits"):
+            one, other = check_seeds(name, first), check_seeds(name, second)
+            overlap = one[0] < other[1] and other[0] < one[1]
+        else:
+            overlap = bool(set(first) & set(second))
+        if overlap:
+            raise ConfigurationError(
+                f"{name} of training, {list(first)}, overlaps with that of held-out tasks, "
+                f"{list(second)}: choose values that have nothing in common"
+            )
