@@ -68,6 +68,16 @@ _STRINGS = (
         "export --ckpt_path checkpoints/sft-strings/last.ckpt --out checkpoints/models/strings",
     ),
 )
+_ADDITION = (
+    "checkpoints/models/addition/config.json",
+    (
+        "fit --config configs/sft/strings.yaml --data.prompts.task add --data.prompts.length 2 "
+        "--data.prompts.shortest null --data.prompts.size 1600 --data.val_prompts.task add "
+        "--data.val_prompts.length 2 --data.val_prompts.shortest null --data.total_updates 1200 "
+        "--data.updates_per_epoch 120 --checkpoint.dirpath checkpoints/sft-addition",
+        "export --ckpt_path checkpoints/sft-addition/last.ckpt --out checkpoints/models/addition",
+    ),
+)
 _PAIRS = (
     "datasets/strings.jsonl",
     (
@@ -96,6 +106,7 @@ PREPARE = {
         ("checkpoints/ppo-textmaze/best.ckpt", ("fit --config configs/ppo/textmaze.yaml",)),
     ),
     "dpo-strings": (_CHARACTERS, _STRINGS, _PAIRS),
+    "grpo-addition": (_CHARACTERS, _ADDITION),
     "grpo-strings": (_CHARACTERS, _STRINGS),
     "grpo-strings-dr": (_CHARACTERS, _STRINGS),
     "grpo-textmaze-turns": (_TURNS,),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from rl_lightning.compress import restructure
@@ -71,6 +72,14 @@ class CompressedModule(L.LightningModule):
         self._compression = (*self._compression, record)
         self._renew_target()
         return record
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if any(record["operator"] == "quantise" for record in self._compression):
+            rank_zero_warn(
+                "the policy's weights are quantised, and stay as they are: what is trained are its "
+                "biases and other parameters that are not; quantise-aware is for training on"
+            )
 
     def _renew_target(self) -> None:
         """Have a target network be a copy of what the policy is now."""

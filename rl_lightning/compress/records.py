@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rl_lightning.compress.fake import refake
+from rl_lightning.compress.fake import harden, refake
 from rl_lightning.compress.nodes import apply_nodes_record
+from rl_lightning.compress.quantisable import straight_through
 from rl_lightning.compress.quantise import requantise
 from rl_lightning.compress.transformers import apply_heads_record, apply_layers_record
 from rl_lightning.compress.weights import apply_bake_record, apply_weights_record
@@ -20,9 +21,19 @@ OPERATORS: dict[str, Apply] = {
     "prune_nodes": apply_nodes_record,
     "prune_heads": apply_heads_record,
     "prune_layers": apply_layers_record,
-    "quantise": lambda module, record, optimizers: requantise(module, record),
+    "quantise": lambda module, record, optimizers: _apply_quantise_record(module, record),
     "fake_quantise": lambda module, record, optimizers: refake(module, record),
 }
+
+
+def _apply_quantise_record(module: nn.Module, record: Mapping[str, Any]) -> None:
+    """Layers that were quantised as they were, or by `harden` after training under it."""
+    if not any(straight_through(layer) for layer in module.modules()):
+        requantise(module, record)
+    elif harden(module)["layers"] != record.get("layers"):
+        raise ConfigurationError(
+            "the record of quantise has other layers than are trained under quantisation"
+        )
 
 
 def restructure(
