@@ -270,7 +270,7 @@ def _run(args: list[str]) -> None:
         trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
         parser_kwargs={
             "parser_mode": "omegaconf+",
-            "epilog": "rl-lightning export writes a tuned language model, see its --help",
+            "epilog": "rl-lightning export writes a policy or its language model, see its --help",
         },
         args=args,
     )
