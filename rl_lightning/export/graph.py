@@ -73,7 +73,7 @@ class PolicyGraph(nn.Module):
         mask = given.pop() if self.mask_width else None
         state = given.pop() if self.state_width else None
         tensors = iter(given)
-        values = [tuple(next(tensors) for _ in part.names) for part in self.parts]
+        values = [[next(tensors) for _ in part.names] for part in self.parts]
         obs = assembled(self.parts, [v if len(v) > 1 else v[0] for v in values])
         said = self.decides(reading(self.agents[0], obs), state, mask)
         action = said["action"].to(self.action_dtype)

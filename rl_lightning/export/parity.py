@@ -133,8 +133,8 @@ def _actions(
         return np.zeros(len(wanted), bool), len(wanted)
     if wanted.dtype.kind == "f":
         close = np.isclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE)
-        return close.reshape(len(close), -1).all(1), 0  # their error says the rest
-    same = (found == wanted).reshape(len(wanted), -1).all(1)
+        return np.all(np.reshape(close, (len(found), -1)), axis=1), 0  # their error says the rest
+    same = np.all(np.reshape(found == wanted, (len(wanted), -1)), axis=1)
     near = np.zeros(len(wanted), bool)
     for name, score in scores.items():
         if not name.startswith(("logits", "q_values")):

@@ -10,10 +10,11 @@ from rl_lightning.core.spaces import is_text
 from rl_lightning.encoders import DictEncoder, GuidedEncoder, MLPEncoder
 from rl_lightning.export.inputs import Part
 
-WORDS = (
+_SENTENCES = (
     "you are in a small maze and see the red door to north south east west there is no wall "
     "near far left right go open take key box goal exit room 2 3 , . ! [SEP] <s> Été"
-).split()
+)
+WORDS = tuple(_SENTENCES.split())
 # Further than this from 0, numbers are no measure of anything; spaces say it for "no bound".
 MODERATE = 1e4
 
@@ -40,6 +41,12 @@ def sample_part(part: Part, encoder: Any, count: int, rng: np.random.Generator) 
             usual = mean + rng.normal(size=(count, mean.size)) * wide / scale
             values[::2] = usual.reshape(values.shape)[::2]
         return list(values.astype(space.dtype))
+    if isinstance(space, gym.spaces.Box):
+        # Of even noise all over, one image is to a network like any other.
+        bright = rng.random((count, *[1] * (len(space.shape) - 1), *space.shape[-1:]))
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        values = low + rng.random((count, *space.shape)) * bright * (high - low)
+        return list(np.rint(values).astype(space.dtype))
     space = copy.deepcopy(space)  # its random numbers are the owner's
     space.seed(int(rng.integers(2**31)))
     return [space.sample() for _ in range(count)]

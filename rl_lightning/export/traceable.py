@@ -4,6 +4,7 @@ Reading texts, remembering them and gathering statistics stay outside: what is l
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.encoders import BagOfWordsEncoder, Encoder, LLMEncoder, TableEncoder
 from rl_lightning.export.inputs import as_array
-from rl_lightning.llm import pool
+from rl_lightning.llm import Pooling, pool
 from rl_lightning.nn.compiled import WRAPPED
 from rl_lightning.nn.insides import children
 from rl_lightning.nn.norm import RunningNorm
@@ -49,10 +50,11 @@ class TokensInside(Encoder):
         self.model: Any = model.merge_and_unload() if backbone.tune == "lora" else model
         self.model.requires_grad_(False).eval()
         self.norm = None if encoder.norm is None else FixedNorm(encoder.norm)
-        self.pooling, self.normalize = encoder.pooling, encoder.normalize
+        self.pooling: Pooling = encoder.pooling
+        self.normalize = encoder.normalize
         self.out_dim = encoder.out_dim
 
-    def preprocess(self, obs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def preprocess(self, obs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Token ids and attention mask, `[N, L]`."""
         return {"input_ids": obs[0], "attention_mask": obs[1]}
 
