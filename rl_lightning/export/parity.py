@@ -95,7 +95,7 @@ def compare(
         if alone is not None:
             errors += [relative_error(alone[name], value[:1]) for name, value in scores.items()]
         action = action_writer(agent.spec.action_space)(acted["action"])
-        same, beyond = _actions(found["action"], action, scores)
+        same, beyond = compare_actions(found["action"], action, scores)
         equal.append(same)
         wrong += beyond
         if found["action"].dtype != action.dtype or found["action"].shape != action.shape:
@@ -125,7 +125,7 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float((np.abs(found - wanted) / scale).max())
 
 
-def _actions(
+def compare_actions(
     found: np.ndarray, wanted: np.ndarray, scores: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, int]:
     """Which actions are equal, bool `[N]`, and how many others had no excuse."""

@@ -43,7 +43,8 @@ def opinionated(agent: Any) -> Any:
     for parameter in agent.policy.parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data.add_(noise * parameter[0].numel() ** -0.5)
+            bias = parameter.ndim == 1
+            parameter.data.add_(noise * (0.1 if bias else 2.0 * parameter[0].numel() ** -0.5))
     for module in agent.modules():
         if isinstance(module, MLPEncoder) and module.norm is not None:
             width = module.norm.running.moments.shape[1]
@@ -81,8 +82,8 @@ def made(kind: str, model: Path | None = None) -> Any:
     return opinionated(agents[kind]())
 
 
-# The first two are in the others as well: a vector in `recurrent`, an image in `dict`.
-KINDS = ("vector", "image", "dict", "words", "tokens", "recurrent")
+# The first two are in others as well: a vector in `recurrent`, an image in `dict`.
+KINDS = ("vector", "image", "words", "dict", "tokens", "recurrent")
 
 
 def sampled(agent: Any, count: int, seed: int = 1) -> list[Any]:
@@ -131,7 +132,7 @@ assert not {blocked} & set(sys.modules)
 
 
 def run_outside(
-    folder: Path, rows: list[Any], steps: int = 1, blocked: str = "torch lightning rl_lightning"
+    folder: Path, rows: list[Any], steps: int, blocked: str
 ) -> list[dict[str, np.ndarray]]:
     """What the folder's own script says of observations, in a process without those packages."""
     (folder.parent / "rows.json").write_text(json.dumps(rows, default=lambda a: a.tolist()))

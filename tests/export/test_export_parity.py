@@ -12,11 +12,10 @@ import torch
 from export_tools import made, opinionated
 from llm_tiny import tiny_model
 from probes import OBSERVATIONS
-from token_tools import characters
+from token_tools import characters, make
 
 from rl_lightning import (
     DQN,
-    GRPO,
     PPO,
     BagOfWordsEncoder,
     Encoder,
@@ -65,7 +64,10 @@ def test_a_wrong_action_is_noticed(tmp_path, monkeypatch):
     """Also where the scores are right."""
     agent = opinionated(DQN(EnvSpec(VECTOR, TWO)))
     act = DQN.act
-    flipped = lambda self, *args, **kwargs: {"action": 1 - act(self, *args, **kwargs)["action"]}
+
+    def flipped(self, *args, **kwargs):
+        return {"action": 1 - act(self, *args, **kwargs)["action"]}
+
     monkeypatch.setattr(DQN, "act", flipped)
     with pytest.raises(RunError, match="and 128 greedy actions differ"):
         export_policy(agent, tmp_path / "out", "torch")
@@ -97,13 +99,13 @@ def test_relative_error_by_hand():
 def test_a_gap_below_the_tolerance_excuses_an_action():
     scores = {"q_values": np.array([[1.0, 1.00001, 0.0], [1.0, 2.0, 0.0]])}
     wanted = np.array([1, 1])
-    same, wrong = parity._actions(np.array([0, 1]), wanted, scores)
+    same, wrong = parity.compare_actions(np.array([0, 1]), wanted, scores)
     assert (same.tolist(), wrong) == ([False, True], 0)
-    assert parity._actions(np.array([1, 0]), wanted, scores)[1] == 1
+    assert parity.compare_actions(np.array([1, 0]), wanted, scores)[1] == 1
     bits = {"logits": np.array([[2.0, 1e-7], [2.0, -3.0]])}
     wanted = np.array([[1, 1], [1, 0]])
-    assert parity._actions(np.array([[1, 0], [1, 0]]), wanted, bits)[1] == 0
-    assert parity._actions(np.array([[1, 1], [1, 1]]), wanted, bits)[1] == 1
+    assert parity.compare_actions(np.array([[1, 0], [1, 0]]), wanted, bits)[1] == 0
+    assert parity.compare_actions(np.array([[1, 1], [1, 1]]), wanted, bits)[1] == 1
 
 
 def test_samples_are_of_the_space_and_around_what_is_usual():
@@ -118,7 +120,9 @@ def test_samples_are_of_the_space_and_around_what_is_usual():
     assert (np.abs(usual) < 2.0).mean() > 0.2
     assert (np.abs(usual) > 10.0).mean() > 0.05  # where it clips
     for kind in ("discrete", "small_image", "text"):
-        encoder = {"text": BagOfWordsEncoder}.get(kind, MLPEncoder)(EnvSpec(OBSERVATIONS[kind], TWO))
+        encoder = {"text": BagOfWordsEncoder}.get(kind, MLPEncoder)(
+            EnvSpec(OBSERVATIONS[kind], TWO)
+        )
         (part,) = parts_of(encoder, OBSERVATIONS[kind])
         for value in sample_part(part, encoder, 50, rng):
             assert OBSERVATIONS[kind].contains(value), value
@@ -212,12 +216,14 @@ REFUSED = {
         "TableEncoder.*texts in its own way",
     ),
     "a large table": (
-        lambda path: QTable(EnvSpec(gym.spaces.Discrete(9), TWO), partial(TableEncoder, capacity=5)),
+        lambda path: QTable(
+            EnvSpec(gym.spaces.Discrete(9), TWO), partial(TableEncoder, capacity=5)
+        ),
         "numbered these observations as they came up.*or train DQN",
     ),
     "scores": (scoring, "ScoringPolicy acts by texts.*--format huggingface"),
     "tokens": (
-        lambda path: GRPO(model=str(characters(path / "m"))),
+        lambda path: make("GRPO", str(characters(path / "m"))),
         "GRPO tunes a language model that writes.*--format huggingface",
     ),
     "judges": (lambda path: RewardModel(EnvSpec(VECTOR, TWO)), "RewardModel does not act"),
@@ -252,9 +258,14 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="there is there already"):
         export_policy(agent, tmp_path / "there", "torch")
     find = importlib.util.find_spec
-    none = lambda name, *rest: None if name == "onnxscript" else find(name, *rest)
+
+    def none(name, *rest):
+        return None if name == "onnxscript" else find(name, *rest)
+
     monkeypatch.setattr(importlib.util, "find_spec", none)
-    with pytest.raises(ConfigurationError, match=r"onnxscript: pip install 'rl-lightning\[export]'"):
+    with pytest.raises(
+        ConfigurationError, match=r"onnxscript: pip install 'rl-lightning\[export]'"
+    ):
         export_policy(agent, tmp_path / "out")
     export_policy(agent, tmp_path / "out", "torch")  # which needs none of them
 
@@ -268,7 +279,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         return opened(file, mode, *rest, **more)
 
     monkeypatch.setattr(builtins, "open", full)
-    with pytest.raises(RunError, match="out cannot be written: .*No space left"):
+    with pytest.raises(RunError, match=r"out cannot be written: .*No space left"):
         export_policy(DQN(EnvSpec(VECTOR, TWO)), tmp_path / "out", "torch")
     assert not list(tmp_path.iterdir())
 
