@@ -104,7 +104,7 @@ def trace(
 
     Args:
         graph: What to trace.
-        inputs: Of a few rows, more than one, and of texts of more than one token.
+        inputs: Of a few rows, more than one.
 
     Raises:
         ConfigurationError: If `torch.export` cannot follow the policy.
@@ -112,15 +112,22 @@ def trace(
     rows = Dim("batch", min=1)
     shapes: list[dict[int, Any]] = []
     for i, part in enumerate(graph.parts):
-        more = {} if part.longest is None else {1: Dim(f"length{i}", min=1, max=part.longest)}
+        longest = part.longest or 1
+        more = {1: Dim(f"length{i}", min=1, max=longest)} if longest > 1 else {}
         shapes += [{0: rows, **more}] * len(part.names)
+    # Of a length of 1 torch.export would take it that it is always 1.
+    given = (
+        _padded(tensor) if 1 in shape else tensor
+        for tensor, shape in zip(inputs, shapes, strict=False)
+    )
+    inputs = (*given, *inputs[len(shapes) :])
     shapes += [{0: rows}] * (len(inputs) - len(shapes))
     kinds = sorted({type(graph.policy).__name__, type(graph.policy.encoder).__name__})
     try:
         with _quiet(), torch.no_grad():
             outputs = graph(*inputs)
-            given = {"inputs": tuple(shapes)}
-            return torch.export.export(graph, inputs, dynamic_shapes=given), outputs
+            dynamic = {"inputs": tuple(shapes)}
+            return torch.export.export(graph, inputs, dynamic_shapes=dynamic), outputs
     except Exception as error:  # whatever a module does that is no arithmetic of tensors
         raise ConfigurationError(
             f"torch.export cannot trace {' and '.join(kinds)}: {shortened(error)}; what acts must "
@@ -156,6 +163,11 @@ def save(program: ExportedProgram, graph: PolicyGraph, format: Format, path: Pat
         ) from error
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     converted.save(path, external_data=size > MOST_BYTES_INSIDE)
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """Of one column, a second one of padding."""
+    return tensor if tensor.shape[1] > 1 else nn.functional.pad(tensor, (0, 1))
 
 
 def _copy(agent: Any) -> Any:

@@ -79,7 +79,8 @@ def made(kind: str, model: Path | None = None) -> Any:
             partial(ActorCritic, recurrent="lstm", recurrent_size=8, share_encoder=False),
         ),
     }
-    return opinionated(agents[kind]())
+    agent = agents[kind]()
+    return agent.eval() if kind == "dict" else opinionated(agent)  # whose tanh would be full
 
 
 # The first two are in others as well: a vector in `recurrent`, an image in `dict`.
