@@ -80,7 +80,15 @@ def made(kind: str, model: Path | None = None) -> Any:
         ),
     }
     agent = agents[kind]()
-    return agent.eval() if kind == "dict" else opinionated(agent)  # whose tanh would be full
+    if kind == "dict":
+        return agent.eval()  # or its tanh would be full
+    opinionated(agent)
+    if kind == "image":  # of random convolutions one action is always the best
+        policy, rows = agent.policy, np.stack(sampled(agent, 50, seed=2))
+        with torch.no_grad():
+            features = policy.features(agent.preprocess(rows))
+            policy.advantage[-1].bias -= policy.advantage(features).mean(0)
+    return agent
 
 
 # The first two are in others as well: a vector in `recurrent`, an image in `dict`.
