@@ -20,7 +20,8 @@ STOREYS = [
     {"agents", "data/replay"},
     {"data/recordings", "data/prompts"},
     {"data/collect", "data/resume"},
-    {"data"},
+    # `export` asks agents what they do, and has nothing to do with collecting.
+    {"data", "export"},
     {"callbacks"},
     {"cli"},
     {"__main__"},

@@ -1,4 +1,4 @@
-"""`rl-lightning export`: an agent's language model, as a folder that others load."""
+"""`rl-lightning export`: a policy as a file that runs by itself, or its language model."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,37 +6,67 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.agents import Agent
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError, check_one_of
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.export import save_merged
 
+HUGGINGFACE = "huggingface"
+
 
 def export(args: Sequence[str], trusted: Sequence[str]) -> None:
-    """Write the language model of a checkpoint, adapters merged, with its tokenizer.
+    """Write the policy of a checkpoint as a graph, or its language model.
 
     Args:
         args: Of the command line, behind `export`.
         trusted: Packages outside this library that the checkpoint may name.
 
     Raises:
-        ConfigurationError: If the checkpoint cannot be read, holds no language model or several,
-            or the folder is there already.
+        ConfigurationError: If the checkpoint cannot be read, if what is asked for is not in it or
+            cannot be exported, or if the folder is there already.
+        RunError: If the folder cannot be written, or if what was written does not act as the
+            checkpoint does.
     """
+    from rl_lightning.export import FORMATS, export_policy  # torch.export takes a while to import
+
     parser = argparse.ArgumentParser(
         prog="rl-lightning export",
-        description="Write an agent's language model, adapters merged, with its tokenizer: a folder"
-        " that AutoModelForCausalLM.from_pretrained loads, and model: FOLDER in a configuration.",
+        description="Write a policy, with the preprocessing of raw observations inside, as a folder"
+        " that runs without this library (run_exported.py in it), or an agent's language model.",
     )
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of the agent")
     parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument(
+        "--format",
+        help="onnx: policy.onnx, for onnxruntime; torch: policy.pt2, of torch.export; huggingface: "
+        "the language model, adapters merged, with its tokenizer, which "
+        "AutoModelForCausalLM.from_pretrained and model: FOLDER in a configuration load. Left out: "
+        "huggingface for an agent that tunes a language model, onnx for any other.",
+    )
     parser.add_argument("--trust", metavar="PACKAGE", help="import classes from it, too")
     given = parser.parse_args(args)
+    if given.format is not None:
+        check_one_of("--format", given.format, [*FORMATS, HUGGINGFACE])
     folder = Path(given.out)
     if folder.resolve().exists():
         raise ConfigurationError(f"--out: {folder} is there already; take another name")
     agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted)
-    save_merged(language_model(agent), folder)
-    print(f"wrote {folder}")
+    form = given.format or (HUGGINGFACE if tunes_language_model(agent) else "onnx")
+    if form == HUGGINGFACE:
+        save_merged(language_model(agent), folder)
+        print(f"wrote {folder}")
+        return
+    parity = export_policy(agent, folder, form)
+    print(
+        f"wrote {folder}: on {parity.observations} sampled observations its numbers are the "
+        f"agent's to {parity.error:.1g}, relatively, and {parity.agreement:.2%} of the greedy "
+        f"actions are equal; python {folder}/run_exported.py says what it takes"
+    )
+
+
+def tunes_language_model(agent: Any) -> bool:
+    """Whether training changes a language model inside an agent."""
+    models = [part for part in agent.modules() if isinstance(part, Backbone)]
+    return any(model.tune != "frozen" for model in models)
 
 
 def language_model(agent: Any) -> Backbone:

@@ -55,7 +55,7 @@ class ImageEncoder(Encoder):
         x = torch.as_tensor(obs)
         if self.channels_last:
             x = x.movedim(-1, -3)
-        return x.reshape(len(x), *self.image_shape)
+        return x.reshape(x.shape[0], *self.image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         # Pixel by pixel in memory, convolutions take two thirds to four fifths of a CPU's time.

@@ -77,7 +77,8 @@ class MLPEncoder(Encoder):
     def preprocess_raw(self, obs: Any) -> Tensor:
         if self.widths is not None:
             return self._one_hot(obs)
-        return torch.as_tensor(obs, dtype=torch.float32).reshape(len(obs), -1)
+        values = torch.as_tensor(obs, dtype=torch.float32)
+        return values.reshape(values.shape[0], -1)
 
     def standardized(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x.to(self.norm.running.moments.device))
@@ -96,6 +97,6 @@ class MLPEncoder(Encoder):
     def _one_hot(self, obs: Any) -> Tensor:
         assert self.widths is not None
         index = torch.as_tensor(obs).long()
-        index = index.reshape(len(index), -1) - self.start  # (B, K)
+        index = index.reshape(index.shape[0], -1) - self.start  # (B, K)
         columns = [F.one_hot(index[:, k], n) for k, n in enumerate(self.widths)]
         return torch.cat(columns, dim=1).float()

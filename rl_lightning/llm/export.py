@@ -3,11 +3,13 @@
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from rl_lightning.core.errors import RunError, shortened
+from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.tokens import Tokens, control_tokens
 
 
 def save_merged(backbone: Backbone, folder: str | Path) -> None:
@@ -39,3 +41,44 @@ def save_merged(backbone: Backbone, folder: str | Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise RunError(f"{folder} cannot be written: {shortened(error)}") from error
+
+
+def save_tokens(tokens: Tokens, path: Path) -> dict[str, Any]:
+    """Write a tokenizer for the `tokenizers` library alone.
+
+    Args:
+        tokens: It.
+        path: The file, `….json`.
+
+    Returns:
+        What else decides which ids a text becomes, as plain data: `max_length`,
+        `truncation_side`, `pad`, `split_special_tokens`, how many tokens the template puts `before`
+        and `behind` a text, which ids are `control` tokens, and which stands for the `unknown`.
+
+    Raises:
+        ConfigurationError: If transformers has the tokenizer in Python alone.
+    """
+    tokenizer = tokens.tokenizer
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"{type(tokenizer).__name__} is written in Python, and only transformers can run it; "
+            "take a model with a tokenizer.json"
+        )
+    copied = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    copied.no_truncation()
+    copied.no_padding()
+    copied.save(str(path))
+    unknown = tokenizer.unk_token_id
+    ids = tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))
+    before, behind = tokens.around
+    return {
+        "file": path.name,
+        "max_length": tokens.max_length,
+        "truncation_side": tokens.truncation_side,
+        "pad": tokens.pad_id,
+        "split_special_tokens": tokens.split_special_tokens,
+        "before": before,
+        "behind": behind,
+        "control": sorted(set(ids) - {unknown, None}),
+        "unknown": unknown,
+    }

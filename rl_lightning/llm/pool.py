@@ -39,7 +39,7 @@ def pool(
     elif pooling in ("last", "cls"):
         position = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         index = (position * mask).argmax(1) if pooling == "last" else mask.int().argmax(1)
-        features = hidden[torch.arange(len(hidden), device=hidden.device), index].float()
+        features = hidden[torch.arange(hidden.shape[0], device=hidden.device), index].float()
     else:
         raise ConfigurationError(f"pooling={pooling!r} is unknown: use 'mean', 'last' or 'cls'")
     return torch.nn.functional.normalize(features, dim=-1) if normalize else features

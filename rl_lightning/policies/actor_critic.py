@@ -127,7 +127,7 @@ class ActorCritic(RolloutPolicy):
             `log_prob` and `value` `[B]` where `recall` would be expensive; `next_state`.
         """
         actor, critic, next_state = self._features(x, state)
-        distribution = self._distribution(actor, x, mask)
+        distribution = self.distribution(actor, x, mask)
         latent = distribution.sample() if explore else distribution.mode()
         if self.action_head.latent_is_action:
             out = {"action": latent}
@@ -146,7 +146,7 @@ class ActorCritic(RolloutPolicy):
     ) -> dict[str, Tensor]:
         """`probabilities`, or `mean` and `std`, of π(·|s) `[B, A]`, and `value` `[B]` if any."""
         actor, critic, _ = self._features(x, state)
-        distribution = self._distribution(actor, x, mask)
+        distribution = self.distribution(actor, x, mask)
         out = (
             {"mean": distribution.mean, "std": distribution.log_std.exp()}
             if isinstance(distribution, DiagonalGaussian)
@@ -180,11 +180,20 @@ class ActorCritic(RolloutPolicy):
             actor, critic = self._sequence_features(batch)
             x = x.flatten(0, 1)
             latent, mask = latent.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        distribution = self._distribution(actor, x, mask)
+        distribution = self.distribution(actor, x, mask)
         log_prob = distribution.log_prob(latent)
         value = self._value(critic) if self.critic is not None else torch.zeros_like(log_prob)
         out = Evaluation(log_prob, distribution.entropy(), value)
         return out if self.memory is None else Evaluation(*(x.view(batch.shape) for x in out))
+
+    def distribution(self, features: Tensor, x: Stored, mask: Tensor | None) -> Distribution:
+        """π(·|s) of the actor's features, and the observations that they are of, `[N, ...]`."""
+        hidden = self.actor(features)
+        if self.guide is None:
+            return self.action_head(hidden, mask)
+        assert isinstance(self.action_head, CategoricalHead)  # a prior is over such actions only
+        logits = self.guided_logits(x, self.action_head.logits(hidden))
+        return Categorical(mask_logits(logits, mask))
 
     def following_values(self, rollout: Rollout, value: Tensor) -> Tensor:
         """The former name of `next_values`."""
@@ -195,15 +204,6 @@ class ActorCritic(RolloutPolicy):
             stacklevel=2,
         )
         return self.next_values(rollout, value)
-
-    def _distribution(self, features: Tensor, x: Stored, mask: Tensor | None) -> Distribution:
-        """π(·|s) of features and the observations that they are of, `[N, ...]`."""
-        hidden = self.actor(features)
-        if self.guide is None:
-            return self.action_head(hidden, mask)
-        assert isinstance(self.action_head, CategoricalHead)  # a prior is over such actions only
-        logits = self.guided_logits(x, self.action_head.logits(hidden))
-        return Categorical(mask_logits(logits, mask))
 
     def _features(self, x: Stored, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actor features `[N, D]`, critic features `[N, D]`, next recurrent state."""

@@ -127,7 +127,7 @@ class ContinuousNetwork(Policy):
         """[−1, 1] `[N, A]` → the environment's units, `[N, ...]`."""
         action = self.low + self.half_range * (action + 1.0)
         if self.free is not None and self.constant is not None:
-            action = self.constant.repeat(len(action), 1).index_copy(1, self.free, action)
+            action = self.constant.repeat(action.shape[0], 1).index_copy(1, self.free, action)
         return action.view(-1, *self.shape)
 
     def from_env(self, action: Tensor) -> Tensor:
