@@ -1,6 +1,6 @@
 """PPO on CartPole by two ranks that send each other small gradients: bytes and what is learned.
 
-    python benchmarks/gradient_compression.py                  # three seeds, a quarter of an hour
+    python benchmarks/gradient_compression.py                  # three seeds of each
     python benchmarks/gradient_compression.py --seeds 1 --frames 20480 --methods none onebit
 
 Two processes on this machine (gloo), a thread and half the environments each, in every run. Bytes
