@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TokenAgent,
         TokenPPO,
     )
+    from rl_lightning.callbacks.compressed import CompressGradients
     from rl_lightning.core.loss import Loss
     from rl_lightning.core.types import EnvSpec
     from rl_lightning.data import (
@@ -114,6 +115,7 @@ _HOMES = {
     "OfflineNetwork": "policies",
     "ContinuousNetwork": "policies",
     "CompletionDataModule": "data",
+    "CompressGradients": "callbacks.compressed",
     "DDPG": "agents",
     "EpisodeDataModule": "data",
     "DPO": "agents",
@@ -205,6 +207,7 @@ __all__ = [
     "BagOfWordsEncoder",
     "CompletionDataModule",
     "CompletionReward",
+    "CompressGradients",
     "ContinuousNetwork",
     "CountBonus",
     "DictEncoder",

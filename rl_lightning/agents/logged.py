@@ -10,6 +10,7 @@ from rl_lightning.agents.deprecated import former_log_training, former_should_lo
 from rl_lightning.agents.finite import FiniteModule
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.loss import Loss
+from rl_lightning.core.protocols import Measuring
 from rl_lightning.trainer import is_ever_logged, is_logged, log_again, log_now
 
 MOST_NOTED = 256  # metrics that are kept before they are summed up
@@ -87,6 +88,10 @@ class LoggedModule(FiniteModule):
         everything = {**metrics, **self.gauges(), **self._measure()}
         if self.trainer.optimizers:
             everything["optim/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        trainer: Any = self.trainer
+        for callback in trainer.callbacks:
+            if isinstance(callback, Measuring):
+                everything.update(callback.measures())
         # "step" in the same call is what makes frames the x axis of TensorBoard.
         everything["step"] = float(self.frames)
         log_again(self, everything)

@@ -182,3 +182,11 @@ class TokenLearner(Trainee, Protocol):
             once: Whether a single update learns from them.
         """
         ...
+
+
+class Measuring:
+    """A callback with something to log beside the losses, whenever they are logged."""
+
+    def measures(self) -> Mapping[str, float]:
+        """Name → value, as it stands."""
+        raise NotImplementedError
