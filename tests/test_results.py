@@ -176,7 +176,7 @@ def test_a_configuration_says_how_its_data_are_made(name):
     if file.endswith("/config.json"):
         assert f"model: {file.removesuffix('/config.json')}" in path.read_text()
     else:
-        assert re.search(rf"(dataset|file): {file}", path.read_text())
+        assert re.search(rf"(dataset|file|teacher): {file}", path.read_text())
     said = comments(path)
     while other := re.search(r"The data are those of (\S+\.yaml)\.", said):
         said = said.replace(other[0], comments(ROOT / other[1]))

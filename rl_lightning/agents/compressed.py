@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.compress import restructure
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.llm.backbone import Backbone
 from rl_lightning.nn.target import make_target
 from rl_lightning.policies import ContinuousNetwork
 
@@ -37,6 +38,11 @@ class PolicyCall(nn.Module):
         if isinstance(self.policy, ContinuousNetwork):
             return (self.policy.actor(self.policy.features(x)),)
         return tuple(self._inspect(x).values())
+
+
+def language_models(policy: nn.Module) -> list[str]:
+    """Names of the parts of a policy of which checkpoints hold only what training changes."""
+    return [name for name, part in policy.named_modules() if isinstance(part, Backbone)]
 
 
 class CompressedModule(L.LightningModule):
@@ -67,8 +73,21 @@ class CompressedModule(L.LightningModule):
 
         Returns:
             The record.
+
+        Raises:
+            ConfigurationError: If it changed a language model inside the policy.
         """
-        record = operator(PolicyCall(self))
+        parts = PolicyCall(self)
+        kept = language_models(parts)
+        record = operator(parts)
+        touched = [name for key in ("layers", "tensors") for name in record.get(key, ())]
+        for name in touched:
+            if any(name.startswith(f"{model}.") for model in kept):
+                raise ConfigurationError(
+                    f"{name} is part of a language model, whose weights a checkpoint leaves out: "
+                    f"keep {', '.join(kept)} as it is, or distil the policy (Distill); "
+                    "this agent is of no use any more"
+                )
         self._compression = (*self._compression, record)
         self._renew_target()
         return record

@@ -274,8 +274,8 @@ def _run(args: list[str]) -> None:
         trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "benchmark": False},
         parser_kwargs={
             "parser_mode": "omegaconf+",
-            "epilog": "rl-lightning export writes a policy, or a tuned language model, for others to "
-            "run, rl-lightning compress a smaller checkpoint: see their --help",
+            "epilog": "rl-lightning export writes a policy, or a tuned language model, for others "
+            "to run, rl-lightning compress a smaller checkpoint: see their --help",
         },
         args=args,
     )

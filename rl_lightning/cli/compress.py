@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rl_lightning.agents import Agent
-from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning.agents.compressed import PolicyCall, language_models
 from rl_lightning.compress import (
     Agreement,
     agreement,
@@ -21,6 +21,7 @@ from rl_lightning.compress import (
     prune_weights,
     quantise,
 )
+from rl_lightning.compress.weights import maskable
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
 from rl_lightning.core.tree import clone
@@ -116,6 +117,7 @@ def watch(agent: Any, data: Any, steps: int) -> list[Situation]:
             agent.begin_rollout()
             stepper.reset(agent)
             while len(situations) * num_envs < steps:
+                assert stepper.x is not None
                 x, state, mask = clone(stepper.x), stepper.state, stepper.mask
                 chosen = agent.act(x, explore=False, state=state, mask=mask)
                 situations.append(Situation(x, state, mask, chosen["action"].clone()))
@@ -158,15 +160,32 @@ def _operator(given: Any) -> Callable[[PolicyCall, Any, Any], dict[str, Any]]:
         raise ConfigurationError(f"--scope: {given.method} has no use for it; leave it out")
     if given.method == "prune-weights":
         scope = given.scope or "global"
-        return lambda policy, x, optimizer: prune_weights(policy, share, scope, layers)
+        return lambda policy, x, optimizer: prune_weights(
+            policy, share, scope, layers or _own_layers(policy)
+        )
     if given.method == "prune-nodes":
         return lambda policy, x, optimizer: prune_nodes(
-            policy, share, x, layers=layers, optimizers=[optimizer] if optimizer else []
+            policy,
+            share,
+            x,
+            layers=layers,
+            keep=language_models(policy),
+            optimizers=[optimizer] if optimizer else [],
         )
     if given.method == "harden":
         return lambda policy, x, optimizer: harden(policy)
     apply = quantise if given.method == "quantise" else fake_quantise
-    return lambda policy, x, optimizer: apply(policy, bits, layers, group)
+    return lambda policy, x, optimizer: apply(
+        policy, bits, layers, group, keep=language_models(policy)
+    )
+
+
+def _own_layers(policy: nn.Module) -> list[str] | None:
+    """What can be masked outside of language models; None if there is no such model."""
+    models = tuple(f"{name}." for name in language_models(policy))
+    if not models:
+        return None
+    return [name for name in maskable(policy, None) if not name.startswith(models)]
 
 
 def _restored(agent: Any, checkpoint: dict[str, Any]) -> torch.optim.Optimizer | None:

@@ -6,9 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from llm_tiny import tiny_model
 
-from rl_lightning import DQN, IQL, PPO, SAC, TD3, ActorCritic, EnvSpec
-from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning import DQN, IQL, PPO, SAC, TD3, ActorCritic, EnvSpec, LLMEncoder
+from rl_lightning.agents.compressed import PolicyCall, language_models
 from rl_lightning.compress import fake_quantise, harden, prune_nodes, prune_weights, quantise
 from rl_lightning.core.errors import ConfigurationError
 
@@ -137,3 +138,16 @@ def test_what_an_operator_follows_is_what_the_policy_says():
     (actor,) = PolicyCall(agent)(X)
     assert torch.equal(actor, agent.policy.actor(X))
     assert [name for name, _ in PolicyCall(agent).named_children()] == ["policy"]
+
+
+def test_a_language_model_inside_is_left_alone(tmp_path):
+    """A checkpoint holds nothing of a frozen one, so that nothing of it could be restored."""
+    text = EnvSpec(gym.spaces.Text(20), gym.spaces.Discrete(3), "probe")
+    model = tiny_model("bert", tmp_path / "bert", layers=1)
+    agent = PPO(text, partial(LLMEncoder, model=model))
+    assert language_models(PolicyCall(agent)) == ["policy.encoder.backbone"]
+    with pytest.raises(ConfigurationError, match="is part of a language model"):
+        agent.compress(partial(quantise, bits=8))
+    agent = PPO(text, partial(LLMEncoder, model=model))
+    agent.compress(partial(quantise, bits=8, keep=["policy.encoder.backbone"]))
+    assert not any("backbone" in name for name in agent.compression[0]["layers"])
