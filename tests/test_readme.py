@@ -83,6 +83,7 @@ def test_own_agent_encoder_and_environment_learn_together(code, agent, lr, data,
     assert ("FormerWarning" in done.stderr) == (code == FORMER)
 
 
+@pytest.mark.slow
 def test_own_policy_and_reward_are_one_line_each(tmp_path):
     (tmp_path / "my_module.py").write_text("\n\n".join(OWN))
     config = TRAIN.format(

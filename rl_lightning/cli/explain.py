@@ -118,13 +118,8 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
     if any(mark in report for mark in unspelt):
         return f"{prefix}{_SPELLING}, not {value}"
     name = re.search(r"Expected a dot import path string: ?(\S*)", report)
-    innermost = _innermost(report) if nested else report
-    expected = [
-        _readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", innermost, re.M)
-    ]
-    noise = ("dot import", "path but", "instantiatable class")
-    expected = [e for e in dict.fromkeys(expected) if e and not e.startswith(noise)]
-    expected = [e for e in expected if e != "null"] or expected
+    expected = _expected(_innermost(report)) if nested else []
+    expected = expected or _expected(report)
     containers = {"null", "list", "Iterable", "bool"}
     if name and not set(expected) - containers and not _looks_plain(name[1]):
         return _wrong_class(where, name[1], report)
@@ -139,6 +134,14 @@ def one_sentence(report: str, args: Sequence[str] = ()) -> str:
         hint = _HINTS.get(where.rpartition(".")[2], "")
         return f"{prefix}expected {' or '.join(expected)}, not {value}{hint}"
     return " ".join(re.sub(r'Parser key "([^"]*)":', r"\1:", report).split())
+
+
+def _expected(report: str) -> list[str]:
+    """What would have been right, in words, each once."""
+    found = [_readable(e) for e in re.findall(r"Expected (?:an? )?(.+?)(?:\. Got|$)", report, re.M)]
+    noise = ("dot import", "path but", "instantiatable class")
+    found = [e for e in dict.fromkeys(found) if e and not e.startswith(noise)]
+    return [e for e in found if e != "null"] or found
 
 
 def _innermost(report: str) -> str:

@@ -78,7 +78,9 @@ def test_chances_are_those_of_the_demonstrations(action, tmp_path):
     assert thought[where].item() == pytest.approx(share, abs=0.05)
 
 
-@pytest.mark.parametrize("action", ["clipped_box", "squashed_box"])
+@pytest.mark.parametrize(
+    "action", ["squashed_box", pytest.param("clipped_box", marks=pytest.mark.slow)]
+)
 def test_spread_is_that_of_the_demonstrations(action, tmp_path):
     rng = np.random.default_rng(1)
     shown = np.tanh(0.2 + 0.3 * rng.standard_normal(300))

@@ -176,7 +176,13 @@ KINDS = {  # by whose checkpoint: which losses, on Discrete and on Box actions
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("A2C", "REINFORCE", "DDPG") else name
+        for name in AGENTS
+    ],
+)
 @pytest.mark.parametrize("action", ["discrete", "box"])
 def test_who_can_teach_what(name, action, tmp_path):
     losses, observation = KINDS[name][action == "box"], "discrete" if name == "QTable" else "vector"

@@ -57,7 +57,7 @@ def q(agent, state, action):
     "action",
     [
         "discrete",
-        "box",
+        pytest.param("box", marks=pytest.mark.slow),
         pytest.param("multi_discrete", marks=pytest.mark.slow),
         pytest.param("multi_binary", marks=pytest.mark.slow),
     ],
@@ -81,7 +81,7 @@ def test_the_best_action_of_random_ones_is_found_where_imitation_finds_none(acti
 # --- values by hand ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("expectile", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("expectile", [0.5, 0.9, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_v_is_the_expectile_of_q(expectile, tmp_path):
     """Rewards of 1 and −1, equally often: τ (1 − V) = (1 − τ) (V + 1), so V = 2 τ − 1."""
     turns = iter(range(400))
@@ -111,6 +111,7 @@ def test_a_truncation_is_no_end(terminate, expected, tmp_path):
     assert value(agent, 0) == pytest.approx(expected, abs=0.12)
 
 
+@pytest.mark.slow
 def test_n_step_sees_what_one_step_cannot(tmp_path):
     path = record(tmp_path / "data.hdf5", episodes=200)
     one = train(path, "policy", 400, n_step=1)

@@ -90,8 +90,18 @@ def test_the_first_ratio_is_one_to_rounding_in_bfloat16(model, ratios):
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
-@pytest.mark.parametrize("agent", [PPO, A2C, REINFORCE])
+@pytest.mark.parametrize(
+    ("agent", "tune"),
+    [
+        (PPO, "frozen"),
+        (PPO, "full"),
+        (A2C, "frozen"),
+        (REINFORCE, "full"),
+        *(pytest.param(agent, "lora", marks=pytest.mark.slow) for agent in (PPO, A2C, REINFORCE)),
+        pytest.param(A2C, "full", marks=pytest.mark.slow),
+        pytest.param(REINFORCE, "frozen", marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns_to_read(model, agent, tune):
     torch.manual_seed(0)
     one = {} if agent is PPO else {"passes": 1, "minibatch_size": None, "rollout_steps": 8}
@@ -128,7 +138,7 @@ def test_it_learns_to_choose_among_actions_that_are_new_in_every_state(model):
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("tune", ["frozen", "full"])
+@pytest.mark.parametrize("tune", ["frozen", pytest.param("full", marks=pytest.mark.slow)])
 def test_q_values_are_learned(model, tune):
     torch.manual_seed(0)
     data = ReplayDataModule("TextNamed-v0", 4, warmup_frames=64, batch_size=32, seed=3,

@@ -39,7 +39,9 @@ def test_reward_one_step_later_is_discounted_once(name, action):
     assert values(agent, "vector", 0, 1) == pytest.approx([0.7, 1.0], abs=0.1)
 
 
-@pytest.mark.parametrize("name", CRITICS)
+@pytest.mark.parametrize(
+    "name", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a2c", "reinforce"))]
+)
 @pytest.mark.parametrize("encoder", OTHER_ENCODERS)
 def test_every_encoder_learns_discounted_values(encoders, encoder, name):
     observation, build = encoders[encoder]

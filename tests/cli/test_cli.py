@@ -118,7 +118,9 @@ def test_print_config_is_complete_and_resolves_interpolation(tmp_path, capsys):
     assert printed["data"]["init_args"]["val_seed"] == 1_000_000  # defaults are written out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["fit", "--help"], pytest.param(["--help"], marks=pytest.mark.slow)]
+)
 def test_help_loads_no_language_model_library(arguments):
     code = (
         "import sys\nfrom rl_lightning.cli.command import main\n"

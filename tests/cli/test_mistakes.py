@@ -33,7 +33,7 @@ MISTAKES = {
     "--model=[1]": r"model: a class is written as NAME, or \{class_path.*, not \[1\]",
     "--data=PPO": "data: PPO is no data module; there are .*RolloutDataModule",
     "--data=OfflineDataModule": "data: OfflineDataModule needs dataset",
-    "--model.encoder=PPO": "model.encoder: PPO is no encoder; there are .*MLPEncoder",
+    "--model.encoder=PPO": "model.encoder: PPO is no encoder; nearest are .*MLPEncoder",
     "--model.optimizer=SDG": "model.optimizer: no class 'SDG'.*nearest are SGD",
     "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitr=x": (
         "EarlyStopping has no argument 'monitr'; did you mean 'monitor'"

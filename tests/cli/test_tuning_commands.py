@@ -321,7 +321,7 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_ended_while_it_writes_goes_on_as_if_it_had_not_been(
     calls, agent, model, run, folder
 ):

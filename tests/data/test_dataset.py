@@ -445,7 +445,7 @@ def test_places_that_cannot_be_written_to(tmp_path):
 # --- interruptions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("existing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupted_process_says_so(existing, tmp_path):
     """What has the file's name is whole: the one that was there before, or none."""
     path, part = tmp_path / "data.hdf5", tmp_path / "data.hdf5.part"

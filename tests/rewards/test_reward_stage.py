@@ -418,6 +418,7 @@ def test_states_are_worth_the_same_at_once_as_one_by_one():
     assert torch.equal(both.steps["reward"][:, :1], one.steps["reward"])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_learn_one_set_of_counts_and_one_predictor(tmp_path):
     script = Path(__file__).with_name("rewards_ddp_script.py")

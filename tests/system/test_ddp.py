@@ -101,7 +101,8 @@ def test_the_command_line_trains_on_two_ranks(tmp_path):
     assert done.stdout.count("trained") == 1
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_ends_the_other_with_one_sentence(rank, tmp_path):
     command = [sys.executable, "-m", "rl_lightning", "fit", "--config", "tests/cartpole.yaml"]
     command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.logger=false"]

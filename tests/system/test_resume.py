@@ -325,7 +325,8 @@ def stop_by(number, folder, whole_group=False, **options):
 SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_environments_in_processes_outlive_a_signal_to_all_of_them(number, tmp_path):
     """As Ctrl-C in a terminal, or a scheduler, sends it."""
     options = {"data.vectorization": "async", "data.num_envs": "2", "data.rollout_steps": "128"}
