@@ -6,7 +6,8 @@
 
 Baselines with something to choose (the rate of a schedule, the first step of an evolution strategy)
 have it chosen by mean return on training tasks; all are judged on held-out ones, every baseline on
-the same. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
+the same. Pruning and quantising tasks are few networks: with `--tasks 3` they are trained and judged in
+two minutes; the seconds of a search hold all its evaluations. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
 greedily. Means ± standard errors over held-out tasks, and the difference of each to the best
 baseline on the same tasks; one thread.
 """
@@ -44,18 +45,29 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"seed_range": [0, 1_000_000], "splits": [0, 100]},
         {"seeds and splits": {"seed_range": [1_000_000, 2_000_000], "splits": [100, 200]}},
     ),
+    "PruneNet-v0": (
+        {"widths": [12, 16], "depths": [12], "splits": [0, 2]},
+        {"width 14 and splits": {"widths": [14], "depths": [12], "splits": [2, 5]}},
+    ),
+    "QuantizeNet-v0": (
+        {"widths": [12, 16], "depths": [12], "splits": [0, 2]},
+        {"width 14 and splits": {"widths": [14], "depths": [12], "splits": [2, 5]}},
+    ),
 }
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
     "ParameterTuning-v0": "best_accuracy",
     "HyperparameterSearch-v0": "best_accuracy",
+    "PruneNet-v0": "test_accuracy",
+    "QuantizeNet-v0": "test_accuracy",
 }
 
 
 def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
     """By its name: arguments of the environment that it acts in, and candidates to choose from."""
     from rl_lightning.envs.optimise import baselines as b
+    from rl_lightning.envs.optimise import compression_baselines as c
 
     if name == "TrainingControl-v0":
         ways = {kind: ({"actions": "continuous"}, b.schedules(kind)) for kind in b.KINDS}
@@ -70,6 +82,21 @@ def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
                 JUMPS,
                 [b.GradientDescent(lr) for lr in (0.3, 1.0, 3.0)],
             ),
+        }
+    if name == "PruneNet-v0":
+        return {
+            "uniform share": ({}, [c.UniformPruning()]),
+            "global magnitude": ({}, [c.GlobalMagnitude()]),
+            "global magnitude, normalised": ({}, [c.GlobalMagnitude(normalised=True)]),
+            "random search": ({}, [c.RandomSearch(50)]),
+            "uniformly random": ({}, [b.Uniform()]),
+        }
+    if name == "QuantizeNet-v0":
+        return {
+            "uniform bits": ({}, [c.UniformBits()]),
+            "greedy by sensitivity": ({}, [c.GreedyBits()]),
+            "random search": ({}, [c.RandomSearch(50)]),
+            "uniformly random": ({}, [b.Uniform()]),
         }
     return {
         "random search": ({}, [b.Uniform()]),
@@ -145,7 +172,8 @@ def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for way, row in rows.items():
         episodes = row["episodes"]
-        names = [n for n in ("return", "accuracy", "best_accuracy", "test_accuracy", "diverged")
+        names = [n for n in ("return", "accuracy", "best_accuracy", "test_accuracy", "diverged",
+                             "original_accuracy", "cost", "size")
                  if n in episodes[0]]  # fmt: skip
         gaps = [e[score] - b[score] for e, b in zip(episodes, rows[best]["episodes"], strict=True)]
         out[way] = {
