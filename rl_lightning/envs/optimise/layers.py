@@ -76,7 +76,7 @@ def describe_layers(network: nn.Module, x: Tensor) -> dict[str, LayerDescription
     found = {}
     for cost in count(network, x).layers:
         layer = network.get_submodule(cost.name)
-        weight = layer._parameters.get("weight")
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
         if weight is None or weight.dim() < 2 or cost.output_shape is None:
             continue
         outputs, inputs, stride, kernel = weight.shape[0], weight.shape[1], 1, 1
