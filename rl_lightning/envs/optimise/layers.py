@@ -101,8 +101,9 @@ def describe_layers(network: nn.Module, x: Tensor) -> dict[str, LayerDescription
 
 def together(layers: Sequence[LayerDescription]) -> LayerDescription:
     """Layers whose nodes only go together as one: kinds and sizes of the first, sums of counts."""
-    sums = (sum(layer.weights for layer in layers), sum(layer.macs for layer in layers))
-    return layers[0]._replace(weights=sums[0], macs=sums[1])
+    *sizes, _, _ = layers[0]
+    weights, macs = sum(layer.weights for layer in layers), sum(layer.macs for layer in layers)
+    return LayerDescription(*sizes, weights, macs)
 
 
 class NodeCosts:
