@@ -101,9 +101,8 @@ def describe_layers(network: nn.Module, x: Tensor) -> dict[str, LayerDescription
 
 def together(layers: Sequence[LayerDescription]) -> LayerDescription:
     """Layers whose nodes only go together as one: kinds and sizes of the first, sums of counts."""
-    *sizes, _, _ = layers[0]
     weights, macs = sum(layer.weights for layer in layers), sum(layer.macs for layer in layers)
-    return LayerDescription(*sizes, weights, macs)
+    return LayerDescription(*layers[0][:7], weights, macs)
 
 
 class NodeCosts:
