@@ -8,7 +8,8 @@ Baselines with something to choose (the rate of a schedule, the first step of an
 have it chosen by mean return on training tasks; all are judged on held-out ones, every baseline on
 the same. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
 greedily. Means ± standard errors over held-out tasks, and the difference of each to the best
-baseline on the same tasks; one thread.
+baseline on the same tasks; one thread. Each task of PruneNet and QuantizeNet is a network that is
+trained first: give them few tasks. The seconds of a search hold all its evaluations.
 """
 
 import argparse
@@ -44,18 +45,29 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"seed_range": [0, 1_000_000], "splits": [0, 100]},
         {"seeds and splits": {"seed_range": [1_000_000, 2_000_000], "splits": [100, 200]}},
     ),
+    "PruneNet-v0": (
+        {"widths": [12, 16], "splits": [0, 2]},
+        {"width 14 and splits": {"widths": [14], "splits": [100, 200]}},
+    ),
+    "QuantizeNet-v0": (
+        {"widths": [12, 16], "splits": [0, 2]},
+        {"width 14 and splits": {"widths": [14], "splits": [100, 200]}},
+    ),
 }
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
     "ParameterTuning-v0": "best_accuracy",
     "HyperparameterSearch-v0": "best_accuracy",
+    "PruneNet-v0": "test_accuracy",
+    "QuantizeNet-v0": "test_accuracy",
 }
 
 
 def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
     """By its name: arguments of the environment that it acts in, and candidates to choose from."""
     from rl_lightning.envs.optimise import baselines as b
+    from rl_lightning.envs.optimise import compression_baselines as c
 
     if name == "TrainingControl-v0":
         ways = {kind: ({"actions": "continuous"}, b.schedules(kind)) for kind in b.KINDS}
@@ -70,6 +82,21 @@ def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
                 JUMPS,
                 [b.GradientDescent(lr) for lr in (0.3, 1.0, 3.0)],
             ),
+        }
+    if name == "PruneNet-v0":
+        return {
+            "uniform share": ({}, [c.UniformPruning()]),
+            "global magnitude": ({}, [c.GlobalMagnitude()]),
+            "global magnitude, normalised": ({}, [c.GlobalMagnitude(normalised=True)]),
+            "random search": ({}, [c.RandomSearch(50)]),
+            "uniformly random": ({}, [b.Uniform()]),
+        }
+    if name == "QuantizeNet-v0":
+        return {
+            "uniform bits": ({}, [c.UniformBits()]),
+            "greedy by sensitivity": ({}, [c.GreedyBits()]),
+            "random search": ({}, [c.RandomSearch(50)]),
+            "uniformly random": ({}, [b.Uniform()]),
         }
     return {
         "random search": ({}, [b.Uniform()]),
@@ -119,7 +146,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         rows: dict[str, Any] = {}
         for way, (kwargs, _) in tqdm(ways.items(), desc=f"{name}, judging"):
             env = make_env(name, {**others, **kwargs})
-            play(env, chosen[way], seeds[0])  # warms up
+            for seed in seeds:  # what tasks share is loaded, or trained, before time is taken
+                env.reset(options={"task_seed": seed})
             began = time.process_time()
             played = [play(env, chosen[way], seed) for seed in seeds]
             rows[way] = {
@@ -145,7 +173,8 @@ def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for way, row in rows.items():
         episodes = row["episodes"]
-        names = [n for n in ("return", "accuracy", "best_accuracy", "test_accuracy", "diverged")
+        names = [n for n in ("return", "accuracy", "best_accuracy", "test_accuracy", "diverged",
+                             "original_accuracy", "cost", "size")
                  if n in episodes[0]]  # fmt: skip
         gaps = [e[score] - b[score] for e, b in zip(episodes, rows[best]["episodes"], strict=True)]
         out[way] = {
@@ -168,7 +197,7 @@ def table(rows: dict[str, Any]) -> str:
     columns = [c for c in next(iter(rows.values())) if c != "chosen"]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for way, row in rows.items():
-        chosen = " ".join(str(v) for v in row["chosen"].values() if not isinstance(v, str))
+        chosen = " ".join(str(v) for v in row["chosen"].values() if not isinstance(v, str | bool))
         cells = (
             f"{c[0]:.3f} ± {c[1]:.3f}" if isinstance(c, list) else f"{c:.3f}"
             for c in (row[column] for column in columns)

@@ -87,7 +87,7 @@ def prune_nodes(
     groups = trace_groups(module, inputs, keep)
     chosen = _chosen(module, groups, wanted, share)
     removals = [
-        (group, _removed(group, _scores(module, group, importance), part, round_to))
+        (group, least_important(group, node_scores(module, group, importance), part, round_to))
         for group, part in chosen
     ]
     removals = [(group, removed) for group, removed in removals if removed]
@@ -191,8 +191,8 @@ def _chosen(
     return chosen
 
 
-def _scores(module: nn.Module, group: NodeGroup, importance: str) -> Tensor:
-    """Importance per node, `[N]`."""
+def node_scores(module: nn.Module, group: NodeGroup, importance: str) -> Tensor:
+    """Importance per node, `[N]`, see `prune_nodes`."""
     tensors, total = tensors_of(module), torch.zeros(group.nodes + 1)
     for part in group.slices:
         tensor = tensors[part.tensor][2]
@@ -216,8 +216,8 @@ def _scores(module: nn.Module, group: NodeGroup, importance: str) -> Tensor:
     return {"l2": scores.clamp(min=0).sqrt(), "l1": scores, "taylor": scores.square()}[importance]
 
 
-def _removed(group: NodeGroup, scores: Tensor, share: float, round_to: int) -> list[int]:
-    """The nodes to remove: units of least importance, as many as the share allows."""
+def least_important(group: NodeGroup, scores: Tensor, share: float, round_to: int) -> list[int]:
+    """The nodes that `prune_nodes` removes: the least important units, as the share allows."""
     stay = group.nodes - int(share * group.nodes + 1e-9)
     stay = min(max(-(-stay // round_to) * round_to, 1), group.nodes)
     ranked = sorted(group.units, key=lambda unit: float(sum(scores[i] for i in unit)))

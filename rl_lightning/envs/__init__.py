@@ -26,6 +26,8 @@ for name, entry_point in (
     ("TrainingControl-v0", "training_control:TrainingControlEnv"),
     ("ParameterTuning-v0", "parameter_tuning:ParameterTuningEnv"),
     ("HyperparameterSearch-v0", "hyperparameter_search:HyperparameterSearchEnv"),
+    ("PruneNet-v0", "prune_net:PruneNetEnv"),
+    ("QuantizeNet-v0", "quantize_net:QuantizeNetEnv"),
 ):
     if name not in gym.registry:
         gym.register(name, entry_point=f"rl_lightning.envs.optimise.{entry_point}")

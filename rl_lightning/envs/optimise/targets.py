@@ -301,7 +301,9 @@ def trained_target(
     with contextlib.suppress(OSError):  # no room: then it is trained again another time
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{name}.{uuid.uuid4().hex}.part")
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part)
+        # Copies, since the file format refuses tensors that share their memory.
+        state = network.state_dict().items()
+        save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in state}, part)
         os.replace(part, path)
     return network, splits
 

@@ -1,0 +1,99 @@
+"""What can be pruned of a network, and the smaller network."""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rl_lightning.compress import NodeGroup, node_groups, prune_nodes
+from rl_lightning.compress.nodes import least_important, mask_nodes, node_scores
+from rl_lightning.envs.optimise.layers import (
+    LayerDescription,
+    NodeCosts,
+    describe_layers,
+    shared_target,
+    together,
+)
+from rl_lightning.envs.optimise.reconstruct import reconstruct
+from rl_lightning.envs.optimise.targets import by_itself
+
+
+class Prunable(NamedTuple):
+    """What can be pruned of a network, and what that saves.
+
+    Attributes:
+        groups: Of nodes that only go together, in the network's order.
+        scores: Importance of each group's nodes.
+        costs: Of the network without some of them.
+        layers: A description of each group.
+    """
+
+    groups: list[NodeGroup]
+    scores: list[Tensor]
+    costs: NodeCosts
+    layers: list[LayerDescription]
+
+    def removal(self, group: int, share: float, round_to: int = 1) -> list[int]:
+        """The nodes that go where a share of a group's is to stay, as `prune_nodes` chooses."""
+        return least_important(self.groups[group], self.scores[group], 1 - share, round_to)
+
+
+def prunable(network: nn.Module, x: Tensor, importance: str, resource: str) -> Prunable:
+    """What can be pruned of a network, and what that saves.
+
+    Args:
+        network: Unchanged.
+        x: Two inputs, `[2, ...]`.
+        importance: See `prune_nodes`.
+        resource: See `NodeCosts`.
+    """
+    with by_itself():
+        groups = [group for group in node_groups(network, x) if group.refused is None]
+        scores = [node_scores(network, group, importance) for group in groups]
+        described = describe_layers(network, x[:1])
+        layers = [together([described[name] for name in group.layers]) for group in groups]
+        return Prunable(groups, scores, NodeCosts(network, groups, x[:1], resource), layers)
+
+
+def pruned(
+    network: nn.Module,
+    groups: Sequence[NodeGroup],
+    removed: Sequence[Sequence[int]],
+    x: Tensor,
+    fit: bool,
+    importance: str = "l2",
+) -> nn.Module:
+    """A smaller copy of a network.
+
+    Args:
+        network: Unchanged.
+        groups: Of its nodes.
+        removed: Of each group, the nodes that go.
+        x: Calibration inputs, `[N, ...]`.
+        fit: Whether weights that read removed nodes are fitted, see `reconstruct`.
+        importance: With which `prune_nodes` finds what is masked: nodes without weights have least
+            of any.
+    """
+    small = copy.deepcopy(network).requires_grad_(True)
+    removals = [(g, list(r)) for g, r in zip(groups, removed, strict=True) if r]
+    if not removals:
+        return small
+    mask_nodes(small, removals)
+    if fit:
+        reconstruct(network, small, groups, removed, x)
+    # Half a node more, since what the share leaves over is rounded down.
+    shares = {group.layers[0]: (len(gone) + 0.5) / group.nodes for group, gone in removals}
+    prune_nodes(small, shares, x[:2], importance=importance)  # type: ignore[arg-type]
+    return small
+
+
+@lru_cache(maxsize=32)
+def prunable_target(
+    model: str, data: str, width: int, depth: int, split: int, epochs: int,
+    importance: str, resource: str,
+) -> Prunable:  # fmt: skip
+    """`prunable` of `shared_target`, once in a process."""
+    network, splits = shared_target(model, data, width, depth, split, epochs)
+    return prunable(network, splits.x_val[:2], importance, resource)

@@ -1,0 +1,344 @@
+"""QuantizeNet-v0: how many bits each layer of a trained network gets, under a budget.
+
+After Wang et al. (2019), "HAQ: Hardware-aware automated quantization with mixed precision".
+"""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.error import ResetNeeded
+from torch import Tensor, nn
+
+from rl_lightning.compress import count, quantisable, quantise
+from rl_lightning.compress.count import stored_bytes
+from rl_lightning.compress.quantisable import BITS
+from rl_lightning.compress.rounding import as_rows, pack_weight
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
+from rl_lightning.envs.optimise.data import Splits, load_data
+from rl_lightning.envs.optimise.layers import (
+    LAYER_FEATURES,
+    LayerDescription,
+    describe_layers,
+    shared_target,
+)
+from rl_lightning.envs.optimise.targets import accuracy_of, build_target, by_itself
+from rl_lightning.envs.optimise.tasks import (
+    LIMIT,
+    bounded,
+    check_choices,
+    check_positive,
+    check_seeds,
+    draw_task,
+)
+
+FEATURES = ("index", *LAYER_FEATURES, "size", "spent", "rest", "previous")
+
+
+class Quantisable(NamedTuple):
+    """What can be quantised of a network, and what that saves.
+
+    Attributes:
+        names: Of the layers, in the network's order.
+        layers: Their descriptions.
+        sizes: Bytes of their weights at each of `BITS`, `[L, 6]`.
+        rest: Bytes of everything else.
+    """
+
+    names: list[str]
+    layers: list[LayerDescription]
+    sizes: np.ndarray
+    rest: int
+
+    def size_of(self, bits: Sequence[int]) -> int:
+        """Bytes of the network with these widths, as stored."""
+        rows = [row[BITS.index(b)] for row, b in zip(self.sizes, bits, strict=True)]
+        return self.rest + int(sum(rows))
+
+    def uniform_size(self, bits: float) -> float:
+        """Bytes of the network with all layers at one width; between two widths, linearly."""
+        return self.rest + float(np.interp(bits, BITS, self.sizes.sum(0)))
+
+
+class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
+    """Choose, layer after layer, the bits of its weights; be rewarded for what accuracy is left.
+
+    An episode goes once through the layers of a trained network that `quantise` can store in fewer
+    bits. The seed of its task, drawn from `seed_range`, decides the network's width and depth and
+    the division of the data it was trained on, among `widths`, `depths` and `splits`: with one of
+    each there is one task, and disjoint `widths`, `depths` or `splits` hold networks out.
+    `reset(options={"task_seed": k})` plays a certain task.
+
+    A discrete action is one of `bits`, by its place; a continuous one in [0, 1] is divided evenly
+    among them. Only weights are quantised: what `quantise` offers. **The budget cannot be
+    exceeded**: if the size after the last action is above it, layers are lowered to their next
+    smaller choice in turn, from the last to the first and over again, until it is not (HAQ,
+    section 3.2, which lowers all layers in turn).
+
+    Observations are the `FEATURES` (HAQ, equations 1 and 2), in [-10, 10]: the layer's place, kind,
+    inputs, outputs, stride, kernel and pixels, weights and multiply-accumulates as decimal
+    logarithms; as shares of the budget: this layer's size at the most bits, what earlier choices
+    have spent, and the later layers' size at the fewest; and logarithm of the bits chosen before.
+    After the last step the layer's features are 0.
+
+    Only the last step, which terminates the episode, is rewarded: `reward_scale` · (accuracy −
+    original accuracy) on the validation part. HAQ (equation 5) has 0.1 for accuracies in per cent,
+    which is 10 for shares. Unlike there, the network is not trained on before it is judged.
+
+    `info` holds `bits`, of the step's layer as it was chosen; at both ends `task_seed`, `width`,
+    `depth`, `split` and `original_accuracy`; at the last `accuracy`, `loss`, `size` (as a share of
+    the whole network's bytes), `mean_bits` of a weight and, if the data have a test part,
+    `test_accuracy`. The attribute `bits_of_layers` then has what came out of the budget's rule.
+
+    Args:
+        data: See `load_data`.
+        model: See `build_target`.
+        widths: Widths to draw from.
+        depths: Depths to draw from.
+        splits: Half-open range of seeds of the division of the data.
+        seed_range: Half-open range of task seeds.
+        epochs: Of training the network before anything is quantised, once, see `trained_target`.
+        bits: Widths to choose from: of 1, 2, 4, 8, 16 and 32 (as it is).
+        budget: In bits: as many bytes as all layers take at this width, between two supported
+            widths linearly. With 4, what uniform 4-bit quantisation takes.
+        actions: `discrete` or `continuous`.
+        reward_scale: What the difference of accuracies is multiplied by.
+
+    Raises:
+        ConfigurationError: If an argument is out of its range, or the budget cannot be met.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        data: str = "digits-images",
+        model: str = "cnn",
+        widths: Sequence[int] = (16,),
+        depths: Sequence[int] = (12,),
+        splits: tuple[int, int] | list[int] = (0, 1),
+        seed_range: tuple[int, int] | list[int] = (0, 1_000_000),
+        epochs: int = 30,
+        bits: Sequence[int] = (1, 2, 4, 8),
+        budget: float = 4.0,
+        actions: Literal["discrete", "continuous"] = "discrete",
+        reward_scale: float = 10.0,
+        render_mode: None = None,
+    ) -> None:
+        check_one_of("actions", actions, ("discrete", "continuous"))
+        self.data, self.model = data, model
+        self.widths = check_choices("widths", widths, 1)
+        self.depths = check_choices("depths", depths, 0)
+        self.splits = check_seeds("splits", splits)
+        self.seed_range = check_seeds("seed_range", seed_range)
+        self.epochs = whole("epochs", epochs, 1)
+        self.bits = tuple(sorted(check_choices("bits", bits, 1)))
+        if len(self.bits) < 2 or not set(self.bits) <= set(BITS):
+            known = ", ".join(map(str, BITS))
+            raise ConfigurationError(f"bits must be two or more of {known}, not {list(bits)}")
+        self.budget = check_positive("budget", budget)
+        check_range("budget", budget, 1.0, 32.0)
+        self.actions, self.reward_scale = actions, check_positive("reward_scale", reward_scale)
+        self.render_mode = render_mode
+        self._check_budget()
+
+        self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32)
+        if actions == "continuous":
+            self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
+        else:
+            self.action_space = gym.spaces.Discrete(len(self.bits))
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin with a network as it was trained.
+
+        Args:
+            seed: Seed of the generator that draws task seeds.
+            options: Nothing, or `{"task_seed": k}`.
+
+        Raises:
+            ConfigurationError: If `options` holds anything else.
+        """
+        super().reset(seed=seed)
+        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        drawn = np.random.default_rng(self._task_seed)
+        self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
+        self._split = int(drawn.integers(*self.splits))
+        self.bits_of_layers: list[int] = []
+        with by_itself(), torch.no_grad():
+            network, splits = self.target()
+            self._original = accuracy_of(network(splits.x_val), splits.y_val)
+        self._running = True
+        return self._observe(), {"bits": 32, **self._task()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Choose the next layer's bits.
+
+        Raises:
+            ResetNeeded: If no episode is running.
+            ValueError: If `action` is none of the action space.
+        """
+        if not self._running:
+            raise ResetNeeded("no episode is running: call reset() before step()")
+        self.bits_of_layers.append(self._bits(action))
+        info: dict[str, Any] = {"bits": self.bits_of_layers[-1]}
+        found, reward = self.quantisable(), 0.0
+        last = len(self.bits_of_layers) == len(found.names)
+        if last:
+            self.bits_of_layers = within_budget(found, self.bits_of_layers, self.bits, self.budget)
+            weights = [layer.weights for layer in found.layers]
+            info |= {**self._task(), **self.judge(self.bits_of_layers)}
+            info["mean_bits"] = float(np.average(self.bits_of_layers, weights=weights))
+            info["size"] = found.size_of(self.bits_of_layers) / found.uniform_size(32)
+            reward = self.reward_scale * (info["accuracy"] - self._original)
+        self._running = not last
+        return self._observe(), reward, last, False, info
+
+    def target(self) -> tuple[nn.Module, Splits]:
+        """The episode's network and its data, shared: nothing may change them."""
+        names = (self._width, self._depth, self._split)
+        return shared_target(self.model, self.data, *names, self.epochs)
+
+    def quantisable(self) -> Quantisable:
+        """What can be quantised of the episode's network."""
+        names = (self._width, self._depth, self._split, self.epochs)
+        return _quantisable(self.model, self.data, *names)
+
+    def action_of(self, bits: int) -> Any:
+        """The action that chooses this width, or the nearest smaller one, or the smallest."""
+        place = max(sum(choice <= bits for choice in self.bits) - 1, 0)
+        if self.actions == "continuous":
+            return np.array([(place + 0.5) / len(self.bits)], np.float32)
+        return place
+
+    def judge(self, bits: Sequence[int]) -> dict[str, float]:
+        """`accuracy` and `loss` on the validation part; `test_accuracy` if there is a test part.
+
+        Args:
+            bits: Of each layer; any of `BITS`, whatever the budget.
+        """
+        names = self.quantisable().names
+        network, splits = self.target()
+        with by_itself(), torch.no_grad():
+            small = copy.deepcopy(network)
+            if min(bits) < 32:
+                quantise(small, dict(zip(names, bits, strict=True)), cached=True)
+            logits = small(splits.x_val)
+            found = {
+                "accuracy": accuracy_of(logits, splits.y_val),
+                "loss": F.cross_entropy(logits, splits.y_val).item(),
+            }
+            if splits.x_test is not None and splits.y_test is not None:
+                found["test_accuracy"] = accuracy_of(small(splits.x_test), splits.y_test)
+        return found
+
+    def _bits(self, action: Any) -> int:
+        chosen = np.asarray(action)
+        if chosen.size != 1 or not np.isfinite(chosen).all():
+            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
+        number, choices = chosen.reshape(()).item(), len(self.bits)
+        if self.actions == "continuous":
+            return self.bits[min(int(max(number, 0.0) * choices), choices - 1)]
+        if not 0 <= number < choices:
+            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
+        return self.bits[int(number)]
+
+    def _check_budget(self) -> None:
+        """Refuse what cannot be loaded, built, quantised or met."""
+        splits = load_data(self.data, self.splits[0])
+        for width, depth in ((w, d) for w in self.widths for d in self.depths):
+            network = build_target(self.model, splits.in_shape, splits.classes, width, depth)
+            found = quantisable_of(network, splits.x_val[:1])
+            if not found.names:
+                raise ConfigurationError(
+                    f"model={self.model!r} of width {width} and depth {depth} has no layer that "
+                    "can be quantised"
+                )
+            least = found.uniform_size(self.bits[0])
+            if least > found.uniform_size(self.budget):
+                raise ConfigurationError(
+                    f"budget={self.budget:g} cannot be met: the fewest of bits={list(self.bits)}, "
+                    f"{self.bits[0]}, is the lowest possible budget; allow fewer bits, or raise it"
+                )
+
+    def _observe(self) -> np.ndarray:
+        found, now = self.quantisable(), len(self.bits_of_layers)
+        budget = found.uniform_size(self.budget)
+        fewest, most = (found.sizes[:, BITS.index(b)] for b in (self.bits[0], self.bits[-1]))
+        own, size = [0.0] * len(LAYER_FEATURES), 0.0
+        if now < len(found.names):
+            own, size = found.layers[now].features(), float(most[now]) / budget
+        chosen = zip(found.sizes, self.bits_of_layers, strict=False)
+        spent = found.rest + float(sum(row[BITS.index(b)] for row, b in chosen))
+        rest = float(fewest[now + 1 :].sum()) / budget
+        previous = float(np.log2(self.bits_of_layers[-1] if now else 32)) / 5
+        return bounded([now / len(found.names), *own, size, spent / budget, rest, previous])
+
+    def _task(self) -> dict[str, Any]:
+        return {
+            "task_seed": self._task_seed,
+            "width": self._width,
+            "depth": self._depth,
+            "split": self._split,
+            "original_accuracy": self._original,
+        }
+
+
+def within_budget(
+    found: Quantisable, bits: Sequence[int], choices: Sequence[int], budget: float
+) -> list[int]:
+    """Widths lowered in turn until the network is small enough.
+
+    Args:
+        found: Its layers.
+        bits: Of each layer, of the choices.
+        choices: In rising order; with all layers at the first of them the budget is met.
+        budget: In bits, see `Quantisable.uniform_size`.
+    """
+    lowered, most = list(bits), found.uniform_size(budget)
+    while found.size_of(lowered) > most:
+        for i in reversed(range(len(lowered))):
+            lowered[i] = choices[max(choices.index(lowered[i]) - 1, 0)]
+            if found.size_of(lowered) <= most:
+                break
+    return lowered
+
+
+def quantisable_of(network: nn.Module, x: Tensor) -> Quantisable:
+    """What can be quantised of a network, and what that saves.
+
+    Args:
+        network: Unchanged.
+        x: One input, `[1, ...]`.
+    """
+    with by_itself(), torch.no_grad():
+        described = describe_layers(network, x)
+        layers: dict[str, Any] = {n: m for n, m in quantisable(network).items() if n in described}
+        sizes = [
+            [_bytes_at(layer.weight, bits) for bits in BITS]
+            for layer in layers.values()
+        ]  # fmt: skip
+        table = np.array(sizes, np.int64).reshape(-1, len(BITS))
+        rest = count(network, x).bytes - int(table[:, -1].sum())
+        return Quantisable(list(layers), [described[name] for name in layers], table, rest)
+
+
+def _bytes_at(weight: Tensor, bits: int) -> int:
+    if bits == 32:
+        return stored_bytes(weight)
+    return sum(map(stored_bytes, pack_weight(as_rows(weight), bits)))
+
+
+@lru_cache(maxsize=32)
+def _quantisable(
+    model: str, data: str, width: int, depth: int, split: int, epochs: int
+) -> Quantisable:
+    network, splits = shared_target(model, data, width, depth, split, epochs)
+    return quantisable_of(network, splits.x_val[:1])

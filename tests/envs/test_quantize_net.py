@@ -1,0 +1,365 @@
+"""QuantizeNet-v0: what is quantised, the budget, what is seen and rewarded, and baselines."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from torch import nn
+from training import fit
+
+from rl_lightning.agents import DDPG, PPO, SAC
+from rl_lightning.compress import count, quantise
+from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.data import ReplayDataModule, RolloutDataModule
+from rl_lightning.data.resume.environments import Snapshots
+from rl_lightning.envs import make_env, make_vector_env
+from rl_lightning.envs.optimise.baselines import Uniform, play
+from rl_lightning.envs.optimise.compression_baselines import (
+    GreedyBits,
+    RandomSearch,
+    UniformBits,
+    UniformPruning,
+)
+from rl_lightning.envs.optimise.quantize_net import FEATURES, Quantisable, within_budget
+from rl_lightning.envs.optimise.targets import accuracy_of
+
+NAME = "QuantizeNet-v0"
+SMALL = {"widths": [6], "depths": [3], "epochs": 2}
+ACTIONS = (3, 2, 1, 2)  # 8, 4, 2 and 4 bits
+HERE = __name__
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, a norm, and a layer that nobody calls."""
+
+    def __init__(self, in_shape, classes, width, depth):
+        super().__init__()
+        self.first = nn.Linear(64, width)
+        self.norm = nn.LayerNorm(width)
+        self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+        self.two.weight = self.one.weight
+        self.unused = nn.Linear(3, 3)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.norm(self.first(x.flatten(1)))).relu()).relu())
+
+
+class Nothing(nn.Module):
+    def __init__(self, in_shape, classes, width, depth):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, 64))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+
+TIED = {"model": f"{HERE}.Tied", "epochs": 1}
+
+
+def make(**kwargs):
+    return make_env(NAME, {**SMALL, **kwargs})
+
+
+def trace(env, actions=ACTIONS, **reset):
+    """All that is seen in an episode, to the last bit, and its infos."""
+    obs, info = env.reset(**reset)
+    seen, infos, ended = [obs.tolist()], [info], False
+    while not ended:
+        action = actions[(len(seen) - 1) % len(actions)]
+        action = action if isinstance(action, int) else np.array([action], np.float32)
+        obs, reward, ended, _, info = env.step(action)
+        seen.append([*obs.tolist(), reward])
+        infos.append(info)
+    return seen, infos
+
+
+def feature(seen, name):
+    return [row[FEATURES.index(name)] for row in seen]
+
+
+def quantised(env):
+    """The network of the episode that has just ended, made by `quantise`."""
+    net = env.unwrapped
+    network, splits = net.target()
+    small = copy.deepcopy(network)
+    names = net.quantisable().names
+    quantise(small, dict(zip(names, net.bits_of_layers, strict=True)))
+    return small, network, splits
+
+
+@pytest.mark.filterwarnings("ignore:.*render")
+@pytest.mark.parametrize("kwargs", [{}, {"actions": "continuous"}, TIED])
+def test_gymnasium_s_checker(kwargs):
+    check_env(make(**kwargs).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("kwargs", [{}, TIED, {"data": "wine", "model": "mlp", "bits": [1, 16]}])
+@pytest.mark.parametrize("budget", [2.5, 32.0])
+def test_it_is_what_quantise_makes_within_the_budget(kwargs, budget):
+    env = make(budget=budget, **kwargs)
+    for actions in (ACTIONS[:2] if "bits" not in kwargs else (0, 1), [1], [0]):
+        seen, infos = trace(env, actions, seed=0)
+        small, network, splits = quantised(env)
+        before, now = (count(m, splits.x_val[:1]).bytes for m in (network, small))
+        assert infos[-1]["size"] == now / before
+        assert now <= env.unwrapped.quantisable().uniform_size(budget)
+        assert infos[-1]["accuracy"] == accuracy_of(small(splits.x_val), splits.y_val)
+        assert infos[-1]["test_accuracy"] == accuracy_of(small(splits.x_test), splits.y_test)
+        loss = nn.functional.cross_entropy(small(splits.x_val), splits.y_val).item()
+        assert infos[-1]["loss"] == pytest.approx(loss)
+        rise = infos[-1]["accuracy"] - infos[0]["original_accuracy"]
+        assert [row[-1] for row in seen[1:]] == [*[0] * (len(seen) - 2), pytest.approx(10 * rise)]
+
+
+def test_what_is_shared_counts_once_and_what_is_not_called_is_left():
+    env = make(**TIED)
+    env.reset(seed=0)
+    found = env.unwrapped.quantisable()
+    assert found.names == ["first", "one", "head"]
+    assert found.sizes[:, -1].tolist() == [4 * 64 * 6, 4 * 36, 4 * 60]
+    assert found.size_of([32] * 3) == count(env.unwrapped.target()[0], torch.zeros(1, 64)).bytes
+
+
+def test_all_as_it_is():
+    env = make(bits=[8, 32], budget=32)
+    _, infos = trace(env, [1], seed=0)
+    assert infos[-1]["size"] == 1
+    assert infos[-1]["mean_bits"] == 32
+    assert infos[-1]["accuracy"] == infos[0]["original_accuracy"]
+
+
+# --- the budget -------------------------------------------------------------------------------
+
+
+def by_hand():
+    bits = np.array([1, 2, 4, 8, 16, 32])
+    return Quantisable(["a", "b", "c"], [], np.outer([10, 20, 30], bits), rest=5)
+
+
+def test_sizes_by_hand():
+    found = by_hand()
+    assert found.size_of([1, 2, 4]) == 5 + 10 + 40 + 120
+    assert found.uniform_size(4) == 5 + 60 * 4 == found.size_of([4] * 3)
+    assert found.uniform_size(3) == 5 + 60 * 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "budget", "expected"),
+    [
+        ([8, 8, 8], 8, [8, 8, 8]),
+        ([8, 8, 8], 6, [8, 8, 4]),  # 80 + 160 + 120 = 360
+        ([8, 8, 8], 5.9, [8, 4, 4]),
+        ([8, 8, 8], 4.5, [4, 4, 4]),
+        ([8, 8, 8], 3.5, [4, 4, 2]),  # around a second time
+        ([8, 1, 1], 2, [4, 1, 1]),  # the others are as low as can be
+        ([8, 8, 8], 1, [1, 1, 1]),
+        ([1, 2, 1], 8, [1, 2, 1]),
+    ],
+)
+def test_bits_are_lowered_in_turn_from_the_last_layer(bits, budget, expected):
+    assert within_budget(by_hand(), bits, (1, 2, 4, 8), budget) == expected
+
+
+def test_the_step_tells_what_was_chosen_and_the_attribute_what_came_out():
+    env = make(budget=4.0)
+    _, infos = trace(env, [3], seed=0)
+    assert [info["bits"] for info in infos] == [32, 8, 8, 8, 8]
+    assert min(env.unwrapped.bits_of_layers) < 8
+    weights = [54, 324, 324, 60]
+    mean = np.average(env.unwrapped.bits_of_layers, weights=weights)
+    assert infos[-1]["mean_bits"] == pytest.approx(mean)
+
+
+# --- actions, what is seen, what counts -------------------------------------------------------
+
+
+def test_continuous_actions_are_divided_evenly():
+    env = make(actions="continuous", bits=[8, 2, 4], budget=8)
+    infos = trace(env, (0.0, 0.34, 1.0, 0.66), seed=0)[1]
+    assert [info["bits"] for info in infos[1:]] == [2, 4, 8, 4]
+    net = env.unwrapped
+    assert [net._bits(net.action_of(b)) for b in (1, 2, 3, 4, 8, 16)] == [2, 2, 2, 4, 8, 8]
+
+
+def test_what_is_seen():
+    env = make(budget=4.0)
+    seen, infos = trace(env, ACTIONS, seed=0)
+    found = env.unwrapped.quantisable()
+    budget = found.uniform_size(4)
+    assert feature(seen, "index") == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert feature(seen, "size") == pytest.approx([*found.sizes[:, 3] / budget, 0])
+    rest = [found.sizes[i + 1 :, 0].sum() / budget for i in range(5)]
+    assert feature(seen, "rest") == pytest.approx(rest)
+    chosen = [found.sizes[0, 3], found.sizes[1, 2], found.sizes[2, 1], found.sizes[3, 2]]
+    spent = (found.rest + np.cumsum([0, *chosen])) / budget
+    assert feature(seen, "spent") == pytest.approx(spent)
+    assert feature(seen, "previous") == pytest.approx([1, 0.6, 0.4, 0.2, 0.4])
+    assert feature(seen, "log_weights") == pytest.approx([*np.log10([54, 324, 324, 60]), 0])
+    assert infos[0]["task_seed"] == infos[-1]["task_seed"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "wine", "model": "mlp"},
+        {"model": "mlp"},
+        {"widths": [7]},
+        {"depths": [4]},
+        {"splits": [5, 6]},
+        {"seed_range": [7, 8]},
+        {"epochs": 1},
+        {"bits": [2, 4, 8, 16]},
+        {"budget": 3.0},
+        {"reward_scale": 1.0},
+    ],
+)
+def test_every_argument_counts(change):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    assert trace(make(), seed=0) == trace(make(), seed=0)
+    assert trace(make(), seed=0) != trace(make(**change), seed=0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_tasks_differ_in_width_depth_and_split():
+    env = make(widths=[4, 5], depths=[0, 1], splits=[0, 2], epochs=1)
+    infos = [env.reset(options={"task_seed": seed})[1] for seed in range(40)]
+    assert len({(info["width"], info["depth"], info["split"]) for info in infos}) == 8
+
+
+# --- copies and agents ------------------------------------------------------------------------
+
+
+def test_the_caller_s_modes_change_nothing():
+    expected = trace(make(), seed=0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert trace(make(), seed=0) == expected
+
+
+def test_a_saved_environment_goes_on_bit_for_bit():
+    copies = Snapshots(make())
+    assert copies.reason is None
+    first, second = (make_vector_env(NAME, 2, "sync", SMALL) for _ in range(2))
+    first.reset(seed=3)
+    second.reset(seed=4)
+    for action in (0, 3):
+        first.step(np.array([action, 2]))
+    copies.put(second, copies.take(first))
+    for action in (1, 2, 3, 3, 0):
+        results = [env.step(np.array([action, 1]))[:3] for env in (first, second)]
+        for one, two in zip(*results, strict=True):
+            assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("agent", [PPO, DDPG, SAC])
+def test_agents_train_on_it(agent):
+    kwargs = {**SMALL, "actions": "discrete" if agent is PPO else "continuous"}
+    shared = {"env_kwargs": kwargs, "num_envs": 2, "total_frames": 16, "vectorization": "sync"}
+    if agent is PPO:
+        data = RolloutDataModule(NAME, rollout_steps=4, minibatch_size=4, **shared)
+    else:
+        sizes = {"batch_size": 4, "warmup_frames": 4, "frames_per_epoch": 8}
+        data = ReplayDataModule(NAME, **sizes, **shared)
+    made = agent(data.spec)
+    before = torch.cat([p.detach().flatten().clone() for p in made.policy.parameters()])
+    fit(made, data)
+    after = torch.cat([p.detach().flatten() for p in made.policy.parameters()])
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"data": "mnist"}, "use one of digits"),
+        ({"model": "resnet"}, "use one of mlp, cnn"),
+        ({"model": f"{HERE}.Nothing"}, "has no layer that can be quantised"),
+        ({"widths": []}, "widths must be a list"),
+        ({"depths": [-1]}, "depths must be at least 0"),
+        ({"splits": 3}, "splits must be two whole numbers"),
+        ({"seed_range": [5, 5]}, r"seed_range\[1\] must be at least 6"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"bits": [4]}, r"bits must be two or more of 1, 2, 4, 8, 16, 32, not \[4\]"),
+        ({"bits": [3, 4]}, r"bits must be two or more of 1, 2, 4, 8, 16, 32, not \[3, 4\]"),
+        ({"bits": [4, 8], "budget": 3}, r"budget=3 cannot be met: .*\[4, 8\], 4, is the lowest"),
+        ({"budget": 0}, "budget must be above 0"),
+        ({"budget": 33}, "budget must be between 1 and 32"),
+        ({"actions": "box"}, "actions='box': use one of discrete, continuous"),
+        ({"reward_scale": 0}, "reward_scale must be above 0"),
+    ],
+)
+def test_wrong_arguments_are_explained(kwargs, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("actions", "action"),
+    [("continuous", [0.5, 0.5]), ("continuous", [math.nan]), ("discrete", 4), ("discrete", -1)],
+)
+def test_there_is_no_such_action(actions, action):
+    env = make(actions=actions).unwrapped
+    with pytest.raises(ResetNeeded):
+        env.step(action)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="expected one of"):
+        env.step(action)
+    with pytest.raises(ConfigurationError, match="reset has no option 'lr'"):
+        env.reset(options={"lr": 1})
+
+
+# --- baselines --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("actions", ["discrete", "continuous"])
+def test_baselines_keep_to_the_budget(actions):
+    env = make(actions=actions, budget=3.0)
+    for baseline in (UniformBits(), GreedyBits(), RandomSearch(3), Uniform()):
+        played = play(env, baseline, 3)
+        assert play(env, baseline, 3) == played
+        found = env.unwrapped.quantisable()
+        assert found.size_of(env.unwrapped.bits_of_layers) <= found.uniform_size(3)
+
+
+def test_uniform_bits_are_the_most_that_fit():
+    for budget, bits in ((4.0, 4), (3.9, 2), (8.0, 8), (1.0, 1)):
+        env = make(budget=budget)
+        play(env, UniformBits(), 3)
+        assert env.unwrapped.bits_of_layers == [bits] * 4
+
+
+def test_greedy_lowers_what_costs_least_loss_per_byte(monkeypatch):
+    env = make(budget=2.5, bits=[2, 8])
+    rise = {0: 1.0, 1: 0.2, 2: 0.4, 3: 0.001}  # of layers with 54, 324, 324 and 60 weights
+
+    def judge(self, bits):
+        return {"loss": sum(rise[i] for i, b in enumerate(bits) if b == 2)}
+
+    monkeypatch.setattr(type(env.unwrapped), "judge", judge)
+    greedy = GreedyBits()
+    greedy.begin(env, 3)
+    assert greedy.evaluations == 4 * 2 + 1
+    assert greedy._actions == [1, 0, 0, 0]  # the last, then the second, then the third
+
+
+def test_random_search_is_no_worse_than_its_first_try():
+    env = make(budget=2.0)
+    one, many = (play(env, RandomSearch(n), 3)["return"] for n in (1, 8))
+    assert many > one
+
+
+def test_baselines_say_where_they_belong():
+    with pytest.raises(ConfigurationError, match="UniformPruning needs PruneNet-v0"):
+        play(make(), UniformPruning(), 0)
+    other = make_env("PruneNet-v0", SMALL)
+    for baseline in (UniformBits(), GreedyBits()):
+        with pytest.raises(ConfigurationError, match="needs QuantizeNet-v0"):
+            play(other, baseline, 0)
+    third = make_env("TrainingControl-v0", {"data": "wine"})
+    with pytest.raises(ConfigurationError, match="RandomSearch needs PruneNet-v0 or Quant"):
+        play(third, RandomSearch(1), 0)
