@@ -298,7 +298,8 @@ def mask_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]
                 lost = [i for i, node in enumerate(part.nodes) if node in set(removed)]
                 tensor = tensors[part.tensor][2]
                 if tensor.is_floating_point():
-                    tensor.index_fill_(part.dim, torch.tensor(lost, device=tensor.device), 0.0)
+                    index = torch.tensor(lost, dtype=torch.long, device=tensor.device)
+                    tensor.index_fill_(part.dim, index, 0.0)
 
 
 def _outputs(module: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:

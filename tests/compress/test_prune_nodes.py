@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rl_lightning.compress import bake, node_groups, prune_nodes, prune_weights, restructure
+from rl_lightning.compress.nodes import mask_nodes
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.noisy import NoisyLinear
 
@@ -550,3 +551,15 @@ def test_a_record_of_nodes_that_does_not_fit_changes_nothing(tensors):
     assert net(X).equal(mlp()(X))
     restructure(net, [{"operator": "prune_nodes", "tensors": good()}])
     assert net[0].out_features == 2
+
+
+def test_masking_no_node_changes_nothing():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    (group, *_) = node_groups(network, x)
+    before = network(x)
+    mask_nodes(network, [(group, [])])
+    assert torch.equal(network(x), before)
+    mask_nodes(network, [(group, [1, 3])])
+    assert (network[2].weight[:, [1, 3]] == 0).all()
+    assert (network[2].weight[:, [0, 2]] != 0).all()
