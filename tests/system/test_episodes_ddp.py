@@ -37,6 +37,7 @@ def test_success_that_one_rank_alone_speaks_of(tmp_path):
         assert rank["metrics"]["val/success"] == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_two_ranks_play_different_seeds_and_learn_one_policy(tmp_path):
     first, second = ended(tmp_path)
     train = [[s[1:] for s in rank["seeds"] if s[0] == "train"] for rank in (first, second)]
