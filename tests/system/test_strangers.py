@@ -310,8 +310,8 @@ def test_code_loading_cannot_be_switched_on_by_a_file(forge):
 
 
 def test_arguments_of_the_data_that_were_no_plain_data_are_asked_for(tmp_path):
-    gym.register("Odd-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
-    data = RolloutDataModule("Odd-v0", env_kwargs={"render_mode": object()}, **SHORT)
+    gym.register("Unstorable-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+    data = RolloutDataModule("Unstorable-v0", env_kwargs={"render_mode": object()}, **SHORT)
     assert "cannot describe" in str(data.hparams["env_kwargs"])
 
 
