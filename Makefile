@@ -29,11 +29,11 @@ train: install
 	@echo "curves: make tensorboard    checkpoints: checkpoints/ppo-textmaze/"
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 # What takes longer, or is like what `make test` tests already.
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not storm and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not storm and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

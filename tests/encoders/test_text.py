@@ -403,6 +403,9 @@ def test_under_ddp(encoder, kind, tmp_path):
         small = ("lora_", "_extra_state", "moments")
         assert all(any(part in k for part in small) for k in agent.state_dict())
     finally:
+        # Before the group: what outlives it closes it, and waits with Python's lock for a thread of
+        # gloo's that may be waiting for that lock.
+        agent = outputs = None
         torch.distributed.destroy_process_group()
 
 
