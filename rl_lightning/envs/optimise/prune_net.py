@@ -10,21 +10,17 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
-from torch import nn
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
-from rl_lightning.envs.optimise.data import Splits, load_data
-from rl_lightning.envs.optimise.layers import LAYER_FEATURES, shared_target
+from rl_lightning.envs.optimise.data import load_data
+from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
+from rl_lightning.envs.optimise.layers import LAYER_FEATURES
 from rl_lightning.envs.optimise.pruning import Prunable, prunable, prunable_target, pruned
 from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, build_target, by_itself, train
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
     bounded,
-    check_choices,
     check_positive,
-    check_seeds,
-    draw_task,
 )
 
 FEATURES = ("index", *LAYER_FEATURES, "cost", "reduced", "rest", "previous")
@@ -32,7 +28,7 @@ CALIBRATION = 128
 """Rows of the training part that reconstruction fits on."""
 
 
-class PruneNetEnv(gym.Env[np.ndarray, Any]):
+class PruneNetEnv(LayerByLayerEnv):
     """Choose, layer after layer, the share of its channels that stays; be rewarded for accuracy.
 
     An episode goes once through the groups of layers of a trained network whose nodes (units,
@@ -94,8 +90,6 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
         ConfigurationError: If an argument is out of its range, or the budget cannot be met.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
-
     def __init__(
         self,
         data: str = "digits-images",
@@ -121,12 +115,7 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
         check_one_of("reward", reward, ("accuracy", "error_log_flops"))
         check_one_of("resource", resource, ("flops", "bytes"))
         check_one_of("importance", importance, ("l2", "l1"))
-        self.data, self.model = data, model
-        self.widths = check_choices("widths", widths, 1)
-        self.depths = check_choices("depths", depths, 1)
-        self.splits = check_seeds("splits", splits)
-        self.seed_range = check_seeds("seed_range", seed_range)
-        self.epochs = whole("epochs", epochs, 1)
+        super().__init__(data, model, widths, depths, 1, splits, seed_range, epochs)
         self.budget, self.lowest = (
             check_positive("budget", budget),
             check_positive("lowest", lowest),
@@ -147,33 +136,12 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
             self.action_space = gym.spaces.Box(self.lowest, 1.0, (1,), np.float32)
         else:
             self.action_space = gym.spaces.Discrete(self.levels)
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin with a whole network.
-
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `{"task_seed": k}`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
-        drawn = np.random.default_rng(self._task_seed)
-        self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
-        self._split = int(drawn.integers(*self.splits))
+    def _begin(self) -> dict[str, Any]:
         self._removed: list[list[int]] = []
         self._previous = 1.0
-        with by_itself(), torch.no_grad():
-            network, splits = self.target()
-            self._original = accuracy_of(network(splits.x_val), splits.y_val)
         self._check_lowest(self.prunable(), self._width, self._depth)
-        self._running = True
-        return self._observe(), {"kept": 1.0, "cost": 1.0, **self._task()}
+        return {"kept": 1.0, "cost": 1.0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Prune the next group.
@@ -182,8 +150,7 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
             ResetNeeded: If no episode is running.
             ValueError: If `action` is none of the action space.
         """
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
+        self._check_running()
         share = self._share(action)
         groups, _, costs, _ = self.prunable()
         nodes = groups[len(self._removed)].nodes
@@ -200,11 +167,6 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
             reward = info["accuracy"] if self.reward == "accuracy" else -error * math.log(cost)
         self._running = not last
         return self._observe(), reward, last, False, info
-
-    def target(self) -> tuple[nn.Module, Splits]:
-        """The episode's whole network and its data, shared: nothing may change them."""
-        names = (self._width, self._depth, self._split)
-        return shared_target(self.model, self.data, *names, self.epochs)
 
     def prunable(self) -> Prunable:
         """What can be pruned of the episode's network."""
@@ -257,15 +219,11 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
         return found
 
     def _share(self, action: Any) -> float:
-        chosen = np.asarray(action)
-        if chosen.size != 1 or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
         if self.actions == "continuous":
             # Float32 may lie above the k / n that was meant, which would round up to k + 1.
-            return max(float(chosen.reshape(())) - 1e-6, self.lowest)
-        if not 0 <= chosen.reshape(()) < self.levels:
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return self.lowest + (1 - self.lowest) * int(chosen.reshape(())) / (self.levels - 1)
+            return max(self._number(action, None) - 1e-6, self.lowest)
+        level = int(self._number(action, self.levels))
+        return self.lowest + (1 - self.lowest) * level / (self.levels - 1)
 
     def _within_budget(self, share: float) -> list[int]:
         """The nodes that go: as asked, or as few more as later groups need (AMC, algorithm 1)."""
@@ -319,12 +277,3 @@ class PruneNetEnv(gym.Env[np.ndarray, Any]):
         saved = 1 - costs.of([*self._removed, *[()] * whole_rest]) / costs.total
         rest = sum(costs.of_layers[now + 1 :]) / costs.total
         return bounded([now / len(groups), *own, share, saved, rest, self._previous])
-
-    def _task(self) -> dict[str, Any]:
-        return {
-            "task_seed": self._task_seed,
-            "width": self._width,
-            "depth": self._depth,
-            "split": self._split,
-            "original_accuracy": self._original,
-        }

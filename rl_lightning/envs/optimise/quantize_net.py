@@ -12,15 +12,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
 from rl_lightning.compress import count, quantisable, quantise
 from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.quantisable import BITS
 from rl_lightning.compress.rounding import as_rows, pack_weight
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
-from rl_lightning.envs.optimise.data import Splits, load_data
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
+from rl_lightning.envs.optimise.data import load_data
+from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import (
     LAYER_FEATURES,
     LayerDescription,
@@ -33,8 +33,6 @@ from rl_lightning.envs.optimise.tasks import (
     bounded,
     check_choices,
     check_positive,
-    check_seeds,
-    draw_task,
 )
 
 FEATURES = ("index", *LAYER_FEATURES, "size", "spent", "rest", "previous")
@@ -65,7 +63,7 @@ class Quantisable(NamedTuple):
         return self.rest + float(np.interp(bits, BITS, self.sizes.sum(0)))
 
 
-class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
+class QuantizeNetEnv(LayerByLayerEnv):
     """Choose, layer after layer, the bits of its weights; be rewarded for what accuracy is left.
 
     An episode goes once through the layers of a trained network that `quantise` can store in fewer
@@ -113,8 +111,6 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
         ConfigurationError: If an argument is out of its range, or the budget cannot be met.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
-
     def __init__(
         self,
         data: str = "digits-images",
@@ -131,12 +127,7 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
         render_mode: None = None,
     ) -> None:
         check_one_of("actions", actions, ("discrete", "continuous"))
-        self.data, self.model = data, model
-        self.widths = check_choices("widths", widths, 1)
-        self.depths = check_choices("depths", depths, 0)
-        self.splits = check_seeds("splits", splits)
-        self.seed_range = check_seeds("seed_range", seed_range)
-        self.epochs = whole("epochs", epochs, 1)
+        super().__init__(data, model, widths, depths, 0, splits, seed_range, epochs)
         self.bits = tuple(sorted(check_choices("bits", bits, 1)))
         if len(self.bits) < 2 or not set(self.bits) <= set(BITS):
             known = ", ".join(map(str, BITS))
@@ -152,31 +143,10 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
             self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
         else:
             self.action_space = gym.spaces.Discrete(len(self.bits))
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin with a network as it was trained.
-
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `{"task_seed": k}`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
-        drawn = np.random.default_rng(self._task_seed)
-        self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
-        self._split = int(drawn.integers(*self.splits))
+    def _begin(self) -> dict[str, Any]:
         self.bits_of_layers: list[int] = []
-        with by_itself(), torch.no_grad():
-            network, splits = self.target()
-            self._original = accuracy_of(network(splits.x_val), splits.y_val)
-        self._running = True
-        return self._observe(), {"bits": 32, **self._task()}
+        return {"bits": 32}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Choose the next layer's bits.
@@ -185,8 +155,7 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
             ResetNeeded: If no episode is running.
             ValueError: If `action` is none of the action space.
         """
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
+        self._check_running()
         self.bits_of_layers.append(self._bits(action))
         info: dict[str, Any] = {"bits": self.bits_of_layers[-1]}
         found, reward = self.quantisable(), 0.0
@@ -200,11 +169,6 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
             reward = self.reward_scale * (info["accuracy"] - self._original)
         self._running = not last
         return self._observe(), reward, last, False, info
-
-    def target(self) -> tuple[nn.Module, Splits]:
-        """The episode's network and its data, shared: nothing may change them."""
-        names = (self._width, self._depth, self._split)
-        return shared_target(self.model, self.data, *names, self.epochs)
 
     def quantisable(self) -> Quantisable:
         """What can be quantised of the episode's network."""
@@ -240,15 +204,11 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
         return found
 
     def _bits(self, action: Any) -> int:
-        chosen = np.asarray(action)
-        if chosen.size != 1 or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        number, choices = chosen.reshape(()).item(), len(self.bits)
+        choices = len(self.bits)
         if self.actions == "continuous":
-            return self.bits[min(int(max(number, 0.0) * choices), choices - 1)]
-        if not 0 <= number < choices:
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return self.bits[int(number)]
+            share = max(self._number(action, None), 0.0)
+            return self.bits[min(int(share * choices), choices - 1)]
+        return self.bits[int(self._number(action, choices))]
 
     def _check_budget(self) -> None:
         """Refuse what cannot be loaded, built, quantised or met."""
@@ -280,15 +240,6 @@ class QuantizeNetEnv(gym.Env[np.ndarray, Any]):
         rest = float(fewest[now + 1 :].sum()) / budget
         previous = float(np.log2(self.bits_of_layers[-1] if now else 32)) / 5
         return bounded([now / len(found.names), *own, size, spent / budget, rest, previous])
-
-    def _task(self) -> dict[str, Any]:
-        return {
-            "task_seed": self._task_seed,
-            "width": self._width,
-            "depth": self._depth,
-            "split": self._split,
-            "original_accuracy": self._original,
-        }
 
 
 def within_budget(

@@ -1,0 +1,117 @@
+"""What tasks have in common that go once through the layers of a trained network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from torch import nn
+
+from rl_lightning.core.errors import whole
+from rl_lightning.envs.optimise.data import Splits
+from rl_lightning.envs.optimise.layers import shared_target
+from rl_lightning.envs.optimise.targets import accuracy_of, by_itself
+from rl_lightning.envs.optimise.tasks import check_choices, check_seeds, draw_task
+
+
+class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
+    """An episode is one network, which the seed of its task decides, and a step is one layer.
+
+    Args:
+        data: See `load_data`.
+        model: See `build_target`.
+        widths: Widths to draw from.
+        depths: Depths to draw from.
+        least_depth: What a depth must be at least.
+        splits: Half-open range of seeds of the division of the data.
+        seed_range: Half-open range of task seeds.
+        epochs: Of training the network, once, see `trained_target`.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    _width: int
+    _depth: int
+    _split: int
+    _task_seed: int
+    _original: float
+
+    def __init__(
+        self,
+        data: str,
+        model: str,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        least_depth: int,
+        splits: tuple[int, int] | list[int],
+        seed_range: tuple[int, int] | list[int],
+        epochs: int,
+    ) -> None:
+        self.data, self.model = data, model
+        self.widths = check_choices("widths", widths, 1)
+        self.depths = check_choices("depths", depths, least_depth)
+        self.splits = check_seeds("splits", splits)
+        self.seed_range = check_seeds("seed_range", seed_range)
+        self.epochs = whole("epochs", epochs, 1)
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin with a whole network, as it was trained.
+
+        Args:
+            seed: Seed of the generator that draws task seeds.
+            options: Nothing, or `{"task_seed": k}`.
+
+        Raises:
+            ConfigurationError: If `options` holds anything else.
+        """
+        super().reset(seed=seed)
+        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        drawn = np.random.default_rng(self._task_seed)
+        self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
+        self._split = int(drawn.integers(*self.splits))
+        with by_itself(), torch.no_grad():
+            network, splits = self.target()
+            self._original = accuracy_of(network(splits.x_val), splits.y_val)
+        info = self._begin()
+        self._running = True
+        return self._observe(), {**info, **self._task()}
+
+    def target(self) -> tuple[nn.Module, Splits]:
+        """The episode's whole network and its data, shared: nothing may change them."""
+        names = (self._width, self._depth, self._split)
+        return shared_target(self.model, self.data, *names, self.epochs)
+
+    def _begin(self) -> dict[str, Any]:
+        """Forget the episode before; what `info` says of a whole network."""
+        raise NotImplementedError
+
+    def _observe(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def _task(self) -> dict[str, Any]:
+        """What `info` says of the network at both ends of an episode."""
+        return {
+            "task_seed": self._task_seed,
+            "width": self._width,
+            "depth": self._depth,
+            "split": self._split,
+            "original_accuracy": self._original,
+        }
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise ResetNeeded("no episode is running: call reset() before step()")
+
+    def _number(self, action: Any, choices: int | None) -> float:
+        """The one number that an action is; of so many choices, if they are counted."""
+        chosen = np.asarray(action)
+        if chosen.size != 1 or not np.isfinite(chosen).all():
+            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
+        number = chosen.reshape(()).item()
+        if choices is not None and not 0 <= number < choices:
+            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
+        return number
