@@ -15,6 +15,7 @@ from rl_lightning.agents.compressed import PolicyCall, language_models
 from rl_lightning.compress import (
     Agreement,
     agreement,
+    count,
     fake_quantise,
     harden,
     prune_nodes,
@@ -38,7 +39,7 @@ METHODS = {
     "harden": "pack the weights that were trained by quantise-aware",
 }
 TOLERANCE = 0.05
-"""Of actions of a Box: how far apart equal ones are, as a share of what lies between the bounds."""
+"""Of actions of a Box: how far apart equal ones are, as a share of the range of each number."""
 
 
 class Situation(NamedTuple):
@@ -78,11 +79,13 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
     data: Any = RLDataModule.load_from_checkpoint(given.ckpt_path, trusted=trusted)
     seen = watch(agent, data, steps)
     optimizer = _restored(agent, checkpoint)
-    before, stored_before = _parameters(agent), _stored(agent)
+    before, stored_before = _cost(agent, seen[0].x), _stored(agent)
     agent.compress(lambda policy: operator(policy, seen[0].x, optimizer))
     found = _compare(agent, seen)
+    after = _cost(agent, seen[0].x)
     print(
-        f"{given.method}: {before:,} → {_parameters(agent):,} numbers in the policy, "
+        f"{given.method}: {before[0]:,} → {after[0]:,} weights that are not zero, "
+        f"{before[1]:,} → {after[1]:,} multiplications a decision, "
         f"{stored_before:,} → {_stored(agent):,} bytes of weights"
     )
     print(found)
@@ -135,13 +138,23 @@ def _compare(agent: Any, seen: Sequence[Situation]) -> Agreement:
             agent.act(x, explore=False, state=state, mask=mask)["action"]
             for x, state, mask, _ in seen
         ]
-    rows = torch.cat([one.action.flatten(1) if one.action.ndim > 1 else one.action for one in seen])
-    again = torch.cat([one.flatten(1) if one.ndim > 1 else one for one in now])
+    return compare_actions(torch.cat([one.action for one in seen]), torch.cat(now))
+
+
+def compare_actions(before: Tensor, after: Tensor) -> Agreement:
+    """Of actions `[N, ...]` each, how many are the same; of a Box, in all numbers nearly the same.
+
+    Numbers of different units count alike: what is near is a share, `TOLERANCE`, of the range in
+    which each number of `before` lies.
+    """
+    before, after = (one.flatten(1) if one.ndim > 1 else one for one in (before, after))
     tolerance = None
-    if rows.is_floating_point():
-        spread = float(rows.amax() - rows.amin())
-        tolerance = TOLERANCE * max(spread, 1e-6)
-    return agreement(lambda at: rows[at], lambda at: again[at], torch.arange(len(rows)), tolerance)
+    if before.is_floating_point():
+        spread = (before.amax(0) - before.amin(0)).clamp_min(1e-6)  # [A]
+        before, after, tolerance = before / spread, after / spread, TOLERANCE
+    return agreement(
+        lambda at: before[at], lambda at: after[at], torch.arange(len(before)), tolerance
+    )
 
 
 def _operator(given: Any) -> Callable[[PolicyCall, Any, Any], dict[str, Any]]:
@@ -211,14 +224,22 @@ def _changed(agent: Any, checkpoint: dict[str, Any], optimizer: Any) -> dict[str
                     fresh.state[parameter] = optimizer.state[parameter]
         changed["optimizer_states"] = [fresh.state_dict()]
     for key, state in checkpoint.items():
-        if key.endswith("DataModule") and isinstance(state, dict) and "ranks" in state:
+        if isinstance(state, dict) and {"frames", "ranks"} <= state.keys():  # a data module's
             changed[key] = {**state, "ranks": [None], "texts": None}
     changed["callbacks"] = {}
     return changed
 
 
-def _parameters(agent: Any) -> int:
-    return sum(p.numel() for p in agent.policy.state_dict().values() if torch.is_tensor(p))
+def _cost(agent: Any, x: Any) -> tuple[int, int]:
+    """Weights that are not zero, and multiplications with those that are stored, of one call.
+
+    Args:
+        agent: Its policy is called,
+        x: on preprocessed observations `[N, ...]`.
+    """
+    with torch.no_grad(), EvalMode(agent):
+        cost = count(PolicyCall(agent), x)
+    return cost.nonzero, cost.macs // x.shape[0]
 
 
 def _stored(agent: Any) -> int:

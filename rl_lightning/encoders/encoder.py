@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rl_lightning.core.types import Stored
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.spaces import is_text
+from rl_lightning.core.types import EnvSpec, Stored
 
 
 class Encoder(nn.Module):
@@ -85,3 +87,18 @@ class Encoder(nn.Module):
 
     def load_collection_state(self, state: dict[str, Any]) -> None:
         """Restore what `collection_state` returned."""
+
+
+def check_reads_text(encoder: str, spec: EnvSpec) -> None:
+    """Refuse, in the name of an encoder, observations that are no text.
+
+    Raises:
+        ConfigurationError: That names the way out.
+    """
+    space = spec.observation_space
+    if not is_text(space):
+        raise ConfigurationError(
+            f"{encoder} reads text, but observations of {spec.id} are {shortened(space)}: wrap the "
+            "environment in `Describe`, which puts observations into words, or use `MLPEncoder` "
+            "for vectors and `DictEncoder` for dictionaries with a text in them"
+        )

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError, shortened, whole
-from rl_lightning.core.spaces import is_text
+from rl_lightning.core.errors import whole
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.encoder import Encoder, check_reads_text
 from rl_lightning.llm import TextCache
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -67,12 +66,7 @@ class HashedWordsEncoder(Encoder):
         remembered: int = 100_000,
     ) -> None:
         super().__init__()
-        if not is_text(spec.observation_space):
-            raise ConfigurationError(
-                f"HashedWordsEncoder reads text, but observations of {spec.id} are "
-                f"{shortened(spec.observation_space)}: wrap the environment in `Describe`, or use "
-                "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
-            )
+        check_reads_text("HashedWordsEncoder", spec)
         self.out_dim = whole("dim", dim, 1)
         self.buckets = whole("buckets", buckets, 1)
         self.ngrams = whole("ngrams", ngrams, 1)

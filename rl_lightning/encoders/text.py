@@ -6,9 +6,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
-from rl_lightning.core.spaces import is_text
+from rl_lightning.core.errors import check_one_of
 from rl_lightning.core.types import EnvSpec, Stored
+from rl_lightning.encoders.encoder import check_reads_text
 from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm import Backbone, Dtype, Pooling, TruncationSide, Tune, embed, pool
 
@@ -98,13 +98,7 @@ class LLMEncoder(ReadingEncoder):
         keep_on_disk: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        space = spec.observation_space
-        if not is_text(space):
-            raise ConfigurationError(
-                f"LLMEncoder reads text, but observations of {spec.id} are {shortened(space)}: "
-                "wrap the environment in `Describe`, which puts observations into words, or use "
-                "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
-            )
+        check_reads_text("LLMEncoder", spec)
         check_one_of("pooling", pooling, get_args(Pooling))
         backbone = Backbone(
             model,

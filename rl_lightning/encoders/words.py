@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.core.errors import ConfigurationError, shortened, whole
-from rl_lightning.core.spaces import is_text
+from rl_lightning.core.errors import whole
 from rl_lightning.core.types import EnvSpec
-from rl_lightning.encoders.encoder import Encoder
+from rl_lightning.encoders.encoder import Encoder, check_reads_text
 from rl_lightning.encoders.hashed_words import WORD, hashed_words
 from rl_lightning.llm import TextCache
 
@@ -47,12 +46,7 @@ class BagOfWordsEncoder(Encoder):
         remembered: int = 100_000,
     ) -> None:
         super().__init__()
-        if not is_text(spec.observation_space):
-            raise ConfigurationError(
-                f"BagOfWordsEncoder reads text, but observations of {spec.id} are "
-                f"{shortened(spec.observation_space)}: wrap the environment in `Describe`, or use "
-                "`MLPEncoder` for vectors and `DictEncoder` for dictionaries with a text in them"
-            )
+        check_reads_text("BagOfWordsEncoder", spec)
         self.buckets = whole("buckets", buckets, 1)
         self.ngrams = whole("ngrams", ngrams, 1)
         self.max_words = whole("max_words", max_words, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rl_lightning import Agent
+from rl_lightning.cli.compress import compare_actions
 
 COMMON = (
     *("--config", "config.yaml", "--trainer.logger", "false"),
@@ -144,3 +145,27 @@ def test_mistakes_get_a_sentence(typed, trained, tmp_path):
     (tmp_path / "small.ckpt").write_text("precious")
     assert "is there already" in refused("--method", "quantise", "--bits", "8")
     assert (tmp_path / "small.ckpt").read_text() == "precious"
+
+
+def test_the_command_says_what_became_smaller(typed, trained):
+    path = trained("PPO")
+    said = shrink(typed, path, "prune-nodes", "--out", "nodes.ckpt")
+    # Two networks of 4 × 64, 64 × 64 and 64 × 2 or 64 × 1, half of whose nodes go.
+    assert f"{2 * 64 * 68 + 3 * 64:,} → {2 * 32 * 36 + 3 * 32:,} multiplications" in said
+    said = shrink(typed, path, "prune-weights", "--out", "weights.ckpt")
+    before, after = re.search(r"([\d,]+) → ([\d,]+) weights that are not zero", said).groups()
+    before, after = (int(number.replace(",", "")) for number in (before, after))
+    assert after == pytest.approx(before - 0.5 * (2 * 64 * 68 + 3 * 64), abs=2)
+
+
+def test_continuous_actions_are_near_by_the_range_of_each_number():
+    before = torch.tensor([[0.0, 0.0], [1.0, 100.0]])
+    assert compare_actions(before, before + torch.tensor([0.04, 4.0])).share == 1.0
+    assert compare_actions(before, before + torch.tensor([0.04, 6.0])).share == 0.0
+    assert compare_actions(before, before + torch.tensor([[0.06, 0.0], [0.0, 0.0]])).share == 0.5
+
+
+def test_discrete_actions_must_be_the_same():
+    before = torch.tensor([[0, 1], [2, 3]])
+    assert compare_actions(before, torch.tensor([[0, 1], [2, 2]])).share == 0.5
+    assert compare_actions(before[:, 0], before[:, 0]).share == 1.0
