@@ -29,6 +29,8 @@ class ActingModule(L.LightningModule):
     """The kinds of experience its loss is right for: `rollouts`, `replay` (recorded data included),
     or `recordings` alone. Unless these are rollouts alone, it reads raw observations, and its
     networks normalise them."""
+    learns_from_rewards: bool = True
+    """Whether steps are worth something to its loss: `data.rewards` would do nothing otherwise."""
 
     # --- acting -------------------------------------------------------------------------------
 

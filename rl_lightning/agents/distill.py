@@ -60,11 +60,11 @@ class Distill(Agent):
         **shared: Arguments of `Agent`.
 
     Raises:
-        ConfigurationError: If arguments are wrong or do not go together. That the teacher is not
-            one for this student is said when training begins.
+        ConfigurationError: If arguments are wrong, or as training begins, the teacher is not one.
     """
 
     reuses_rollouts = True
+    learns_from_rewards = False
 
     def __init__(
         self,

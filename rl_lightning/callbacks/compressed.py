@@ -13,6 +13,7 @@ from rl_lightning.compress.gradients import (
     BucketState,
     GradientCompressor,
     Method,
+    check_state,
     compress_bucket,
 )
 from rl_lightning.core.errors import ConfigurationError
@@ -124,6 +125,8 @@ class CompressGradients(L.Callback, Measuring):
         different = [reason for reason, applies in reasons.items() if applies]
         lost = any(rank["residuals"] for rank in ranks)
         if not different:
+            for rank in ranks:  # of all: one that stops here would leave the others waiting
+                check_state(rank, self._shapes, self.rank)
             self.compressor.load_state_dict(ranks[dist.get_rank()])
             return
         self.compressor.updates = ranks[0]["updates"]

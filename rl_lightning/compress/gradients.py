@@ -15,8 +15,9 @@ buckets after its first update, and a run that goes on from a checkpoint begins 
 again: what depended on buckets (torch's own PowerSGD hook, a scale of a bucket) would not repeat.
 """
 
+import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,7 +34,7 @@ from rl_lightning.compress.gradient_messages import (
     write_largest,
     write_signs,
 )
-from rl_lightning.core.errors import ConfigurationError, check_one_of, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened, whole
 from rl_lightning.core.ranks import world_size
 
 Method = Literal["none", "fp16", "bf16", "powersgd", "topk", "onebit"]
@@ -223,6 +224,33 @@ class GradientCompressor:
         """Restore what `state_dict` returned of a rank with the same method and parameters."""
         self.updates = state["updates"]
         self._residuals, self._bases = dict(state["residuals"]), dict(state["bases"])
+
+
+def check_state(state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], rank: int) -> None:
+    """Refuse what a compressor has saved, unless each tensor of it belongs to a parameter.
+
+    Args:
+        state: What `state_dict` returned, or a file says it did.
+        shapes: Of the parameters, by name.
+        rank: Of `powersgd`'s factors.
+
+    Raises:
+        ConfigurationError: If a tensor's name or shape is none of theirs.
+    """
+    expected = {name: tuple(shape) for name, shape in shapes.items()}
+    bases = {
+        name: (math.prod(shape[1:]), thin)
+        for name, shape in expected.items()
+        if (thin := thin_rank(shape, rank))
+    }
+    for kind, known in (("residuals", expected), ("bases", bases)):
+        for name, tensor in state[kind].items():
+            if known.get(name) != tuple(tensor.shape):
+                raise ConfigurationError(
+                    f"CompressGradients: the checkpoint's {kind} of {shortened(name)} have the "
+                    f"shape {tuple(tensor.shape)}, not {known.get(name)}: it was changed, or is of "
+                    "another agent; go on without the callback, or begin a new run"
+                )
 
 
 def _split(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

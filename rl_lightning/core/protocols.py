@@ -102,6 +102,7 @@ class Learner(Protocol):
     frames: int
     gamma: float
     learns_from: tuple[str, ...]
+    learns_from_rewards: bool
     reuses_rollouts: bool
     sequence_length: int | None
     tells_priorities: bool

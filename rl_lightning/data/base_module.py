@@ -176,6 +176,11 @@ class RLDataModule(StoredDataModule, EvaluatingModule, ResumingModule, ClockModu
 
     def _make_stage(self) -> RewardStage:
         agent: Any = self.agent
+        if not agent.learns_from_rewards:
+            raise ConfigurationError(
+                f"data.rewards: {type(agent).__name__} learns from no reward; leave it out, and "
+                "env_reward_weight too"
+            )
         place = self.num_envs, agent.gamma, agent.device
         rewards = make_rewards(self.rewards, self.spec, *place, frozen_models(agent))
         return RewardStage(rewards, self.num_envs, agent.device, self.env_reward_weight, self.env)

@@ -20,6 +20,7 @@ from rl_lightning import (
     TD3,
     ActorCritic,
     Agent,
+    CountBonus,
     DictEncoder,
     Distill,
     GeneratingPolicy,
@@ -162,6 +163,13 @@ def test_continuous_teachers(make, tmp_path):
     np.testing.assert_allclose(student.predict(batch("vector", 0, 1)), expected, atol=0.1)
     with pytest.raises(ConfigurationError, match=r"squashed by tanh, .* squash: true"):
         learn(path, data)
+
+
+@pytest.mark.parametrize("worth", [{"rewards": [CountBonus]}, {"env_reward_weight": 0.5}])
+def test_rewards_would_do_nothing_and_are_refused(worth, tmp_path):
+    path = teach(tmp_path / "t.ckpt")
+    with pytest.raises(ConfigurationError, match="Distill learns from no reward"):
+        learn(path, probe(**worth))
 
 
 KINDS = {  # by whose checkpoint: which losses, on Discrete and on Box actions

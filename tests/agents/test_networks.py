@@ -65,8 +65,9 @@ def test_every_agent_has_a_row():
 
 @pytest.mark.parametrize(("name", "ticked"), roles_in_the_readme())
 def test_rewards_are_for_what_collects(name, ticked):
-    collects = {"rollouts", "replay"} & set(getattr(agents, name).learns_from)
-    assert ("judge, novelty, goals" in ticked) == bool(collects)
+    agent = getattr(agents, name)
+    collects = bool({"rollouts", "replay"} & set(agent.learns_from))
+    assert ("judge, novelty, goals" in ticked) == (collects and agent.learns_from_rewards)
 
 
 @pytest.mark.parametrize(("name", "ticked"), roles_in_the_readme())

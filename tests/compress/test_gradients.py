@@ -14,7 +14,13 @@ from rl_lightning.compress.gradient_messages import (
     write_largest,
     write_signs,
 )
-from rl_lightning.compress.gradients import METHODS, WITH_RESIDUALS, Channel, GradientCompressor
+from rl_lightning.compress.gradients import (
+    METHODS,
+    WITH_RESIDUALS,
+    Channel,
+    GradientCompressor,
+    check_state,
+)
 from rl_lightning.core.errors import ConfigurationError
 
 F32 = torch.float32
@@ -318,3 +324,20 @@ def test_what_is_wrong_is_refused(arguments, message):
     for kind in (GradientCompressor, CompressGradients):
         with pytest.raises(ConfigurationError, match=message):
             kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [("residuals", "a", (3, 9)), ("residuals", "b", (8, 8)), ("bases", "a", (8, 3)),
+     ("bases", "bias", (8, 2))],
+)  # fmt: skip
+def test_a_state_of_other_parameters_is_refused(kind, name, shape):
+    shapes = {"a": [8, 8], "bias": [8]}
+    fitting = {
+        "residuals": {"a": torch.zeros(8, 8), "bias": torch.zeros(8)},
+        "bases": {"a": torch.zeros(8, 2)},
+    }
+    check_state(fitting, shapes, rank=2)
+    fitting[kind][name] = torch.zeros(shape)
+    with pytest.raises(ConfigurationError, match=rf"{kind} of '?{name}"):
+        check_state(fitting, shapes, rank=2)

@@ -22,6 +22,7 @@ from rl_lightning.rewards.completions import (
     FormatReward,
     LengthReward,
     NumericAnswer,
+    PartialMatch,
     RegexMatch,
     RewardFunction,
 )
@@ -322,6 +323,18 @@ def test_what_is_compared_can_be_found_by_a_pattern():
     assert paid(ExactMatch(pattern=r"\d"), ["1 and 2"], answer=["2"]) == [1.0]
     with pytest.raises(ConfigurationError, match="pattern: '\\(' is no regular expression"):
         ExactMatch(pattern="(")
+
+
+def test_what_is_right_in_part():
+    said = ["123", "12", "1934", " 123\n", "", "x"]
+    expected = [1.0, 2 / 3, 2 / 4, 1.0, 0.0, 0.0]
+    assert paid(PartialMatch(), said, answer=["123"] * 6) == pytest.approx(expected)
+    assert paid(PartialMatch(), ["12", ""], answer=[12, ""]) == [1.0, 1.0]
+    assert paid(PartialMatch(strip=False), [" 12"], answer=["12"]) == [0.0]
+    assert paid(PartialMatch(ignore_case=True), ["AB"], answer=["ab"]) == [1.0]
+    assert paid(PartialMatch(pattern=r"\d+"), ["so 12"], answer=["13"]) == [0.5]
+    with pytest.raises(ConfigurationError, match="must hold texts or numbers"):
+        paid(PartialMatch(), ["a"], answer=[["a"]])
 
 
 def test_patterns():

@@ -3,7 +3,7 @@
 from rl_lightning.rewards.completions.form import FormatReward, LengthReward
 from rl_lightning.rewards.completions.function import RewardFunction
 from rl_lightning.rewards.completions.judge import CompletionJudge, Judged, RewardLike
-from rl_lightning.rewards.completions.match import ExactMatch, RegexMatch
+from rl_lightning.rewards.completions.match import ExactMatch, PartialMatch, RegexMatch
 from rl_lightning.rewards.completions.models import LabellerReward, RewardModelReward
 from rl_lightning.rewards.completions.numeric import NumericAnswer
 from rl_lightning.rewards.completions.reasoning import ReasoningGymReward
@@ -18,6 +18,7 @@ __all__ = [
     "LabellerReward",
     "LengthReward",
     "NumericAnswer",
+    "PartialMatch",
     "Prompt",
     "ReasoningGymReward",
     "RegexMatch",

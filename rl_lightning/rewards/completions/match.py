@@ -60,11 +60,29 @@ class ExactMatch(CompletionReward):
                 f"{shortened(repr(answer), 80)}"
             )
         said = last_found(self.pattern, completion)
-        return 0.0 if said is None else float(self._plain(said) == self._plain(str(answer)))
+        return 0.0 if said is None else self._worth(self._plain(said), self._plain(str(answer)))
+
+    def _worth(self, said: str, answer: str) -> float:
+        return float(said == answer)
 
     def _plain(self, text: str) -> str:
         text = text.strip() if self.strip else text
         return text.casefold() if self.ignore_case else text
+
+
+class PartialMatch(ExactMatch):
+    """How much of the answer that the data has a completion says in its place: from 0 to 1.
+
+    The share of characters that are the same in both, each compared with what stands in the same
+    place of the other, of the longer one's. A model that is never wholly right yet learns from it,
+    where `ExactMatch` pays nothing. Its arguments are `ExactMatch`'s.
+    """
+
+    def _worth(self, said: str, answer: str) -> float:
+        if said == answer:  # both may be empty
+            return 1.0
+        same = sum(one == other for one, other in zip(said, answer, strict=False))
+        return same / max(len(said), len(answer))
 
 
 class RegexMatch(CompletionReward):
