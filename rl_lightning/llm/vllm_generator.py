@@ -179,6 +179,7 @@ def _import() -> Any:
         return importlib.import_module("vllm")
     except ImportError as error:
         raise ConfigurationError(
-            "VLLMGenerator needs vLLM, and a GPU that it runs on: pip install vllm, or write by "
-            f"TransformersGenerator ({shortened(error, 100)})"
+            "VLLMGenerator needs vLLM, and a GPU that it runs on: "
+            "pip install 'rl-lightning[vllm]', or write by TransformersGenerator "
+            f"({shortened(error, 100)})"
         ) from error

@@ -215,7 +215,7 @@ def test_what_it_cannot_do(vllm, backbone, writers):
 
 def test_without_vllm_it_says_so(backbone, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigurationError, match="pip install vllm"):
+    with pytest.raises(ConfigurationError, match=r"pip install .rl-lightning\[vllm\]"):
         VLLMGenerator()(backbone, PROMPTS, 1, Sampling(1), 0)
 
 
