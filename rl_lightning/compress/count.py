@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rl_lightning.compress.calls import evaluating, tensors_in
 from rl_lightning.compress.cut import layer_of, tensors_of
+from rl_lightning.compress.packed import PackedLayer
 from rl_lightning.core.errors import ConfigurationError, shortened
 
 SPARSE_PARTS = {
@@ -32,7 +33,8 @@ class LayerCost:
     Attributes:
         name: In the module; empty for the module itself.
         kind: Name of its class.
-        parameters: Numbers stored in its parameters; a shared one counts where it comes first.
+        parameters: Numbers stored in its parameters, and weights that are stored in few bits; a
+            shared one counts where it comes first.
         nonzero: How many of them are not 0, as the layer computes with them.
         bytes: Of its parameters and buffers, as stored.
         macs: Multiply-accumulate operations of products of matrices and convolutions.
@@ -121,12 +123,14 @@ def count(module: nn.Module, *inputs: Any) -> ModelCost:
         if not own and not macs.get(layer):
             continue
         parameters = [(n, t) for n, t in own if isinstance(t, nn.Parameter)]
+        packed = [layer.weight] if isinstance(layer, PackedLayer) else []
         found.append(
             LayerCost(
                 name,
                 type(layer).__name__.removeprefix("Parametrized"),
-                sum(_values(t).numel() for _, t in parameters),
-                sum(_nonzero(layer, n, t) for n, t in parameters),
+                sum(_values(t).numel() for t in [*dict(parameters).values(), *packed]),
+                sum(_nonzero(layer, n, t) for n, t in parameters)
+                + sum(int(torch.count_nonzero(weight)) for weight in packed),
                 sum(stored_bytes(t) for _, t in own),
                 macs.get(layer, 0),
                 shapes.get(layer),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from rl_lightning.compress import count, prune_nodes, prune_weights
+from rl_lightning.compress import count, prune_nodes, prune_weights, quantise
 from rl_lightning.core.errors import ConfigurationError
 
 
@@ -184,3 +184,16 @@ def test_the_module_is_as_before():
 def test_a_call_that_fails_says_so():
     with pytest.raises(ConfigurationError, match="Linear cannot be called with these inputs"):
         count(nn.Linear(4, 2), torch.zeros(1, 3))
+
+
+def test_weights_in_few_bits_count_as_weights():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    before = count(network, torch.zeros(1, 8))
+    quantise(network, 2)  # ternary: some of them are 0
+    after = count(network, torch.zeros(1, 8))
+    assert after.parameters == before.parameters == 8 * 4 + 4 + 4 * 2 + 2
+    kept = sum(int(torch.count_nonzero(layer.weight)) for layer in (network[0], network[2]))
+    assert after.nonzero == kept + 6 < before.nonzero
+    assert after.macs == before.macs
+    assert after.bytes < before.bytes

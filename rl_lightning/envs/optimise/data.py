@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError, shortened, whole_seed
 from rl_lightning.core.trust import find_named
+from rl_lightning.envs.optimise.sentences import MAZES, maze_rows
 
-DATASETS = ("digits", "digits-images", "wine", "breast-cancer")
+DATASETS = ("digits", "digits-images", "wine", "breast-cancer", *MAZES)
 SHARES = (0.6, 0.2, 0.2)
 _PARTS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
@@ -67,6 +68,8 @@ def load_data(data: str, split: int = 0) -> Splits:
     standardised by mean and deviation of the training part. 60 % of the rows are for training, 20 %
     for validation, 20 % for testing, drawn by a permutation that depends on `split` alone.
 
+    `maze-walls` and `maze-exit` are sentences of TextMaze for `model: minilm`, see `maze_rows`.
+
     Anything with a dot is an import path of the user's own: `package.module.name`, which is a tuple
     `(x_train, y_train, x_val, y_val)` or `(…, x_test, y_test)` of arrays or tensors, taken as it is
     whatever the split, or a function `split → such a tuple`.
@@ -84,6 +87,8 @@ def load_data(data: str, split: int = 0) -> Splits:
             f"data={data!r}: use one of {', '.join(DATASETS)}, or the import path of your own, "
             "package.module.name"
         )
+    if data in MAZES:
+        return as_splits(maze_rows(data, split), data)
     if data in DATASETS:
         return divide(*_packaged(data), split, standardise=not data.startswith("digits"))
     found = find_named(data, f"the data {data}", f"data={data!r} asks")

@@ -19,8 +19,9 @@ from rl_lightning.core.cache_folder import cache_folder
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
 from rl_lightning.core.trust import find_named
 from rl_lightning.envs.optimise.data import Splits, load_data
+from rl_lightning.envs.optimise.sentences import SentenceReader, sentence_reader
 
-MODELS = ("mlp", "cnn")
+MODELS = ("mlp", "cnn", "minilm")
 VERSION = 1  # of what `train` does; another one has cached networks trained again
 
 
@@ -78,7 +79,9 @@ def build_target(
     channels, every second followed by 2×2 max-pooling as long as images are 4 pixels wide, then the
     mean over pixels and a linear layer. Activations are ReLU. Hidden weights are drawn from U(−b,
     b) with b = √(6 / fan_in) (He et al. 2015, equation 10), so that deep networks train, those of
-    the last layer with b = 1 / √fan_in; biases are 0. The generator is their own.
+    the last layer with b = 1 / √fan_in; biases are 0. The generator is their own. `minilm` is the
+    pretrained sentence model with `depth` of its six layers, and `width` hidden units that answer
+    for it, see `SentenceReader`.
 
     Anything with a dot is an import path of the user's own: a function or class that is called as
     `(in_shape, classes, width, depth)` and returns a module. It is made under a seeded copy of
@@ -99,6 +102,8 @@ def build_target(
     seed = whole_seed("seed", seed)
     in_shape = tuple(in_shape)
     with by_itself():
+        if model == "minilm":
+            return sentence_reader(in_shape, classes, width, depth, seed)
         if model in MODELS:
             with torch.device("meta"):  # PyTorch's own drawing would move the global generator
                 build = _mlp if model == "mlp" else _cnn
@@ -225,7 +230,10 @@ def train(
     with by_itself(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout in a network of the user's own
         network.train()
-        parameters = [p for p in network.parameters() if p.requires_grad]
+        learner, scale = network, None
+        if isinstance(network, SentenceReader) and network.frozen:
+            learner, (x, *scale) = network.head, network.stretched(x)
+        parameters = [p for p in learner.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         done = 0
         for _ in range(recipe.epochs):
@@ -233,12 +241,14 @@ def train(
             for rows in torch.randperm(len(x), generator=generator).split(size):
                 cosine = 0.5 * (1 + math.cos(math.pi * done / updates))
                 optimizer.param_groups[0]["lr"] = recipe.lr * cosine
-                loss = F.cross_entropy(network(x[rows]), y[rows])
+                loss = F.cross_entropy(learner(x[rows]), y[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
                 done += 1
+        if scale is not None and isinstance(network, SentenceReader):
+            network.absorb(*scale)
         network.eval()
     return sum(losses) / len(losses)
 
