@@ -140,7 +140,7 @@ def test_data_of_the_user_s_own():
     [
         (
             "mnist",
-            "data='mnist': use one of digits, digits-images, wine, breast-cancer, or the imp",
+            "data='mnist': use one of digits, digits-images, wine, breast-cancer, maze-walls, maze-exit, or",
         ),
         (3, "data=3: use one of"),
         (f"{HERE}.nothing", "which is not there"),
@@ -215,7 +215,7 @@ def test_a_network_of_the_user_s_own():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet", "model='resnet': use one of mlp, cnn, or the import path"),
+        ("resnet", "model='resnet': use one of mlp, cnn, minilm, or the import path"),
         ("cnn", r"needs images \[C, H, W\], not inputs of the shape \[64\]"),
         (f"{HERE}.ANYTHING", "is a int, which cannot be called as"),
         (f"{HERE}.too_few_arguments", r"must be callable as \(in_shape, classes, width, depth\)"),

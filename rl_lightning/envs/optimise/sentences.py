@@ -44,8 +44,8 @@ def maze_rows(question: str, split: int) -> tuple[np.ndarray, ...]:
         their number, `[N, LONGEST + 1]`; classes `[N]`.
     """
     _, tokenizer = _cut_minilm()
-    answer = _walls if question == "maze-walls" else _exit
-    texts = _sentences(split, sum(ROWS))
+    answer = answer_walls if question == "maze-walls" else answer_exit
+    texts = sentences(split, sum(ROWS))
     ids = tokenizer(texts)["input_ids"]
     x = np.zeros((len(texts), LONGEST + 1), np.float32)
     for row, one in zip(x, ids, strict=True):
@@ -56,7 +56,7 @@ def maze_rows(question: str, split: int) -> tuple[np.ndarray, ...]:
     return tuple(array[part] for part in parts for array in (x, y))
 
 
-def _sentences(split: int, count: int) -> list[str]:
+def sentences(split: int, count: int) -> list[str]:
     random = np.random.default_rng([split, 5])
     env, texts = TextMazeEnv(size=6), {}
     for layout in random.permutation(1_000_000):
@@ -72,12 +72,12 @@ def _sentences(split: int, count: int) -> list[str]:
     return list(texts)
 
 
-def _walls(text: str) -> int:
+def answer_walls(text: str) -> int:
     said = text.lower()
     return sum(2**i for i, one in enumerate(_DIRECTIONS) if f"wall {one}" in said)
 
 
-def _exit(text: str) -> int:
+def answer_exit(text: str) -> int:
     said = text.partition("The exit is")[2]
     return _EXITS.index(
         tuple(next((one for one in pair if one in said), "") for pair in (("south", "north"),
