@@ -140,7 +140,7 @@ def test_data_of_the_user_s_own():
     [
         (
             "mnist",
-            "data='mnist': use one of digits, digits-images, wine, breast-cancer, maze-walls, maze-exit",
+            "data='mnist': use one of digits, digits-images, wine, breast-cancer, maze-walls, ",
         ),
         (3, "data=3: use one of"),
         (f"{HERE}.nothing", "which is not there"),
