@@ -157,8 +157,10 @@ def unpack(packed: Tensor, width: int, count: int) -> Tensor:
         )
     if width == 8:
         return packed
-    places = [(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)]
-    return torch.stack(places, -1).flatten(-2)[..., :count]
+    # Of a shift of uint8, torch.onnx writes an int8, which is combined with nothing else.
+    wide = packed.to(torch.int32)
+    places = [(wide >> shift) & (2**width - 1) for shift in range(0, 8, width)]
+    return torch.stack(places, -1).flatten(-2)[..., :count].to(torch.uint8)
 
 
 def _check_width(width: int) -> None:

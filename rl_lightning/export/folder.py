@@ -86,7 +86,7 @@ def export_policy(
         _write(spec, part)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sampled texts may be longer than what is read
-            parity = compare(agent, list(graph.parts), run_exported.ExportedPolicy(part), count)
+            parity = compare(agent, list(graph.parts), _loaded(part, format), count)
         parity.check(format)
         spec["parity"] = {
             "observations": parity.observations,
@@ -101,6 +101,16 @@ def export_policy(
         shutil.rmtree(part, ignore_errors=True)
         agent.to(device)
     return parity
+
+
+def _loaded(folder: Path, format: Format) -> run_exported.ExportedPolicy:
+    try:
+        return run_exported.ExportedPolicy(folder)
+    except Exception as error:  # onnxruntime has its own for each reason
+        raise RunError(
+            f"the graph that was written cannot be loaded: {shortened(error)}; "
+            + ("use --format torch" if format == "onnx" else "use --format onnx")
+        ) from error
 
 
 def _check_weights(graph: PolicyGraph, format: Format) -> None:

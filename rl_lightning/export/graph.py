@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from rl_lightning.compress.packed import PackedLayer
 from rl_lightning.core.errors import ConfigurationError, shortened
 from rl_lightning.encoders import BagOfWordsEncoder, LLMEncoder
 from rl_lightning.export.decisions import decider, reading, state_width
@@ -142,27 +143,42 @@ def save(program: ExportedProgram, graph: PolicyGraph, format: Format, path: Pat
     Raises:
         ConfigurationError: If ONNX has no words for an operation in it.
     """
+    for node in program.graph.nodes:  # where each was called from, in files of this machine
+        node.meta.pop("stack_trace", None)
     if format == "torch":
         _forget_unused(program)
         with _quiet():
             torch.export.save(program, path)
         return
+    packed = any(isinstance(layer, PackedLayer) for layer in graph.policy.modules())
     try:
         with _quiet():
             converted: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
+                optimize=not packed,
                 input_names=graph.input_names,
                 output_names=graph.output_names,
             )
+            if packed:  # whose weights it would restore, as constants
+                from onnxscript.optimizer import optimize_ir
+
+                optimize_ir(converted.model, should_fold=_stays)
     except Exception as error:
         raise ConfigurationError(
             f"{type(graph.policy).__name__} holds an operation that ONNX does not know: "
             f"{shortened(_first_cause(error))}; use --format torch"
         ) from error
+    for node in converted.model.graph:
+        node.metadata_props.clear()
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     converted.save(path, external_data=size > MOST_BYTES_INSIDE)
+
+
+def _stays(node: Any) -> bool | None:
+    """False of what restores weights: computed beforehand, they would be many bytes again."""
+    return False if node.op_type in ("Cast", "BitShift", "BitwiseAnd") else None
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -189,14 +189,23 @@ def _plain(ids: list[int], rules: dict[str, Any]) -> list[int]:
 def _play(policy: ExportedPolicy, name: str, episodes: int) -> list[float]:
     import gymnasium
 
-    env, returns = gymnasium.make(name), []
+    try:
+        env, returns = gymnasium.make(name), []
+    except gymnasium.error.UnregisteredEnv as error:
+        raise SystemExit(
+            f"--env: {error} Of a package that registers it when imported: --env package:{name}"
+        ) from error
     for seed in range(episodes):
         observation, info = env.reset(seed=seed)
         policy.reset()
         total, over = 0.0, False
         while not over:
             mask = info.get("action_mask") if policy.spec["action_mask"] else None
-            action = policy.act(observation, mask)
+            try:
+                action = policy.act(observation, mask)
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                wanted = policy.spec["environment"]
+                raise SystemExit(f"--env {name}: {error}: the policy is for {wanted}") from error
             observation, reward, terminated, truncated, info = env.step(action)
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
@@ -205,7 +214,9 @@ def _play(policy: ExportedPolicy, name: str, episodes: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the policy that lies beside this file.")
-    parser.add_argument("--env", help="play episodes of this environment of Gymnasium's")
+    parser.add_argument(
+        "--env", help="play episodes of this Gymnasium environment: Name-v0, package:Name-v0"
+    )
     parser.add_argument("--episodes", type=int, default=10)
     given = parser.parse_args()
     policy = ExportedPolicy()
