@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -38,15 +39,16 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    before: Callable[[Any], Tensor],
-    after: Callable[[Any], Tensor],
+    before: Callable[[Any], Tensor | np.ndarray],
+    after: Callable[[Any], Tensor | np.ndarray],
     observations: Any,
     tolerance: float | None = None,
     batch_size: int = 256,
 ) -> Agreement:
     """Share of observations in which two policies choose the same greedy action.
 
-    What the policies return says what is compared, for n observations:
+    What the policies return, tensors or arrays (`Agent.predict`), says what is compared, for n
+    observations:
 
     - scores, floating `[n, A]` (logits, Q-values; −∞ of what is not allowed): the actions are their
       argmax, the first of equals;
@@ -78,7 +80,7 @@ def agreement(
     for start in range(0, count, batch_size):
         batch = _rows(observations, slice(start, start + batch_size))
         with torch.no_grad():
-            pair = before(batch), after(batch)
+            pair = _tensor(before(batch)), _tensor(after(batch))
         _check_pair(*pair, min(batch_size, count - start), start, tolerance)
         one, other = pair[0], pair[1].to(pair[0].device)
         equal += int(agreeing(one, other, tolerance).sum())
@@ -133,6 +135,11 @@ def _count(observations: Any) -> int:
     if isinstance(observations, Mapping) and not isinstance(observations, TensorDictBase):
         return min((_count(value) for value in observations.values()), default=0)
     return len(observations)
+
+
+def _tensor(actions: Any) -> Any:
+    """Actions as `Agent.predict` gives them, as a tensor; anything else as it is."""
+    return torch.from_numpy(actions) if isinstance(actions, np.ndarray) else actions
 
 
 def _rows(observations: Any, rows: slice) -> Any:

@@ -66,8 +66,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def as_for_tracing(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode and with gradients for all parameters, and then as it was."""
+    """In evaluation mode and with gradients for all parameters, and then as it was.
+
+    Without the hooks of a tracer whose call has failed, too, which leaves them where they are.
+    """
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    hooks = [(part, set(part._forward_hooks)) for part in module.modules()]
     try:
         for parameter in wanted:
             parameter.requires_grad_(parameter.is_floating_point())
@@ -76,3 +80,6 @@ def as_for_tracing(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, value in wanted.items():
             parameter.requires_grad_(value)
+        for part, before in hooks:
+            for key in part._forward_hooks.keys() - before:
+                del part._forward_hooks[key]

@@ -90,6 +90,13 @@ def trace_groups(module: nn.Module, inputs: Sequence[Any], keep: Sequence[str]) 
         except ConfigurationError:
             raise
         except Exception as error:  # it is somebody's network, and a library's tracer
+            if not inputs:
+                raise ConfigurationError(
+                    "what depends on what is found by a call: give its inputs, "
+                    "prune_nodes(module, share, x); of an agent "
+                    "agent.compress(lambda policy: prune_nodes(policy, share, x)) with x = "
+                    "agent.preprocess(observations)"
+                ) from error
             raise ConfigurationError(
                 f"{type(module).__name__} cannot be traced with these inputs: "
                 f"{shortened(error)}. Prune a part of it that can be called, or its weights"

@@ -100,7 +100,10 @@ def harden(module: nn.Module, cached: bool = False) -> dict[str, Any]:
             raise ConfigurationError(f"the weight of {name} is not finite: it cannot be rounded")
         chosen[name] = Choice(layer, rounding.bits, rounding.group_size)
     if not chosen:
-        raise ConfigurationError("no layer is trained under quantisation: call fake_quantise first")
+        raise ConfigurationError(
+            "no layer is trained under quantisation: call fake_quantise first (--method "
+            "quantise-aware), or quantise what was not"
+        )
     record = to_record("quantise", chosen, {})
     pack_layers(module, chosen, cached, weights)
     return record

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from rl_lightning.compress.calls import tensors_in
 from rl_lightning.compress.cut import cut_tensors, tensors_of
 from rl_lightning.compress.dependencies import NodeGroup, trace_groups
+from rl_lightning.compress.packed import PackedLayer
 from rl_lightning.compress.weights import check_share
 from rl_lightning.core.errors import (
     ConfigurationError,
@@ -162,8 +163,10 @@ def _chosen(
         free = [(group, share) for group in groups if group.refused is None]
         if not free:
             reasons = "; ".join(f"{g.layers[0]}: {g.refused}" for g in groups if g.layers)
+            if any(isinstance(part, PackedLayer) for part in module.modules()):
+                reasons = "their weights are stored in few bits: prune first, then quantise"
             raise ConfigurationError(
-                f"no layer of {type(module).__name__} can be pruned by nodes "
+                "no layer can be pruned by nodes "
                 f"({reasons or 'the call runs no linear or convolutional layer'})"
             )
         return free

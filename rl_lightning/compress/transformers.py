@@ -174,7 +174,8 @@ def prune_layers(
     Args:
         model: Changed; a transformer, or any module with one inside.
         keep: Numbers of the layers that stay, from 0, rising.
-        layers: Name of the `nn.ModuleList` of layers; None where there is one.
+        layers: Name of the `nn.ModuleList` of layers, of any kind; None where there is one whose
+            layers have attention as BERT's or Llama's.
         optimizers: Those with parameters of the model; they forget the layers' that went.
 
     Returns:
@@ -183,7 +184,7 @@ def prune_layers(
     Raises:
         ConfigurationError: If `keep` does not fit, or there is no list of layers, or several.
     """
-    lists = _layer_lists(model)
+    lists = _layer_lists(model, layers)
     if layers is None and len(lists) != 1:
         raise ConfigurationError(
             "the model has "
@@ -218,7 +219,8 @@ def apply_layers_record(
     Raises:
         ConfigurationError: If the record does not fit the model.
     """
-    lists, name = _layer_lists(model), record.get("layers")
+    name = record.get("layers")
+    lists = _layer_lists(model, name)
     if not isinstance(name, str) or name not in lists or len(lists[name]) != record.get("of"):
         raise ConfigurationError(
             f"the record keeps some of {shortened(record.get('of'))} layers in "
@@ -304,15 +306,20 @@ def _expanded(keep: Sequence[int], width: int) -> list[int]:
     return [head * width + i for head in keep for i in range(width)]
 
 
-def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Lists of layers that each hold an attention, by name."""
+def _layer_lists(model: nn.Module, named: object = None) -> dict[str, nn.ModuleList]:
+    """Lists of layers that each hold an attention, by name; or the one that is named."""
+    lists = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part)
+    }
+    if isinstance(named, str) and named in lists:
+        return {named: lists[named]}
     attentions = set(_attentions(model))
     return {
         name: part
-        for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList)
-        and len(part)
-        and all(any(a.startswith(f"{name}.{i}.") for a in attentions) for i in range(len(part)))
+        for name, part in lists.items()
+        if all(any(a.startswith(f"{name}.{i}.") for a in attentions) for i in range(len(part)))
     }
 
 

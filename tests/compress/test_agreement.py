@@ -129,3 +129,11 @@ def test_wrong_input_is_named():
     broken[3, 1] = math.nan
     with pytest.raises(RunError, match="after returned NaN, first for observation 3"):
         agreement(given(BEFORE), given(broken), rows, batch_size=3)
+
+
+def test_arrays_of_actions_are_taken_as_predict_gives_them():
+    def even(obs):
+        return (obs[:, 0] % 2).astype(np.int64)
+
+    obs = np.arange(10, dtype=np.float32).reshape(10, 1)
+    assert agreement(even, lambda x: np.zeros(len(x), np.int64), obs).share == 0.5

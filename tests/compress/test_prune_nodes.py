@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from rl_lightning.compress import bake, node_groups, prune_nodes, prune_weights, restructure
+from rl_lightning.compress import (
+    bake,
+    node_groups,
+    prune_nodes,
+    prune_weights,
+    quantise,
+    restructure,
+)
 from rl_lightning.compress.nodes import mask_nodes
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.noisy import NoisyLinear
@@ -446,7 +453,7 @@ def test_the_networks_outputs_and_kept_layers():
     assert record["refused"]["2"] == "keep names '2'"
     with pytest.raises(ConfigurationError, match="'2' cannot be pruned: keep names '2'"):
         prune_nodes(net, {"2": 0.5}, X, keep=["2"])
-    with pytest.raises(ConfigurationError, match=r"no layer of Linear can be pruned.*outputs"):
+    with pytest.raises(ConfigurationError, match=r"no layer can be pruned.*outputs"):
         prune_nodes(nn.Linear(4, 2), 0.5, X)
 
 
@@ -563,3 +570,13 @@ def test_masking_no_node_changes_nothing():
     mask_nodes(network, [(group, [1, 3])])
     assert (network[2].weight[:, [1, 3]] == 0).all()
     assert (network[2].weight[:, [0, 2]] != 0).all()
+
+
+def test_what_is_missing_or_too_late_is_said():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ConfigurationError, match=r"give its inputs, prune_nodes\(module, share, x"):
+        prune_nodes(net, 0.5)
+    assert not net[0]._forward_hooks  # the call that failed has left nothing behind
+    quantise(net, 8)
+    with pytest.raises(ConfigurationError, match="stored in few bits: prune first, then quantise"):
+        prune_nodes(net, 0.5, torch.zeros(2, 4))

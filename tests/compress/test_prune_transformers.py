@@ -314,3 +314,23 @@ def test_a_record_of_heads_or_layers_that_does_not_fit_changes_nothing(record):
     assert torch.equal(run(model), run(bert()))
     restructure(model, [{"operator": "prune_heads", "heads": HEADS}])
     assert attention_heads(model)["encoder.layer.0.attention"] == 2
+
+
+def test_a_named_list_may_hold_layers_of_any_kind():
+    def network():
+        torch.manual_seed(0)
+        net = nn.Module()
+        net.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        net.forward = lambda x: [x := torch.tanh(layer(x)) for layer in net.blocks][-1]
+        return net
+
+    net, x = network(), torch.randn(2, 4)
+    first, _, last = net.blocks
+    with pytest.raises(ConfigurationError, match="no attention"):
+        prune_layers(net, [0, 2])
+    record = prune_layers(net, [0, 2], layers="blocks")
+    expected = torch.tanh(last(torch.tanh(first(x))))
+    torch.testing.assert_close(net.forward(x), expected)
+    again = restructure(network(), [record])
+    again.load_state_dict(net.state_dict())
+    torch.testing.assert_close(again.forward(x), expected)

@@ -23,7 +23,7 @@ ROWS = (1024, 256, 256)
 """Of the training, validation and test part."""
 _DIRECTIONS = ("north", "east", "south", "west")
 # Where the exit may be, as the directions that the sentence names.
-_EXITS = [
+_EXITS: list[Any] = [
     one for one in itertools.product(("", "south", "north"), ("", "east", "west")) if any(one)
 ]
 
@@ -150,7 +150,7 @@ class SentenceReader(nn.Module):
     @torch.no_grad()
     def absorb(self, mean: Tensor, deviation: Tensor) -> None:
         """Have a head that has learned from stretched features take them as they come."""
-        first = self.head[0]
+        first: Any = self.head[0]
         first.weight /= deviation
         first.bias -= first.weight @ mean
 
@@ -175,9 +175,11 @@ def sentence_reader(
             f"depth={depth}: model='minilm' has 1 to {most} layers; give depths: [{most}]"
         )
     made = SentenceReader(copy.deepcopy(whole), depth, width, classes)
+    first, _, last = made.head.children()
+    layers: list[tuple[Any, float]] = [(first, 6.0), (last, 1.0)]  # see `build_target`
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer, gain in ((made.head[0], 6.0), (made.head[2], 1.0)):
+        for layer, gain in layers:
             bound = math.sqrt(gain / layer.weight[0].numel())
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.zero_()
