@@ -1,6 +1,7 @@
 """What is left of a policy that is made smaller: return, bytes, latency, memory, parameters.
 
     python benchmarks/compression.py configs/ppo/cartpole.yaml --tune 32768 \\
+        --tune_with="--model.lr_schedule constant --model.clip_schedule constant" \\
         --student configs/distill/cartpole.yaml --keep checkpoints/smaller/cartpole \\
         --out benchmarks/results/compression/cartpole.json
     python benchmarks/compression.py configs/ppo/textmaze.yaml \\
@@ -30,6 +31,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 import sys
@@ -125,6 +127,7 @@ def smaller(steps: tuple[str, ...], full: Path, seed: int, arguments: Any, folde
                 *("fit", "--config", arguments.config, "--ckpt_path", str(path)),
                 *("--data.total_frames", str(frames), "--trainer.logger", "false"),
                 *("--checkpoint.dirpath", str(folder / str(number))),
+                *shlex.split(arguments.tune_with),
             )
             path = folder / str(number) / "last.ckpt"
         else:
@@ -300,7 +303,12 @@ def run(arguments: Any) -> dict[str, Any] | None:
             make(seed, names, arguments, bar)
     if arguments.only_make:
         return None
-    result: dict[str, Any] = {"config": arguments.config, "tune": arguments.tune, "runs": []}
+    result: dict[str, Any] = {
+        "config": arguments.config,
+        "tune": arguments.tune,
+        "tune_with": arguments.tune_with,
+        "runs": [],
+    }
     with tqdm(total=total, desc="judging") as bar:
         for seed in arguments.seeds:
             for name in names:
@@ -353,6 +361,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", help="configuration to train and make smaller")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--tune", type=int, default=32_768, help="frames of training afterwards")
+    parser.add_argument("--tune_with", default="", help="more arguments of that `fit`")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--student", help="configuration of Distill, to be taught by each seed")
     parser.add_argument("--arms", nargs="+", choices={**ARMS, **TEXT_ARMS}, help="only these")
