@@ -183,7 +183,7 @@ def prune_layers(
     Raises:
         ConfigurationError: If `keep` does not fit, or there is no list of layers, or several.
     """
-    lists = _layer_lists(model)
+    lists = layer_lists(model)
     if layers is None and len(lists) != 1:
         raise ConfigurationError(
             "the model has "
@@ -218,7 +218,7 @@ def apply_layers_record(
     Raises:
         ConfigurationError: If the record does not fit the model.
     """
-    lists, name = _layer_lists(model), record.get("layers")
+    lists, name = layer_lists(model), record.get("layers")
     if not isinstance(name, str) or name not in lists or len(lists[name]) != record.get("of"):
         raise ConfigurationError(
             f"the record keeps some of {shortened(record.get('of'))} layers in "
@@ -304,7 +304,7 @@ def _expanded(keep: Sequence[int], width: int) -> list[int]:
     return [head * width + i for head in keep for i in range(width)]
 
 
-def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """Lists of layers that each hold an attention, by name."""
     attentions = set(_attentions(model))
     return {
