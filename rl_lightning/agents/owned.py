@@ -15,6 +15,7 @@ from rl_lightning.core.names import present_path, public_path
 from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.export import save_without_weights
+from rl_lightning.llm.find import has_no_weights
 from rl_lightning.llm.load import load_config
 
 _EXTRA = "_extra_state"  # torch's name for it in a state dict
@@ -132,6 +133,33 @@ def check_own_models(agent: L.LightningModule, checkpoint: Mapping[str, Any]) ->
                 f"encoder `pretrained: false`{folder and f' and `model: {folder}`'}, or build the "
                 "agent from the checkpoint alone (load_from_checkpoint)"
             )
+
+
+def with_moved_models(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """A checkpoint that finds its language model's config and tokenizer where they lie beside it.
+
+    Args:
+        checkpoint: As it was read; left as it is.
+        path: From where.
+
+    Returns:
+        A checkpoint in which folders that are gone, and have one of that name beside the file, are
+        that one.
+    """
+
+    def found(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            new = {key: found(entry) for key, entry in value.items()}
+            named = new.get("model")
+            if new.get("pretrained") is False and isinstance(named, str) and "/" in named:
+                beside = Path(path).resolve().parent / Path(named).name
+                if not Path(named).is_dir() and has_no_weights(str(beside)):
+                    new["model"] = str(beside)
+            return new
+        return [found(entry) for entry in value] if isinstance(value, list) else value
+
+    hyper = checkpoint.get("hyper_parameters")
+    return {**checkpoint, "hyper_parameters": found(hyper)} if hyper else checkpoint
 
 
 def _own_folder(hyper: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rl_lightning.agents import Agent
 from rl_lightning.agents.compressed import PolicyCall, language_models
-from rl_lightning.agents.owned import whole_state
+from rl_lightning.agents.owned import whole_state, with_moved_models
 from rl_lightning.cli.compare import compare, watch
 from rl_lightning.cli.compress_language import (
     CUT,
@@ -40,6 +40,7 @@ from rl_lightning.compress import (
 from rl_lightning.compress.weights import maskable
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
+from rl_lightning.core.tree import row_count
 from rl_lightning.data import RLDataModule
 from rl_lightning.data.resume.checkpoint_files import replace_file, saving
 from rl_lightning.nn.modes import EvalMode
@@ -73,7 +74,7 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
     _check_options(given)
     about_model = is_of_language_model(given)
     texts, folder = read_texts(given.texts), folder_for(given) if about_model else None
-    checkpoint = read_checkpoint(given.ckpt_path)
+    checkpoint = with_moved_models(read_checkpoint(given.ckpt_path), given.ckpt_path)
     agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted).eval()
     if not isinstance(getattr(agent, "policy", None), nn.Module):
         raise ConfigurationError(
@@ -214,7 +215,7 @@ def _cost(agent: Any, x: Any) -> tuple[int, int]:
     """
     with torch.no_grad(), EvalMode(agent):
         cost = count(PolicyCall(agent), x)
-    return cost.nonzero, cost.macs // x.shape[0]
+    return cost.nonzero, cost.macs // row_count(x)
 
 
 def _stored(agent: Any, every: bool = False) -> int:
