@@ -196,8 +196,10 @@ def operators(agent: Any, given: Any) -> list[Operator]:
             partial(_keep_layers, keep=keep, layers=name)
             for name in _inside(policy, layer_lists(policy))
         ]
-    adapters = [n for n, _ in policy.named_modules() if n.rpartition(".")[2].startswith("lora_")]
-    models = language_models(policy)
+    # Of models that several encoders share, names lead to the first alone.
+    every = [name for name, _ in policy.named_modules()]
+    models = [m for m in language_models(policy) if any(n.startswith(f"{m}.") for n in every)]
+    adapters = [n for n in every if n.rpartition(".")[2].startswith("lora_")]
     layers = given.layers.split(",") if given.layers else models
     if outside := [name for name in layers if name not in models and not _inside(policy, [name])]:
         raise ConfigurationError(
