@@ -1,5 +1,6 @@
 """`rl-lightning compress` of the language model inside a checkpoint."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -11,8 +12,10 @@ from owned_models import NAMED, SEEN, WORDS, trained, words_model
 from training import make_trainer
 
 from rl_lightning import PPO, Agent, LLMEncoder, RolloutDataModule
+from rl_lightning.cli import main
 from rl_lightning.compress import prune_heads, prune_layers, quantise
 from rl_lightning.compress.packed import PackedLayer
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import load_backbone
 
 LM = ("--part", "language-model")
@@ -28,6 +31,20 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
     model = words_model(folder / "words")
     return trained(lambda spec: PPO(spec, partial(LLMEncoder, model=model)), folder / "a.ckpt")
+
+
+@pytest.fixture(scope="module")
+def before(original):
+    """The agent of `original`; what changes it takes a copy."""
+    return Agent.load_from_checkpoint(original).eval()
+
+
+@pytest.fixture(scope="module")
+def cut(original):
+    """`original`, its vocabulary cut to what was seen."""
+    out = Path(original).with_name("cut.ckpt")
+    main(["compress", "--ckpt_path", original, *CUT, "--observations", "20", "--out", str(out)])
+    return str(out)
 
 
 @pytest.fixture
@@ -56,10 +73,10 @@ def logits(agent, texts=TEXTS):
 # --- the vocabulary -------------------------------------------------------------------------------
 
 
-def test_a_cut_vocabulary_changes_nothing_of_what_was_seen(shrink, original, typed):
+def test_a_cut_vocabulary_changes_nothing_of_what_was_seen(shrink, before, typed):
     said = shrink(*CUT)
     assert "100.0% of 20 actions agree" in said
-    before, after = (Agent.load_from_checkpoint(p) for p in (original, "small.ckpt"))
+    after = Agent.load_from_checkpoint("small.ckpt")
     assert torch.equal(features(after), features(before))
     assert torch.equal(logits(after), logits(before))
     seen = {"there", "is", "a", "wall", "to", "the", "north", "east", "."}
@@ -72,9 +89,8 @@ def test_a_cut_vocabulary_changes_nothing_of_what_was_seen(shrink, original, typ
     assert "4 episodes" in typed("predict", "--ckpt_path", "small.ckpt", *QUIET)
 
 
-def test_an_unseen_word_is_unknown_or_spelled_and_never_another_word(shrink, original):
-    shrink(*CUT)
-    before, after = (Agent.load_from_checkpoint(p) for p in ("small.ckpt", original)[::-1])
+def test_an_unseen_word_is_unknown_or_spelled_and_never_another_word(before, cut):
+    after = Agent.load_from_checkpoint(cut)
     tokens = backbone(after).tokens
     unknown = tokens.tokenizer.unk_token_id
     assert tokens(["zebra"])[0][1:-1] == [unknown] == tokens(["qqq"])[0][1:-1]
@@ -82,10 +98,10 @@ def test_an_unseen_word_is_unknown_or_spelled_and_never_another_word(shrink, ori
     assert torch.equal(features(after, ["a zebra"]), features(before, ["a qqq"]))
 
 
-def test_texts_of_a_file_are_kept(shrink, original, tmp_path):
+def test_texts_of_a_file_are_kept(shrink, before, tmp_path):
     (tmp_path / "texts.txt").write_text("a zebra door\n\n")
     shrink(*CUT, "--texts", "texts.txt")
-    before, after = (Agent.load_from_checkpoint(p) for p in (original, "small.ckpt"))
+    after = Agent.load_from_checkpoint("small.ckpt")
     assert torch.equal(features(after, ["a zebra"]), features(before, ["a zebra"]))
     assert {"zebra", "door"} < set(backbone(after).tokens.tokenizer.get_vocab())
     (tmp_path / "texts.txt").write_text("\n")
@@ -94,13 +110,6 @@ def test_texts_of_a_file_are_kept(shrink, original, tmp_path):
 
 
 # --- quantised and pruned -------------------------------------------------------------------------
-
-
-def by_hand(original, change):
-    """The original agent, with an operator on the plain model inside it."""
-    agent = Agent.load_from_checkpoint(original)
-    change(backbone(agent).model)
-    return agent
 
 
 @pytest.mark.parametrize(
@@ -113,12 +122,13 @@ def by_hand(original, change):
     ],
     ids=["8 bits", "4 bits", "layers", "heads"],
 )
-def test_it_is_what_the_operator_makes_of_the_plain_model(shrink, original, words, change):
+def test_it_is_what_the_operator_makes_of_the_plain_model(shrink, before, words, change):
     shrink(*words)
-    agent = Agent.load_from_checkpoint("small.ckpt")
-    expected = by_hand(original, change)
+    agent, expected = Agent.load_from_checkpoint("small.ckpt"), copy.deepcopy(before)
+    expected.encoder.cache.clear()
+    change(backbone(expected).model)
     assert torch.equal(features(agent), features(expected))
-    assert not torch.equal(features(agent), features(Agent.load_from_checkpoint(original)))
+    assert not torch.equal(features(agent), features(before))
     own = dict(backbone(agent).model.state_dict())
     for name, tensor in backbone(expected).model.state_dict().items():
         assert torch.equal(own.pop(name), tensor), name
@@ -146,29 +156,26 @@ def test_weights_of_the_language_model_alone_are_masked(shrink):
     assert kept == sum(mask.numel() for mask in masks.values()) // 2
 
 
-def test_compressed_again_and_again(shrink):
-    shrink(*CUT, out="cut.ckpt")
+def test_compressed_again_and_again(shrink, cut):
     heads = ("--method", "prune-heads", "--share", "0.25")
-    assert "-model" not in shrink(*heads, path="cut.ckpt", out="heads.ckpt")
+    assert "-model" not in shrink(*heads, path=cut, out="heads.ckpt")
     shrink(*CUT, path="heads.ckpt", out="again.ckpt")
-    shrink("--method", "prune-layers", "--keep_layers", "0", path="again.ckpt", out="layers.ckpt")
-    shrink(*BITS, path="layers.ckpt", out="bits.ckpt")
+    shrink(*BITS, path="again.ckpt")
     # Around it, too, where the language model stays as it is.
-    shrink("--method", "quantise", "--bits", "8", path="bits.ckpt", out="all.ckpt")
-    agent, last = (Agent.load_from_checkpoint(p) for p in ("bits.ckpt", "all.ckpt"))
-    assert [r["operator"] for r in agent.compression] == ["prune_heads", "prune_layers", "quantise"]
+    shrink("--method", "quantise", "--bits", "8", path="small.ckpt", out="all.ckpt")
+    agent, last = (Agent.load_from_checkpoint(p) for p in ("small.ckpt", "all.ckpt"))
+    assert [r["operator"] for r in last.compression] == ["prune_heads", "quantise", "quantise"]
     assert torch.equal(features(agent), features(last))
     assert isinstance(last.policy.actor[0], PackedLayer)
-    said = shrink(*CUT, path="bits.ckpt", out="b.ckpt", status=2)
+    said = shrink(*CUT, path="small.ckpt", out="b.ckpt", status=2)
     assert "cut the vocabulary of the plain model, before it is quantised" in said
 
 
 # --- going on -------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_and_what_was_frozen_is_frozen(shrink):
-    shrink(*CUT, out="cut.ckpt")
-    shrink(*BITS, path="cut.ckpt")
+def test_training_goes_on_and_what_was_frozen_is_frozen(shrink, cut):
+    shrink(*BITS, path=cut)
     agent = Agent.load_from_checkpoint("small.ckpt")
     before = {n: t.clone() for n, t in backbone(agent).model.state_dict().items()}
     actor = agent.policy.actor[0].weight.clone()
@@ -200,8 +207,8 @@ checkpoint: {{dirpath: saved}}
 """
 
 
-def test_a_configuration_names_the_folder_to_train_on(shrink, original, typed, tmp_path):
-    model = backbone(Agent.load_from_checkpoint(original)).source["model"]
+def test_a_configuration_names_the_folder_to_train_on(shrink, before, typed, tmp_path):
+    model = backbone(before).source["model"]
     (tmp_path / "config.yaml").write_text(CONFIG.format(model=model, env=NAMED))
     shrink(*BITS)
     fit = ("fit", "--config", "config.yaml", "--ckpt_path", "small.ckpt")
@@ -214,26 +221,37 @@ def test_a_configuration_names_the_folder_to_train_on(shrink, original, typed, t
     assert after["compression"] == torch.load("small.ckpt", weights_only=True)["compression"]
 
 
-def test_the_folder_may_move_with_the_checkpoint(shrink, tmp_path):
+def test_the_folder_may_move_with_the_checkpoint(shrink, before, tmp_path):
     shrink(*CUT)
-    before = logits(Agent.load_from_checkpoint("small.ckpt"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("small.ckpt", "small-model"):
         shutil.move(name, elsewhere / name)
-    assert torch.equal(logits(Agent.load_from_checkpoint(elsewhere / "small.ckpt")), before)
+    agent = Agent.load_from_checkpoint(elsewhere / "small.ckpt")
+    assert torch.equal(logits(agent), logits(before))
     shrink(*BITS, path=elsewhere / "small.ckpt", out="b.ckpt")
     shutil.rmtree(elsewhere / "small-model")
     said = shrink(*CUT, path=elsewhere / "small.ckpt", out="c.ckpt", status=2)
     assert "cannot find model=" in said
 
 
-def test_the_folder_alone_is_no_model(shrink):
-    from rl_lightning.core.errors import ConfigurationError
-
-    shrink(*CUT)
+def test_the_folder_alone_is_no_model(cut):
     with pytest.raises(ConfigurationError, match="are in the checkpoint that was written with it"):
-        load_backbone("small-model")
+        load_backbone(str(Path(cut).with_name("cut-model")))
+
+
+def test_what_transformers_can_say_is_exported_for_others(shrink, cut, typed):
+    export = ("export", "--format", "huggingface", "--ckpt_path")
+    shrink("--method", "prune-heads", "--share", "0.5", path=cut)
+    typed(*export, cut, "--out", "plain")
+    model, tokenizer = load_backbone("plain")
+    agent = Agent.load_from_checkpoint(cut)
+    assert len(tokenizer) == 13
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, backbone(agent).model.state_dict()[name])
+    assert "prune_heads has changed layers" in typed(
+        *export, "small.ckpt", "--out", "other", status=2
+    )
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -249,7 +267,7 @@ def test_what_is_not_written_leaves_nothing(shrink, tmp_path):
     (tmp_path / "small-model").mkdir()
     (tmp_path / "small-model" / "precious").write_text("")
     assert "small-model is there already" in shrink(*CUT, status=2)
-    shrink(*CUT, "--model_out", "other")
+    shrink(*BITS, "--model_out", "other")
     assert (tmp_path / "other" / "config.json").is_file()
     assert (tmp_path / "small-model" / "precious").is_file()
 
