@@ -151,7 +151,7 @@ def with_moved_models(checkpoint: dict[str, Any], path: str | Path) -> dict[str,
         if isinstance(value, Mapping):
             new = {key: found(entry) for key, entry in value.items()}
             named = new.get("model")
-            if new.get("pretrained") is False and isinstance(named, str) and "/" in named:
+            if new.get("pretrained") is False and isinstance(named, str):
                 beside = Path(path).resolve().parent / Path(named).name
                 if not Path(named).is_dir() and has_no_weights(str(beside)):
                     new["model"] = str(beside)

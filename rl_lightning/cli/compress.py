@@ -122,7 +122,7 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
     if folder is not None:
         print(
             f"wrote {folder}: config and tokenizer of its language model, which {out} needs there; "
-            f"to train on with a configuration, give its encoder `model: {folder}` and "
+            f"to train on with a configuration, give its encoder `model: {folder.resolve()}` and "
             "`pretrained: false`"
         )
 

@@ -188,7 +188,7 @@ def operators(agent: Any, given: Any) -> list[Operator]:
         return []
     if method == "prune-heads":
         inside = _inside(policy, attention_heads(policy))
-        shares: dict[str, float] = dict.fromkeys(inside, given.share)
+        shares = dict.fromkeys(inside, float(given.share))
         return [lambda part, x, optimizer: prune_heads(part, shares, _list(optimizer))]
     if method == "prune-layers":
         keep = _numbers(given.keep_layers)
