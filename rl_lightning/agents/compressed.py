@@ -1,15 +1,17 @@
 """Agents whose networks were pruned or quantised: what was done is part of their checkpoints."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from rl_lightning.agents.owned import check_own_models
 from rl_lightning.compress import restructure
-from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.encoders.reading import ReadingEncoder
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.nn.target import make_target
 from rl_lightning.policies import ContinuousNetwork
@@ -41,8 +43,18 @@ class PolicyCall(nn.Module):
 
 
 def language_models(policy: nn.Module) -> list[str]:
-    """Names of the parts of a policy of which checkpoints hold only what training changes."""
+    """Names of the language models inside a policy."""
     return [name for name, part in policy.named_modules() if isinstance(part, Backbone)]
+
+
+def changed_layers(record: Any) -> list[str]:
+    """Names of what an operator's record says was changed: layers, tensors, attentions."""
+    if not isinstance(record, Mapping):  # of a damaged file; whoever applies it says so
+        return []
+    layers = record.get("layers") or ()
+    every = [[layers] if isinstance(layers, str) else layers]
+    every += [record.get(key) or () for key in ("tensors", "heads")]
+    return [name for names in every if isinstance(names, Iterable) for name in names]
 
 
 class CompressedModule(L.LightningModule):
@@ -75,22 +87,39 @@ class CompressedModule(L.LightningModule):
             The record.
 
         Raises:
-            ConfigurationError: If it changed a language model inside the policy.
+            ConfigurationError: If it changed a language model inside the policy whose weights are
+                loaded by name, and not the checkpoint's own.
         """
-        parts = PolicyCall(self)
-        kept = language_models(parts)
-        record = operator(parts)
-        touched = [name for key in ("layers", "tensors") for name in record.get(key, ())]
-        for name in touched:
-            if any(name.startswith(f"{model}.") for model in kept):
-                raise ConfigurationError(
-                    f"{name} is part of a language model, whose weights a checkpoint leaves out: "
-                    f"keep {', '.join(kept)} as it is, or distil the policy (Distill); "
-                    "this agent is of no use any more"
-                )
+        record = operator(PolicyCall(self))
+        for name in self._changed_by_name([record]):
+            raise ConfigurationError(
+                f"{name} is part of a language model, whose weights a checkpoint leaves out: keep "
+                "it as it is, or have the checkpoint hold them (rl-lightning compress --part "
+                "language-model); this agent is of no use any more"
+            )
         self._compression = (*self._compression, record)
+        self._forget([record])
         self._renew_target()
         return record
+
+    def _changed_by_name(self, records: Sequence[Any]) -> list[str]:
+        """What records change in language models that are loaded by name."""
+        models = [
+            f"{name}."
+            for name, part in PolicyCall(self).named_modules()
+            if isinstance(part, Backbone) and part.reloadable
+        ]
+        names = [str(name) for record in records for name in changed_layers(record)]
+        return [name for name in names if name.startswith(tuple(models))]
+
+    def _forget(self, records: Sequence[Any]) -> None:
+        """Have nobody go on with what a language model said before its layers were changed."""
+        models = tuple(f"{name}." for name in language_models(PolicyCall(self)))
+        names = [str(name) for record in records for name in changed_layers(record)]
+        if any(name.startswith(models) for name in names):
+            for part in self.modules():
+                if isinstance(part, Backbone | ReadingEncoder):
+                    part.forget()
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -133,7 +162,14 @@ class CompressedModule(L.LightningModule):
                 f"this {type(self).__name__} was compressed in another way than the checkpoint's: "
                 "load that into an agent that was not"
             )
+        check_own_models(self, checkpoint)
+        for name in self._changed_by_name(records[done:]):
+            raise ConfigurationError(
+                f"the checkpoint's records change {shortened(name)}, a part of a language model "
+                "that is loaded by name: the file was changed"
+            )
         if len(records) > done:
             restructure(self, records[done:])
+            self._forget(records[done:])
             self._compression = tuple(copy.deepcopy(records))
             self._renew_target()

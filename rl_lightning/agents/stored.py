@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from rl_lightning.agents.load import build_agent
+from rl_lightning.agents.owned import with_moved_models
 from rl_lightning.core.arguments import check_names
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError
@@ -68,7 +69,8 @@ class StoredModule(L.LightningModule):
                 "weights_only=False would run what the file asks for; leave it out: an agent's "
                 "checkpoint is plain data"
             )
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        read = read_checkpoint(checkpoint_path, map_location)
+        checkpoint = with_moved_models(read, checkpoint_path)
         return build_agent(cls, checkpoint, strict, trusted, kwargs)
 
     def _remember_arguments(self) -> None:

@@ -1,20 +1,35 @@
 """`rl-lightning compress`: a checkpoint whose policy is pruned or quantised."""
 
 import argparse
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rl_lightning.agents import Agent
 from rl_lightning.agents.compressed import PolicyCall, language_models
+from rl_lightning.agents.owned import whole_state, with_moved_models
+from rl_lightning.cli.compare import compare, watch
+from rl_lightning.cli.compress_language import (
+    CUT,
+    LANGUAGE_MODEL,
+    MODEL_METHODS,
+    Operator,
+    check_language_model,
+    folder_for,
+    is_of_language_model,
+    listening,
+    needs_own,
+    operators,
+    read_texts,
+    with_own_model,
+)
 from rl_lightning.compress import (
-    Agreement,
-    agreement,
     count,
     fake_quantise,
     harden,
@@ -25,30 +40,18 @@ from rl_lightning.compress import (
 from rl_lightning.compress.weights import maskable
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError, check_range, whole
-from rl_lightning.core.tree import clone
+from rl_lightning.core.tree import row_count
 from rl_lightning.data import RLDataModule
-from rl_lightning.data.collect.stepper import Stepper
 from rl_lightning.data.resume.checkpoint_files import replace_file, saving
 from rl_lightning.nn.modes import EvalMode
 
-METHODS = {
+METHODS = MODEL_METHODS | {
     "prune-weights": "set the smallest weights to zero; --share says how many",
     "prune-nodes": "take nodes, channels out: smaller tensors; --share says how many",
     "quantise": "store weights in --bits 16, 8, 4, 2 (ternary) or 1 (binary); trains no more",
     "quantise-aware": "round weights to --bits in every step of the `fit` that goes on from it",
     "harden": "pack the weights that were trained by quantise-aware",
 }
-TOLERANCE = 0.05
-"""Of actions of a Box: how far apart equal ones are, as a share of the range of each number."""
-
-
-class Situation(NamedTuple):
-    """What a policy was shown in one step of B environments, and what it did, as `act` has it."""
-
-    x: Any
-    state: Tensor | None
-    mask: Tensor | None
-    action: Tensor
 
 
 def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
@@ -68,100 +71,67 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
         raise ConfigurationError(f"--out: {out} is there already; take another name")
     steps = whole("--observations", given.observations, 1)
     check_range("--min_agreement", given.min_agreement, 0.0, 1.0)
-    operator = _operator(given)
-    checkpoint = read_checkpoint(given.ckpt_path)
+    _check_options(given)
+    about_model = is_of_language_model(given)
+    texts, folder = read_texts(given.texts), folder_for(given) if about_model else None
+    checkpoint = with_moved_models(read_checkpoint(given.ckpt_path), given.ckpt_path)
     agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted).eval()
     if not isinstance(getattr(agent, "policy", None), nn.Module):
         raise ConfigurationError(
             f"a {type(agent).__name__} has no policy to compress; rl-lightning export writes its "
             "language model"
         )
+    beside = ""
+    if about_model and check_language_model(agent, given).tune == "frozen":
+        beside = " beside reading"  # which it does before
     data: Any = RLDataModule.load_from_checkpoint(given.ckpt_path, trusted=trusted)
-    seen = watch(agent, data, steps)
-    optimizer = _restored(agent, checkpoint)
-    before, stored_before = _cost(agent, seen[0].x), _stored(agent)
-    agent.compress(lambda policy: operator(policy, seen[0].x, optimizer))
-    found = _compare(agent, seen)
-    after = _cost(agent, seen[0].x)
-    print(
-        f"{given.method}: {before[0]:,} → {after[0]:,} weights that are not zero, "
-        f"{before[1]:,} → {after[1]:,} multiplications a decision, "
-        f"{stored_before:,} → {_stored(agent):,} bytes of weights"
-    )
-    print(found)
-    if found.share < given.min_agreement:
-        raise ConfigurationError(
-            f"--min_agreement: {given.min_agreement} is more than {found.share:.3f}, so nothing is "
-            "written; compress less, or leave it out, and train on from what is written (fit)"
+    with listening(agent) as heard:
+        seen = watch(agent, data, steps, keeps_raw=about_model)
+    before, stored_before = _cost(agent, seen[0].x), _stored(agent, about_model)
+    with contextlib.ExitStack() as undo:
+        if folder is not None and needs_own(agent, given):
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            used = [*texts, *heard] if given.method == CUT else None
+            agent, checkpoint = with_own_model(agent, checkpoint, folder, used, trusted)
+        else:
+            folder = None
+        x, optimizer = seen[0].shown(agent), _restored(agent, checkpoint)
+        for operator in operators(agent, given) if about_model else [_operator(given)]:
+            agent.compress(lambda policy, do=operator: do(policy, x, optimizer))
+        found = compare(agent, seen)
+        after = _cost(agent, seen[0].shown(agent))
+        print(
+            f"{given.method}: {before[0]:,} → {after[0]:,} weights that are not zero, "
+            f"{before[1]:,} → {after[1]:,} multiplications a decision{beside}, "
+            f"{stored_before:,} → {_stored(agent):,} bytes of weights"
         )
-    contents = io.BytesIO()
-    torch.save(_changed(agent, checkpoint, optimizer), contents)
-    with saving(f"--out: {out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(out, contents.getbuffer())
+        print(found)
+        if found.share < given.min_agreement:
+            raise ConfigurationError(
+                f"--min_agreement: {given.min_agreement} is more than {found.share:.3f}, so nothing"
+                " is written; compress less, or leave it out, and train on from what is written "
+                "(fit)"
+            )
+        contents = io.BytesIO()
+        torch.save(_changed(agent, checkpoint, optimizer), contents)
+        with saving(f"--out: {out}"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(out, contents.getbuffer())
+        undo.pop_all()
     print(f"wrote {out}")
+    if folder is not None:
+        print(
+            f"wrote {folder}: config and tokenizer of its language model, which {out} needs there; "
+            f"to train on with a configuration, give its encoder `model: {folder.resolve()}` and "
+            "`pretrained: false`"
+        )
 
 
-def watch(agent: Any, data: Any, steps: int) -> list[Situation]:
-    """What a greedy policy meets in at least so many steps of the environments it is judged in.
-
-    Args:
-        agent: In eval mode.
-        data: Makes the environments.
-        steps: Environment steps.
-    """
-    num_envs = min(data.val_num_envs, data.val_episodes, steps)
-    env = data.make_eval_env(num_envs)
-    situations: list[Situation] = []
-    bar = tqdm(total=steps, desc="watching", unit=" steps", delay=2.0, leave=False)
-    try:
-        with torch.no_grad(), EvalMode(agent), bar:
-            stepper = Stepper(env, data.val_seed, observed=False, during="this comparison")
-            agent.begin_rollout()
-            stepper.reset(agent)
-            while len(situations) * num_envs < steps:
-                assert stepper.x is not None
-                x, state, mask = clone(stepper.x), stepper.state, stepper.mask
-                chosen = agent.act(x, explore=False, state=state, mask=mask)
-                situations.append(Situation(x, state, mask, chosen["action"].clone()))
-                stepper.step(agent, chosen["action"], chosen.get("next_state"), "truncated")
-                bar.update(num_envs)
-    finally:
-        env.close()
-    return situations
-
-
-def _compare(agent: Any, seen: Sequence[Situation]) -> Agreement:
-    """How often an agent does what was done."""
-    with torch.no_grad(), EvalMode(agent):
-        now = [
-            agent.act(x, explore=False, state=state, mask=mask)["action"]
-            for x, state, mask, _ in seen
-        ]
-    return compare_actions(torch.cat([one.action for one in seen]), torch.cat(now))
-
-
-def compare_actions(before: Tensor, after: Tensor) -> Agreement:
-    """Of actions `[N, ...]` each, how many are the same; of a Box, in all numbers nearly the same.
-
-    Numbers of different units count alike: what is near is a share, `TOLERANCE`, of the range in
-    which each number of `before` lies.
-    """
-    before, after = (one.flatten(1) if one.ndim > 1 else one for one in (before, after))
-    tolerance = None
-    if before.is_floating_point():
-        spread = (before.amax(0) - before.amin(0)).clamp_min(1e-6)  # [A]
-        before, after, tolerance = before / spread, after / spread, TOLERANCE
-    return agreement(
-        lambda at: before[at], lambda at: after[at], torch.arange(len(before)), tolerance
-    )
-
-
-def _operator(given: Any) -> Callable[[PolicyCall, Any, Any], dict[str, Any]]:
-    """The operator that the command line asks for, of a policy, what it is shown, an optimizer."""
-    layers = given.layers.split(",") if given.layers else None
+def _check_options(given: Any) -> None:
+    """Refuse options that the method needs and has not, or has and does not need."""
     share, bits, group = given.share, given.bits, given.group_size
-    prunes, rounds = given.method.startswith("prune"), given.method.startswith("quantise")
+    prunes = given.method in ("prune-weights", "prune-nodes", "prune-heads")
+    rounds = given.method.startswith("quantise")
     for name, value, needed in (("share", share, prunes), ("bits", bits, rounds)):
         if needed and value is None:
             raise ConfigurationError(f"--{name}: {given.method} needs it")
@@ -171,6 +141,12 @@ def _operator(given: Any) -> Callable[[PolicyCall, Any, Any], dict[str, Any]]:
         raise ConfigurationError(f"--group_size: {given.method} has no use for it; leave it out")
     if given.scope is not None and given.method != "prune-weights":
         raise ConfigurationError(f"--scope: {given.method} has no use for it; leave it out")
+
+
+def _operator(given: Any) -> Operator:
+    """The operator that the command line asks for, of what is around language models."""
+    layers = given.layers.split(",") if given.layers else None
+    share, bits, group = given.share, given.bits, given.group_size
     if given.method == "prune-weights":
         scope = given.scope or "global"
         return lambda policy, x, optimizer: prune_weights(
@@ -239,13 +215,22 @@ def _cost(agent: Any, x: Any) -> tuple[int, int]:
     """
     with torch.no_grad(), EvalMode(agent):
         cost = count(PolicyCall(agent), x)
-    return cost.nonzero, cost.macs // x.shape[0]
+    return cost.nonzero, cost.macs // row_count(x)
 
 
-def _stored(agent: Any) -> int:
-    """Bytes of a file of what the policy has learned."""
+def _stored(agent: Any, every: bool = False) -> int:
+    """Bytes of a file of what the policy has learned; of every weight, those that are loaded by
+    name included, if asked for."""
+    state = whole_state(agent) if every else agent.state_dict()
     contents = io.BytesIO()
-    torch.save(dict(agent.policy.state_dict()), contents)
+    copies: dict[Any, Any] = {}  # what was loaded from a file may lie in it, all in one piece
+    for key in [key for key in state if key.startswith("policy.")]:
+        value = state[key]
+        if isinstance(value, Tensor):
+            place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            value = copies.setdefault(place if value.numel() else key, value.clone())
+        copies[key.removeprefix("policy.")] = value
+    torch.save({key: value for key, value in copies.items() if isinstance(key, str)}, contents)
     return contents.tell()
 
 
@@ -264,7 +249,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of the agent")
     parser.add_argument("--out", required=True, help="checkpoint to write")
     parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--share", type=float, help="of weights or nodes to take out, [0, 1)")
+    parser.add_argument(
+        "--part", choices=("policy", LANGUAGE_MODEL),
+        help="what is around the language model (default), or that itself",
+    )  # fmt: skip
+    parser.add_argument("--keep_layers", help="of prune-layers: numbers from 0, such as 0,1,2")
+    parser.add_argument("--texts", metavar="FILE", help="of cut-vocabulary: a text in each line")
+    parser.add_argument(
+        "--model_out", metavar="FOLDER",
+        help="for config and tokenizer of a language model that is changed; small-model beside "
+        "small.ckpt by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--share", type=float, help="of weights, nodes or heads to take out, [0, 1)"
+    )
     parser.add_argument("--bits", type=int, help="of each weight: 16, 8, 4, 2 or 1")
     parser.add_argument("--group_size", type=int, help="inputs that share a scale; all by default")
     parser.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.agents import Agent
+from rl_lightning.agents.compressed import CompressedModule, changed_layers, language_models
 from rl_lightning.core.errors import ConfigurationError, check_one_of
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.export import save_merged
@@ -52,6 +53,7 @@ def export(args: Sequence[str], trusted: Sequence[str]) -> None:
     agent: Any = Agent.load_from_checkpoint(given.ckpt_path, trusted=trusted)
     form = given.format or (HUGGINGFACE if tunes_language_model(agent) else "onnx")
     if form == HUGGINGFACE:
+        _check_plain(agent)
         save_merged(language_model(agent), folder)
         print(f"wrote {folder}")
         return
@@ -61,6 +63,25 @@ def export(args: Sequence[str], trusted: Sequence[str]) -> None:
         f"agent's to {parity.error:.1g}, relatively, and {parity.agreement:.2%} of the greedy "
         f"actions are equal; python {folder}/run_exported.py says what it takes"
     )
+
+
+def _check_plain(agent: Any) -> None:
+    """Refuse a language model that has layers of which a model's config says nothing.
+
+    Raises:
+        ConfigurationError: That names what was done to it.
+    """
+    records = agent.compression if isinstance(agent, CompressedModule) else []
+    names = language_models(agent)
+    for record in records:
+        changed = [str(name) for name in changed_layers(record)]
+        inside = any(name.startswith(f"{model}.") for name in changed for model in names)
+        if inside and record["operator"] != "prune_layers":
+            raise ConfigurationError(
+                f"--format {HUGGINGFACE}: {record['operator']} has changed layers of the language "
+                "model, and that format cannot say how; export the policy (onnx, torch), or the "
+                "language model of the checkpoint before"
+            )
 
 
 def tunes_language_model(agent: Any) -> bool:

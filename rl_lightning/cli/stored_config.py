@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.agents import Agent
+from rl_lightning.agents.owned import with_moved_models
 from rl_lightning.core.checkpoints import read_checkpoint
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.names import public_path
@@ -77,7 +78,7 @@ def lone_checkpoint(args: Sequence[str]) -> str | None:
 
 
 def _configuration(path: str, trusted: Sequence[str]) -> dict[str, Any]:
-    checkpoint = read_checkpoint(path)
+    checkpoint = with_moved_models(read_checkpoint(path), path)
     hyper = checkpoint.get("hyper_parameters") or {}
     if "_class_path" not in hyper:
         raise ConfigurationError(

@@ -8,7 +8,12 @@ from rl_lightning.compress.nodes import node_groups, prune_nodes
 from rl_lightning.compress.quantisable import quantisable
 from rl_lightning.compress.quantise import dequantise, quantise, requantise
 from rl_lightning.compress.records import restructure
-from rl_lightning.compress.transformers import attention_heads, prune_heads, prune_layers
+from rl_lightning.compress.transformers import (
+    attention_heads,
+    layer_lists,
+    prune_heads,
+    prune_layers,
+)
 from rl_lightning.compress.vocabulary import CutVocabulary, cut_vocabulary, remap
 from rl_lightning.compress.weights import bake, prune_weights
 
@@ -26,6 +31,7 @@ __all__ = [
     "dequantise",
     "fake_quantise",
     "harden",
+    "layer_lists",
     "node_groups",
     "prune_heads",
     "prune_layers",

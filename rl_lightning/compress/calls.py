@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError
+from rl_lightning.nn.insides import without_new_hooks
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -71,15 +72,11 @@ def as_for_tracing(module: nn.Module) -> Iterator[None]:
     Without the hooks of a tracer whose call has failed, too, which leaves them where they are.
     """
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    hooks = [(part, set(part._forward_hooks)) for part in module.modules()]
     try:
         for parameter in wanted:
             parameter.requires_grad_(parameter.is_floating_point())
-        with evaluating(module), torch.enable_grad():
+        with without_new_hooks(module), evaluating(module), torch.enable_grad():
             yield
     finally:
         for parameter, value in wanted.items():
             parameter.requires_grad_(value)
-        for part, before in hooks:
-            for key in part._forward_hooks.keys() - before:
-                del part._forward_hooks[key]

@@ -184,7 +184,7 @@ def prune_layers(
     Raises:
         ConfigurationError: If `keep` does not fit, or there is no list of layers, or several.
     """
-    lists = _layer_lists(model, layers)
+    lists = layer_lists(model, layers)
     if layers is None and len(lists) != 1:
         raise ConfigurationError(
             "the model has "
@@ -220,7 +220,7 @@ def apply_layers_record(
         ConfigurationError: If the record does not fit the model.
     """
     name = record.get("layers")
-    lists = _layer_lists(model, name)
+    lists = layer_lists(model, name)
     if not isinstance(name, str) or name not in lists or len(lists[name]) != record.get("of"):
         raise ConfigurationError(
             f"the record keeps some of {shortened(record.get('of'))} layers in "
@@ -306,7 +306,7 @@ def _expanded(keep: Sequence[int], width: int) -> list[int]:
     return [head * width + i for head in keep for i in range(width)]
 
 
-def _layer_lists(model: nn.Module, named: object = None) -> dict[str, nn.ModuleList]:
+def layer_lists(model: nn.Module, named: object = None) -> dict[str, nn.ModuleList]:
     """Lists of layers that each hold an attention, by name; or the one that is named."""
     lists = {
         name: part

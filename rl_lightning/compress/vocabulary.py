@@ -71,7 +71,7 @@ def cut_vocabulary(model: nn.Module, tokenizer: Any, used: Iterable[str | int]) 
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     texts = [text for text in used if isinstance(text, str)]
     rows = _read(tokenizer, texts)
-    tensors = _vocabulary_tensors(model)
+    tensors = vocabulary_tensors(model)
     size = len(tensors[0])
     ids = {token for row in rows for token in row}
     ids.update(_id(value, size) for value in used if not isinstance(value, str))
@@ -160,8 +160,15 @@ def _smaller(tokenizer: Any, rules: dict[str, Any]) -> Any:
     return smaller
 
 
-def _vocabulary_tensors(model: Any) -> list[Tensor]:
-    """What has a row for each token: the input embedding first, then the head's weight and bias."""
+def vocabulary_tensors(model: Any) -> list[Tensor]:
+    """What has a row for each token: the input embedding first, then the head's weight and bias.
+
+    Args:
+        model: As of `cut_vocabulary`.
+
+    Raises:
+        ConfigurationError: If there is something of the vocabulary's size that is none of these.
+    """
     table = model.get_input_embeddings()
     if not isinstance(table, nn.Embedding):
         raise ConfigurationError(

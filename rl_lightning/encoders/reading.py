@@ -166,6 +166,12 @@ class ReadingEncoder(Encoder):
         elif self._first is not None and self._gathering:
             self._first.update(self._read(self.preprocess(obs)).detach())
 
+    def forget(self) -> None:
+        """Told that the model's weights were changed: what it said before is void."""
+        self._observed = (None, None)
+        if self.frozen:
+            self.cache.clear()
+
     def begin_rollout(self) -> None:
         self.cache.hits = self.cache.lookups = 0  # evaluation has counted too
         if self._first is not None and self.norm is not None and not self.norm.running.count:
@@ -270,5 +276,5 @@ def _is_plain(text: str | bytes, tokens: Tokens) -> bool:
 def _forget_rows(encoder: nn.Module, incompatible: Any) -> None:
     """A random model's weights come with the checkpoint: what older weights said is void."""
     assert isinstance(encoder, ReadingEncoder)
-    if encoder.frozen and not encoder.backbone.reloadable:
-        encoder.cache.clear()
+    if not encoder.backbone.reloadable:
+        encoder.forget()

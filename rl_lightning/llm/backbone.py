@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.sharing import shared
+from rl_lightning.llm.find import has_no_weights
 from rl_lightning.llm.load import Dtype, load_backbone
 from rl_lightning.llm.logits import Logits, read_logits
 from rl_lightning.llm.tokens import Tokens, TruncationSide
 from rl_lightning.llm.tune import Tune, checkpointed_layers, name_without_adapters, tune_backbone
-from rl_lightning.nn.compiled import name_inside
+from rl_lightning.nn.compiled import name_inside, plain_name
 
 
 class Backbone(nn.Module):
@@ -25,6 +26,8 @@ class Backbone(nn.Module):
       training does not change is left out of `state_dict()`, need not be there when loading, and is
       shared by deep copies. A digest of it is saved instead, and loading a checkpoint onto a model
       with other weights is an error.
+    - Where its weights are the checkpoint's own (a folder of `save_without_weights`), all of them
+      are part of `state_dict()`, and operators of `rl_lightning.compress` may change its layers.
     - Inside `rl_lightning.core.sharing.sharing`, backbones of the same model have their unchanging
       weights in common, and frozen ones the whole module.
     - Frozen weights, and adapters, keep their dtype: `.to(torch.bfloat16)` does not cast them.
@@ -73,6 +76,7 @@ class Backbone(nn.Module):
         self.source = {"model": model, "layers": str(layers), "dtype": dtype}
         self.tune = tune
         self.reloadable = pretrained and tune != "full"
+        self.config_overrides = dict(config_overrides or {})
         self._key: Any = None  # by which `sharing` knows what was loaded
 
         def load() -> tuple[Any, Any]:
@@ -89,6 +93,11 @@ class Backbone(nn.Module):
         if self.reloadable and not config_overrides:
             self._key = (load_backbone, model, layers, dtype, trust_remote_code, head)
             loaded, tokenizer = shared(self._key, load, None if tune == "frozen" else _twin)
+        elif tune != "full" and not pretrained and has_no_weights(model):
+            # Their weights are equal once the checkpoint is loaded. Not by `_key`: what else reads
+            # with this folder may be of another checkpoint.
+            own = (has_no_weights, model, layers, dtype, head)
+            loaded, tokenizer = shared(own, load, None if tune == "frozen" else _twin)
         else:
             loaded, tokenizer = load()
         self.hidden_size: int = loaded.config.hidden_size
@@ -106,9 +115,8 @@ class Backbone(nn.Module):
             lora_targets=lora_targets,
             gradient_checkpointing=gradient_checkpointing,
         )
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        # Fixed now: an owner may set `requires_grad` of a target network's adapters to False.
-        self._fixed = [name for name in self.model.state_dict() if name not in trained]
+        # Of now: an owner may set `requires_grad` of a target network's adapters to False.
+        self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self._digest: str | None = None
         self.register_state_dict_post_hook(_leave_out_fixed)
         self.register_load_state_dict_pre_hook(_fill_in_fixed)
@@ -139,7 +147,7 @@ class Backbone(nn.Module):
         """A digest of the weights that training does not change (about a second per GB, once)."""
         if self._digest is None:
             hasher = hashlib.blake2b(digest_size=16)
-            for name, fixed in self._fixed_tensors().items():
+            for name, fixed in self.fixed_tensors().items():
                 tensor = fixed.detach().cpu()
                 # The same weights have the same digest with and without adapters around them.
                 plain = name_without_adapters(name)
@@ -185,17 +193,22 @@ class Backbone(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
         if self.reloadable:
-            for tensor in self._fixed_tensors().values():
+            for tensor in self.fixed_tensors().values():
                 memo.setdefault(id(tensor), _same_storage(tensor))
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
-    def _fixed_tensors(self) -> dict[str, Tensor]:
+    def fixed_tensors(self) -> dict[str, Tensor]:
         """What training does not change, by its name in `model` when nothing is compiled."""
         tensors = self.model.state_dict(keep_vars=True)
-        return {name: tensors[name_inside(self.model, name)] for name in self._fixed}
+        named = {plain_name(name): tensor for name, tensor in tensors.items()}
+        return {name: tensor for name, tensor in named.items() if name not in self._trained}
+
+    def forget(self) -> None:
+        """Told that its layers were changed: the digest is of other weights."""
+        self._digest = None
 
 
 def frozen_models(module: nn.Module) -> dict[Any, Any]:
@@ -243,7 +256,7 @@ def _leave_out_fixed(
 ) -> None:
     assert isinstance(backbone, Backbone)
     if backbone.reloadable:
-        for name in backbone._fixed:
+        for name in backbone.fixed_tensors():
             del state[f"{prefix}{name_inside(backbone, f'model.{name}')}"]
 
 
@@ -252,11 +265,11 @@ def _fill_in_fixed(
 ) -> None:
     assert isinstance(backbone, Backbone)
     if backbone.reloadable:
-        for name, tensor in backbone._fixed_tensors().items():
+        for name, tensor in backbone.fixed_tensors().items():
             state.setdefault(f"{prefix}{name_inside(backbone, f'model.{name}')}", tensor)
 
 
 def _forget_digest(backbone: nn.Module, incompatible: Any) -> None:
     assert isinstance(backbone, Backbone)
     if not backbone.reloadable:
-        backbone._digest = None
+        backbone.forget()

@@ -1,7 +1,9 @@
-"""A tuned language model as a folder that others load."""
+"""A language model, or its tokenizer, as files that others load."""
 
+import contextlib
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from safetensors import SafetensorError
 
 from rl_lightning.core.errors import ConfigurationError, RunError, shortened
 from rl_lightning.llm.backbone import Backbone
+from rl_lightning.llm.find import NO_WEIGHTS
 from rl_lightning.llm.tokens import Tokens, control_tokens
 
 
@@ -28,13 +31,43 @@ def save_merged(backbone: Backbone, folder: str | Path) -> None:
     model = backbone.model
     if backbone.tune == "lora":
         model = copy.deepcopy(model).merge_and_unload()
+    with _written(folder) as beside:
+        model.save_pretrained(beside)
+        backbone.tokens.tokenizer.save_pretrained(beside)
+
+
+def save_without_weights(config: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write a model's config and tokenizer, for weights that are in an agent's checkpoint.
+
+    `model: folder` with `pretrained: false` builds the model; its weights are random until the
+    checkpoint is loaded.
+
+    Args:
+        config: A `PreTrainedConfig`.
+        tokenizer: Of that model.
+        folder: As of `save_merged`.
+
+    Raises:
+        RunError: As `save_merged` does.
+    """
+    with _written(folder) as beside:
+        config.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        (beside / NO_WEIGHTS).write_text(
+            "The weights of this language model are in the checkpoint of rl_lightning that was "
+            "written with this folder, and names it. Keep both.\n"
+        )
+
+
+@contextlib.contextmanager
+def _written(folder: str | Path) -> Iterator[Path]:
+    """A folder that gets its name when all is in it; an empty one of that name may be there."""
     folder = Path(folder).resolve()
     beside = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        model.save_pretrained(beside)
-        backbone.tokens.tokenizer.save_pretrained(beside)
+        yield beside
         if folder.is_dir():  # an empty one
             folder.rmdir()
         beside.rename(folder)

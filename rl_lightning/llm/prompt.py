@@ -117,6 +117,11 @@ class Prompter:
         self._raw_tail = chat
         self._known: dict[str, list[int]] = {}
 
+    def own_ids(self) -> set[int]:
+        """Ids that it puts into every row, and those of candidates that it has cut already."""
+        every = (self._before, self._after, self._tail_ids, *self._known.values())
+        return {token for ids in every for token in ids}
+
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of what the template gave, at most `tokens.max_length` of them."""
         rows = self.tokens(texts)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -69,6 +70,7 @@ class Tokens:
         )
         self.truncation_side = truncation_side or tokenizer.truncation_side
         self.split_special_tokens = split_special_tokens
+        self._heard: set[int] | None = None  # what it made of texts, while somebody listens
         self._warned = False
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -99,6 +101,8 @@ class Tokens:
         ids: list[int] = self.tokenizer(
             text, add_special_tokens=False, verbose=False, split_special_tokens=split
         )["input_ids"]
+        if self._heard is not None:
+            self._heard.update(ids)
         if not split or self._control_ids.isdisjoint(ids):
             return ids
         unknown = self.tokenizer.unk_token_id
@@ -135,6 +139,8 @@ class Tokens:
         finally:
             tokenizer.truncation_side = side  # another owner's may be the tokenizer's own
         rows: list[list[int]] = out["input_ids"]
+        if self._heard is not None:
+            self._heard.update(*rows)
         if self.split_special_tokens:
             return [self._without_control(row) for row in rows]
         return rows
@@ -183,6 +189,15 @@ class Tokens:
             around,
         )
         return first, around - first
+
+    @contextmanager
+    def heard(self) -> Iterator[set[int]]:
+        """The ids of all texts that are read inside, those that a cut leaves out included."""
+        before, self._heard = self._heard, set()
+        try:
+            yield self._heard
+        finally:
+            self._heard = before
 
     def pad(self, ids: Sequence[Sequence[int]], width: int | None = None) -> tuple[Tensor, Tensor]:
         """Right-pad to `width` tokens, or to the longest row.

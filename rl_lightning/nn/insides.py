@@ -4,7 +4,8 @@ Operations on many tensors at once, which `torch.optim` and `torch.nn.utils` con
 stands between a module and its function. `tests/nn/test_insides.py` is the contract.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,3 +111,15 @@ def own_parameters(module: nn.Module) -> dict[str, Any]:
 def children(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """A module's children by name, also of one that `torch.compile` has wrapped."""
     return module._modules
+
+
+@contextlib.contextmanager
+def without_new_hooks(module: nn.Module) -> Iterator[None]:
+    """Take away at the end what was hooked to the calls of a module's parts in between."""
+    before = [(part, set(part._forward_hooks)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, known in before:
+            for key in part._forward_hooks.keys() - known:
+                del part._forward_hooks[key]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_lightning import Agent
-from rl_lightning.cli.compress import compare_actions
+from rl_lightning.cli.compare import compare_actions
 
 COMMON = (
     *("--config", "config.yaml", "--trainer.logger", "false"),

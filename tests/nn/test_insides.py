@@ -63,3 +63,13 @@ def test_who_hears_a_module():
         assert not insides.is_heard(layer)
     assert insides.own_parameters(layer)["weight"] is layer.weight
     assert insides.children(nn.Sequential(layer)) == {"0": layer}
+
+
+def test_hooks_of_in_between_are_taken_away():
+    network, said = nn.Sequential(nn.Linear(2, 2)), []
+    network[0].register_forward_hook(lambda *_: said.append("before"))
+    with insides.without_new_hooks(network):
+        network[0].register_forward_hook(lambda *_: said.append("between"))
+        network(torch.zeros(1, 2))
+    network(torch.zeros(1, 2))
+    assert said == ["before", "between", "before"]
