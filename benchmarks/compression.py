@@ -78,7 +78,19 @@ ARMS: dict[str, tuple[str, ...]] = {
     "nodes 50 %, tuned, int8": ("prune-nodes --share 0.5", TUNE, "quantise --bits 8"),
     **STUDENTS,
 }
-TEXT_ARMS: dict[str, tuple[str, ...]] = {"full": (), **STUDENTS}
+CUT, INT8 = "cut-vocabulary", "quantise --bits 8 --part language-model"
+TEXT_ARMS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "int8 of the language model": (INT8,),
+    "vocabulary cut": (CUT,),
+    "vocabulary cut, int8": (CUT, INT8, "quantise --bits 8"),
+    "vocabulary cut, int4 in groups": (
+        CUT, "quantise --bits 4 --group_size 32 --part language-model", "quantise --bits 8",
+    ),
+    "vocabulary cut, half the heads": (CUT, "prune-heads --share 0.5"),
+    "vocabulary cut, half the layers": (CUT, "prune-layers --keep_layers 0"),
+    **STUDENTS,
+}  # fmt: skip
 
 
 def arms_of(config: str, student: str | None) -> dict[str, tuple[str, ...]]:
