@@ -61,6 +61,10 @@ _CHARACTERS = (
     "checkpoints/models/characters/config.json",
     ("examples/character_model.py --out checkpoints/models/characters --hidden 128",),
 )
+_BLANK = (
+    "checkpoints/models/blank/config.json",
+    ("examples/character_model.py --out checkpoints/models/blank",),
+)
 _STRINGS = (
     "checkpoints/models/strings/config.json",
     (
@@ -107,6 +111,7 @@ PREPARE = {
     ),
     "dpo-strings": (_CHARACTERS, _STRINGS, _PAIRS),
     "grpo-addition": (_CHARACTERS, _ADDITION),
+    "grpo-copy-from-scratch": (_BLANK,),
     "grpo-strings": (_CHARACTERS, _STRINGS),
     "grpo-strings-dr": (_CHARACTERS, _STRINGS),
     "grpo-textmaze-turns": (_TURNS,),
