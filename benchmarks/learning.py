@@ -259,7 +259,7 @@ def summary(result: dict[str, Any]) -> str:
     """One line, as it stands in the configuration."""
     done = [run for run in result["runs"] if "error" not in run]
     if not done:
-        return f"{result['name']}: every run failed"
+        return f"# {len(result['runs'])} seeds: every run failed"
     a = result["aggregate"]
     data = yaml.safe_load((RESULTS.parents[1] / result["config"]).read_text())["data"]["init_args"]
     sampled = data.get("val_explore") or data.get("val_temperature", data.get("val_samples", 1) > 1)

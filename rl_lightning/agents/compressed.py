@@ -104,6 +104,8 @@ class CompressedModule(L.LightningModule):
 
     def _changed_by_name(self, records: Sequence[Any]) -> list[str]:
         """What records change in language models that are loaded by name."""
+        if not records:  # as of every agent that has no policy
+            return []
         models = [
             f"{name}."
             for name, part in PolicyCall(self).named_modules()
