@@ -2,14 +2,18 @@
 
     python benchmarks/optimise_tasks.py                    # three minutes
     python benchmarks/optimise_tasks.py TrainingControl-v0 --tasks 100
-    python benchmarks/optimise_tasks.py TrainingControl-v0 --checkpoint logs/last.ckpt
+    python benchmarks/learning.py configs/ppo/training-control.yaml --keep checkpoints/seeds
+    python benchmarks/optimise_tasks.py TrainingControl-v0 \\
+        --config configs/ppo/training-control.yaml
 
 Baselines with something to choose (the rate of a schedule, the first step of an evolution strategy)
-have it chosen by mean return on training tasks; all are judged on held-out ones, every baseline on
-the same. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
-greedily. Means ± standard errors over held-out tasks, and the difference of each to the best
-baseline on the same tasks; one thread. Each task of PruneNet and QuantizeNet is a network that is
-trained first: give them few tasks. The seconds of a search hold all its evaluations.
+have it chosen by mean score on training tasks; all are judged on held-out ones, every baseline on
+the same. Schedules are followed exactly, by continuous actions. With a configuration, tasks are
+those of its environment, and the checkpoints that it left, one a seed, are judged beside the
+baselines, greedily: their numbers are means over seeds, task by task. Means ± standard errors over
+held-out tasks, and the difference of each to the best baseline on the same tasks; one thread. Each
+task of PruneNet and QuantizeNet is a network that is trained first: give them few tasks. The
+seconds of a search hold all its evaluations.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import yaml
 from common import prepare_process
 from tqdm import tqdm
 
@@ -54,6 +59,9 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"width 14 and splits": {"widths": [14], "splits": [100, 200]}},
     ),
 }
+# Arguments of a configuration's environment that are about how its agent acts, not about the task.
+ACTING = ("actions", "factors", "max_factor", "levels", "moves")
+AGENT = "agent, "
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
@@ -64,10 +72,12 @@ SCORE = {
 }
 
 
-def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """By its name: arguments of the environment that it acts in, and candidates to choose from."""
+def baselines(name: str) -> dict[str, tuple[dict[str, Any], Any]]:
+    """By its name: arguments of the environment that it acts in, and candidates to choose from, or
+    what chooses by an environment and tasks."""
     from rl_lightning.envs.optimise import baselines as b
     from rl_lightning.envs.optimise import compression_baselines as c
+    from rl_lightning.envs.optimise.portfolio import choose_trials
 
     if name == "TrainingControl-v0":
         ways = {kind: ({"actions": "continuous"}, b.schedules(kind)) for kind in b.KINDS}
@@ -102,6 +112,7 @@ def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
         "random search": ({}, [b.Uniform()]),
         "random search, levels": ({"actions": "discrete"}, [b.Uniform()]),
         "TPE (Optuna)": ({}, [b.TPE()]),
+        "fixed trials, chosen on training tasks": ({}, choose_trials),
     }
 
 
@@ -115,7 +126,7 @@ class Trained:
     def __init__(self, path: Path) -> None:
         import rl_lightning
 
-        self.agent = rl_lightning.PPO.load_from_checkpoint(path)
+        self.agent = rl_lightning.Agent.load_from_checkpoint(path)
 
     def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
         return {}
@@ -132,31 +143,68 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     training, held_out = TASKS[name]
     ways = baselines(name)
-    if args.checkpoint:
-        ways["checkpoint"] = (json.loads(args.env_kwargs), [Trained(args.checkpoint)])
+    own = env_kwargs(args.config) if args.config else {}
+    world = {k: v for k, v in own.items() if k not in ACTING}
+    acting = {k: v for k, v in own.items() if k in ACTING}
     seeds = range(1_000_000, 1_000_000 + args.tasks)
     found: dict[str, Any] = {}
     chosen = {}
     for way, (kwargs, candidates) in tqdm(ways.items(), desc=f"{name}, choosing"):
-        env = make_env(name, {**training, **kwargs})
+        env = make_env(name, {**training, **world, **kwargs})
         few = range(args.choose)
-        chosen[way] = candidates[0] if len(candidates) == 1 else choose(env, candidates, few)
+        if callable(candidates):
+            chosen[way] = candidates(env, few)
+        elif len(candidates) == 1:
+            chosen[way] = candidates[0]
+        else:
+            chosen[way] = choose(env, candidates, few, score=SCORE[name])
+    players = {way: (kwargs, [chosen[way]]) for way, (kwargs, _) in ways.items()}
+    if args.config:
+        players |= trained(args.config, args.checkpoints, acting)
     for what, others in held_out.items():
-        check_disjoint(training, others, list(others))
+        check_disjoint({**training, **world}, others, list(others))
         rows: dict[str, Any] = {}
-        for way, (kwargs, _) in tqdm(ways.items(), desc=f"{name}, judging"):
-            env = make_env(name, {**others, **kwargs})
+        for way, (kwargs, several) in tqdm(players.items(), desc=f"{name}, judging"):
+            env = make_env(name, {**world, **others, **kwargs})
             for seed in seeds:  # what tasks share is loaded, or trained, before time is taken
                 env.reset(options={"task_seed": seed})
             began = time.process_time()
-            played = [play(env, chosen[way], seed) for seed in seeds]
+            played = [[play(env, one, seed) for seed in seeds] for one in several]
+            seconds = (time.process_time() - began) / len(seeds) / len(several)
             rows[way] = {
-                "chosen": vars_of(chosen[way]),
-                "cpu_seconds": round((time.process_time() - began) / len(seeds), 4),
-                "episodes": played,
+                "chosen": vars_of(several[0]),
+                "cpu_seconds": round(seconds, 4),
+                "episodes": [averaged(alike) for alike in zip(*played, strict=True)],
+                "seeds": [
+                    round(mean(episode[SCORE[name]] for episode in of_one), 4) for of_one in played
+                ],
             }
         found[what] = rows
     return found
+
+
+def env_kwargs(config: Path) -> dict[str, Any]:
+    """Arguments of a configuration's environment."""
+    return yaml.safe_load(config.read_text())["data"]["init_args"].get("env_kwargs", {})
+
+
+def trained(
+    config: Path, folder: Path, acting: dict[str, Any]
+) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """The agents of a configuration, as one of the ways."""
+    name = f"{config.parent.name}-{config.stem}"
+    paths = sorted(folder.glob(f"{name}-*.ckpt"))
+    if not paths:
+        raise SystemExit(
+            f"{folder} has no checkpoint of {config}: run benchmarks/learning.py {config} "
+            f"--keep {folder}"
+        )
+    return {f"{AGENT}{len(paths)} × {name}": (acting, [Trained(path) for path in paths])}
+
+
+def averaged(episodes: tuple[dict[str, float], ...]) -> dict[str, float]:
+    """Means over agents that played the same task."""
+    return {key: mean(episode[key] for episode in episodes) for key in episodes[0]}
 
 
 def vars_of(baseline: Any) -> dict[str, Any]:
@@ -168,7 +216,7 @@ def vars_of(baseline: Any) -> dict[str, Any]:
 def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
     """Means and standard errors over tasks, and differences to the best of the baselines."""
     score = SCORE[name]
-    rivals = {w: r for w, r in rows.items() if w != "checkpoint" and "gradient" not in w}
+    rivals = {w: r for w, r in rows.items() if not w.startswith(AGENT) and "gradient" not in w}
     best = max(rivals, key=lambda way: mean(e[score] for e in rivals[way]["episodes"]))
     out = {}
     for way, row in rows.items():
@@ -183,6 +231,8 @@ def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
             **{n: with_error([e[n] for e in episodes]) for n in names},
             f"{score} − {best}": with_error(gaps),
         }
+        if len(row["seeds"]) > 1:
+            out[way]["seeds"] = row["seeds"]
     return out
 
 
@@ -194,7 +244,7 @@ def with_error(values: list[float]) -> list[float]:
 
 def table(rows: dict[str, Any]) -> str:
     """As Markdown."""
-    columns = [c for c in next(iter(rows.values())) if c != "chosen"]
+    columns = [c for c in next(iter(rows.values())) if c not in ("chosen", "seeds")]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for way, row in rows.items():
         chosen = " ".join(str(v) for v in row["chosen"].values() if not isinstance(v, str | bool))
@@ -211,12 +261,14 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
     parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
-    parser.add_argument("--checkpoint", type=Path, help="of a PPO agent, for one environment")
-    parser.add_argument("--env_kwargs", default="{}", help="JSON: the checkpoint's environment's")
+    parser.add_argument("--config", type=Path, help="whose environment and agents, for one of envs")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints/seeds"), help="folder of its agents"
+    )
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     args = parser.parse_args()
-    if args.checkpoint and len(args.envs) != 1:
-        parser.error("--checkpoint belongs to one environment: name it")
+    if args.config and len(args.envs) != 1:
+        parser.error("--config belongs to one environment: name it")
     prepare_process()
     results: dict[str, Any] = {}
     for name in args.envs:

@@ -116,6 +116,15 @@ def test_it_is_what_quantise_makes_within_the_budget(kwargs, budget):
         assert [row[-1] for row in seen[1:]] == [*[0] * (len(seen) - 2), pytest.approx(10 * rise)]
 
 
+def test_the_loss_as_reward():
+    env = make(reward="loss", reward_scale=2.0)
+    seen, infos = trace(env, seed=0)
+    before = env.unwrapped.judge([32] * 4)["loss"]
+    assert [row[-1] for row in seen[1:-1]] == [0, 0, 0]
+    assert seen[-1][-1] == pytest.approx(2 * (before - infos[-1]["loss"]))
+    assert infos[-1]["loss"] != pytest.approx(before)
+
+
 def test_what_is_shared_counts_once_and_what_is_not_called_is_left():
     env = make(**TIED)
     env.reset(seed=0)
@@ -215,6 +224,7 @@ def test_what_is_seen():
         {"epochs": 1},
         {"bits": [2, 4, 8, 16]},
         {"budget": 3.0},
+        {"reward": "loss"},
         {"reward_scale": 1.0},
     ],
 )
@@ -290,6 +300,7 @@ def test_agents_train_on_it(agent):
         ({"budget": 0}, "budget must be above 0"),
         ({"budget": 33}, "budget must be between 1 and 32"),
         ({"actions": "box"}, "actions='box': use one of discrete, continuous"),
+        ({"reward": "error"}, "reward='error': use one of accuracy, loss"),
         ({"reward_scale": 0}, "reward_scale must be above 0"),
     ],
 )
