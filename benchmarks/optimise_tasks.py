@@ -10,7 +10,8 @@ Baselines with something to choose (the rate of a schedule, the first step of an
 have it chosen by mean score on training tasks; all are judged on held-out ones, every baseline on
 the same. Schedules are followed exactly, by continuous actions. With a configuration, tasks are
 those of its environment, and the checkpoints that it left, one a seed, are judged beside the
-baselines, greedily: their numbers are means over seeds, task by task. Means ± standard errors over
+baselines, acting as the configuration is evaluated (greedily, or sampling with `val_explore`):
+their numbers are means over seeds, task by task. Means ± standard errors over
 held-out tasks, and the difference of each to the best baseline on the same tasks; one thread. Each
 task of PruneNet and QuantizeNet is a network that is trained first: give them few tasks. The
 seconds of a search hold all its evaluations.
@@ -72,7 +73,7 @@ SCORE = {
 }
 
 
-def baselines(name: str) -> dict[str, tuple[dict[str, Any], Any]]:
+def baselines(name: str, evaluations: int = 50) -> dict[str, tuple[dict[str, Any], Any]]:
     """By its name: arguments of the environment that it acts in, and candidates to choose from, or
     what chooses by an environment and tasks."""
     from rl_lightning.envs.optimise import baselines as b
@@ -98,14 +99,14 @@ def baselines(name: str) -> dict[str, tuple[dict[str, Any], Any]]:
             "uniform share": ({}, [c.UniformPruning()]),
             "global magnitude": ({}, [c.GlobalMagnitude()]),
             "global magnitude, normalised": ({}, [c.GlobalMagnitude(normalised=True)]),
-            "random search": ({}, [c.RandomSearch(50)]),
+            "random search": ({}, [c.RandomSearch(evaluations)]),
             "uniformly random": ({}, [b.Uniform()]),
         }
     if name == "QuantizeNet-v0":
         return {
             "uniform bits": ({}, [c.UniformBits()]),
             "greedy by sensitivity": ({}, [c.GreedyBits()]),
-            "random search": ({}, [c.RandomSearch(50)]),
+            "random search": ({}, [c.RandomSearch(evaluations)]),
             "uniformly random": ({}, [b.Uniform()]),
         }
     return {
@@ -121,18 +122,23 @@ class Trained:
 
     Args:
         path: The checkpoint.
+        explore: Sample actions, as a configuration with `val_explore` is evaluated.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, explore: bool) -> None:
         import rl_lightning
 
         self.agent = rl_lightning.Agent.load_from_checkpoint(path)
+        self.explore = explore
 
     def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
+        import torch
+
+        torch.manual_seed(task_seed)
         return {}
 
     def act(self, obs: np.ndarray, info: Any) -> Any:
-        return self.agent.predict(obs)
+        return self.agent.predict(obs, explore=self.explore)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -142,8 +148,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from rl_lightning.envs.optimise.tasks import check_disjoint
 
     training, held_out = TASKS[name]
-    ways = baselines(name)
-    own = env_kwargs(args.config) if args.config else {}
+    ways = baselines(name, args.evaluations)
+    own = data_of(args.config).get("env_kwargs", {}) if args.config else {}
     world = {k: v for k, v in own.items() if k not in ACTING}
     acting = {k: v for k, v in own.items() if k in ACTING}
     seeds = range(1_000_000, 1_000_000 + args.tasks)
@@ -183,9 +189,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def env_kwargs(config: Path) -> dict[str, Any]:
-    """Arguments of a configuration's environment."""
-    return yaml.safe_load(config.read_text())["data"]["init_args"].get("env_kwargs", {})
+def data_of(config: Path) -> dict[str, Any]:
+    """Arguments of a configuration's data module."""
+    return yaml.safe_load(config.read_text())["data"]["init_args"]
 
 
 def trained(
@@ -199,7 +205,8 @@ def trained(
             f"{folder} has no checkpoint of {config}: run benchmarks/learning.py {config} "
             f"--keep {folder}"
         )
-    return {f"{AGENT}{len(paths)} × {name}": (acting, [Trained(path) for path in paths])}
+    explore = data_of(config).get("val_explore", False)
+    return {f"{AGENT}{len(paths)} × {name}": (acting, [Trained(path, explore) for path in paths])}
 
 
 def averaged(episodes: tuple[dict[str, float], ...]) -> dict[str, float]:
@@ -261,6 +268,7 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
     parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
+    parser.add_argument("--evaluations", type=int, default=50, help="of a random search per task")
     parser.add_argument("--config", type=Path, help="whose environment and agents, for one of envs")
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints/seeds"), help="folder of its agents"
@@ -278,7 +286,12 @@ def main() -> None:
             print(f"\n{name}, held out: {what}; {args.tasks} tasks\n\n{table(summary)}", flush=True)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                numbers = {"tasks": args.tasks, "chosen on": args.choose, "results": results}
+                numbers = {
+                    "tasks": args.tasks,
+                    "chosen on": args.choose,
+                    "config": None if args.config is None else args.config.as_posix(),
+                    "results": results,
+                }
                 args.out.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
 
 
