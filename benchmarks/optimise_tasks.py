@@ -11,7 +11,8 @@ have it chosen by mean score on training tasks; all are judged on held-out ones,
 the same. Schedules are followed exactly, by continuous actions. With a configuration, tasks are
 those of its environment, and the checkpoints that it left, one a seed, are judged beside the
 baselines, acting as the configuration is evaluated (greedily, or sampling with `val_explore`):
-their numbers are means over seeds, task by task. Means ± standard errors over
+their numbers are means over seeds, task by task. Where an episode is one evaluation, they also draw
+as many samples of a task as random search, and repeat the best. Means ± standard errors over
 held-out tasks, and the difference of each to the best baseline on the same tasks; one thread. Each
 task of PruneNet and QuantizeNet is a network that is trained first: give them few tasks. The
 seconds of a search hold all its evaluations.
@@ -63,6 +64,8 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 # Arguments of a configuration's environment that are about how its agent acts, not about the task.
 ACTING = ("actions", "factors", "max_factor", "levels", "moves")
 AGENT = "agent, "
+# Where an episode is one evaluation, so that an agent's samples can be compared with random ones.
+SEARCHED = ("PruneNet-v0", "QuantizeNet-v0")
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
@@ -123,21 +126,35 @@ class Trained:
     Args:
         path: The checkpoint.
         explore: Sample actions, as a configuration with `val_explore` is evaluated.
+        samples: Sampled episodes of a task to repeat the best of, by return; 0: none.
     """
 
-    def __init__(self, path: Path, explore: bool) -> None:
+    def __init__(self, path: Path, explore: bool, samples: int = 0) -> None:
         import rl_lightning
 
         self.agent = rl_lightning.Agent.load_from_checkpoint(path)
-        self.explore = explore
+        self.explore, self.samples = explore, samples
 
     def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
         import torch
 
         torch.manual_seed(task_seed)
+        tried: list[tuple[float, list[Any]]] = []
+        for _ in range(self.samples):
+            obs, _ = env.reset(options={"task_seed": task_seed})
+            total, actions, ended = 0.0, [], False
+            while not ended:
+                actions.append(self.agent.predict(obs, explore=True))
+                obs, reward, terminated, truncated, _ = env.step(actions[-1])
+                total, ended = total + float(reward), terminated or truncated
+            tried.append((total, actions))
+        best = max(tried, key=lambda one: one[0])[1] if tried else None
+        self.plan = None if best is None else iter(best)
         return {}
 
     def act(self, obs: np.ndarray, info: Any) -> Any:
+        if self.plan is not None:
+            return next(self.plan)
         return self.agent.predict(obs, explore=self.explore)
 
 
@@ -167,6 +184,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     players = {way: (kwargs, [chosen[way]]) for way, (kwargs, _) in ways.items()}
     if args.config:
         players |= trained(args.config, args.checkpoints, acting)
+        if name in SEARCHED:
+            players |= trained(args.config, args.checkpoints, acting, args.evaluations)
     for what, others in held_out.items():
         check_disjoint({**training, **world}, others, list(others))
         rows: dict[str, Any] = {}
@@ -195,9 +214,9 @@ def data_of(config: Path) -> dict[str, Any]:
 
 
 def trained(
-    config: Path, folder: Path, acting: dict[str, Any]
+    config: Path, folder: Path, acting: dict[str, Any], samples: int = 0
 ) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """The agents of a configuration, as one of the ways."""
+    """The agents of a configuration, as one of the ways: as they are, or the best of samples."""
     name = f"{config.parent.name}-{config.stem}"
     paths = sorted(folder.glob(f"{name}-*.ckpt"))
     if not paths:
@@ -206,7 +225,8 @@ def trained(
             f"--keep {folder}"
         )
     explore = data_of(config).get("val_explore", False)
-    return {f"{AGENT}{len(paths)} × {name}": (acting, [Trained(path, explore) for path in paths])}
+    way = f"{AGENT}{len(paths)} × {name}" + (f", best of {samples}" if samples else "")
+    return {way: (acting, [Trained(path, explore, samples) for path in paths])}
 
 
 def averaged(episodes: tuple[dict[str, float], ...]) -> dict[str, float]:
@@ -268,7 +288,9 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
     parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
-    parser.add_argument("--evaluations", type=int, default=50, help="of a random search per task")
+    parser.add_argument(
+        "--evaluations", type=int, default=50, help="of a task, by random search and by sampling"
+    )
     parser.add_argument("--config", type=Path, help="whose environment and agents, for one of envs")
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints/seeds"), help="folder of its agents"

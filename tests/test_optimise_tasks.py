@@ -55,3 +55,33 @@ def test_checkpoints_are_kept_where_that_is_asked_for(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     learning.run_seed(path, 3, None, [], tmp_path / "kept")
     assert (tmp_path / "kept" / "ppo-some-3.ckpt").read_text() == "weights"
+
+
+class Steps:
+    """Two steps, each rewarded by its action."""
+
+    def reset(self, options):
+        self.done = 0
+        return 0, {}
+
+    def step(self, action):
+        self.done += 1
+        return 0, action, self.done == 2, False, {}
+
+
+class Drawn:
+    def __init__(self):
+        self.numbers = iter([3, 1, 5, 2, 0, 4])
+
+    def predict(self, obs, explore):
+        return next(self.numbers) if explore else 9
+
+
+def test_the_best_of_an_agent_s_samples_is_repeated():
+    agent = optimise_tasks.Trained.__new__(optimise_tasks.Trained)
+    agent.agent, agent.explore, agent.samples = Drawn(), False, 3
+    agent.begin(Steps(), 1)
+    assert [agent.act(0, {}) for _ in range(2)] == [5, 2]
+    agent.samples = 0
+    agent.begin(Steps(), 1)
+    assert agent.act(0, {}) == 9
