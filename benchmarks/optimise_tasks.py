@@ -11,8 +11,7 @@ have it chosen by mean score on training tasks; all are judged on held-out ones,
 the same. Schedules are followed exactly, by continuous actions. With a configuration, tasks are
 those of its environment, and the checkpoints that it left, one a seed, are judged beside the
 baselines, acting as the configuration is evaluated (greedily, or sampling with `val_explore`):
-their numbers are means over seeds, task by task. Where an episode is one evaluation, they also draw
-as many samples of a task as random search, and repeat the best. Means ± standard errors over
+their numbers are means over seeds, task by task. Means ± standard errors over
 held-out tasks, and the difference of each to the best baseline on the same tasks; one thread. Each
 task of PruneNet and QuantizeNet is a network that is trained first: give them few tasks. The
 seconds of a search hold all its evaluations.
@@ -64,8 +63,6 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 # Arguments of a configuration's environment that are about how its agent acts, not about the task.
 ACTING = ("actions", "factors", "max_factor", "levels", "moves")
 AGENT = "agent, "
-# Where an episode is one evaluation, so that an agent's samples can be compared with random ones.
-SEARCHED = ("PruneNet-v0", "QuantizeNet-v0")
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
@@ -184,7 +181,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     players = {way: (kwargs, [chosen[way]]) for way, (kwargs, _) in ways.items()}
     if args.config:
         players |= trained(args.config, args.checkpoints, acting)
-        if name in SEARCHED:
+        if args.sample:
             players |= trained(args.config, args.checkpoints, acting, args.evaluations)
     for what, others in held_out.items():
         check_disjoint({**training, **world}, others, list(others))
@@ -288,8 +285,9 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
     parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
+    parser.add_argument("--evaluations", type=int, default=50, help="of a task, by searches")
     parser.add_argument(
-        "--evaluations", type=int, default=50, help="of a task, by random search and by sampling"
+        "--sample", action="store_true", help="let agents repeat the best of as many samples, too"
     )
     parser.add_argument("--config", type=Path, help="whose environment and agents, for one of envs")
     parser.add_argument(
