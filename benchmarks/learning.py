@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="final evaluation; default: val_episodes")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--results", type=Path, help=f"folder to write to; default: {RESULTS.name}")
+    parser.add_argument("--keep", type=Path, help="folder for the last checkpoint of every seed")
     parser.add_argument("--tables", action="store_true", help="bring all tables up to date")
     args = parser.parse_args()
     if missing := [str(path) for path in args.configs if not path.is_file()]:
@@ -57,7 +59,7 @@ def main() -> None:
     failed = False
     for path in args.configs:
         for result in run_config(
-            path, args.seeds, args.jobs, args.episodes, args.overrides, folder
+            path, args.seeds, args.jobs, args.episodes, args.overrides, folder, args.keep
         ):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,7 @@ def run_config(
     episodes: int | None,
     overrides: list[str],
     folder: Path | None = None,
+    keep: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run one configuration with every seed; yields the result so far after each.
 
@@ -90,6 +93,7 @@ def run_config(
         episodes: Of the final evaluation; None: the configuration's.
         overrides: Changes, `key=value`.
         folder: Of earlier results: other seeds of exactly this configuration stay; None: of none.
+        keep: Folder for last checkpoints, `<name>-<seed>.ckpt`; None: they go.
     """
     config = yaml.safe_load(path.read_text())
     name = f"{path.parent.name}-{path.stem}"
@@ -110,7 +114,7 @@ def run_config(
     same = all(earlier.get(key) == result[key] for key in ("digest", "overrides"))
     runs = [run for run in earlier["runs"] if same and run["seed"] not in seeds]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds), desc=name, unit="seed") as bar:
-        for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides), seeds):
+        for run in pool.map(lambda seed: run_seed(path, seed, episodes, overrides, keep), seeds):
             bar.update()
             if "error" in run:
                 bar.write(f"{name}, seed {run['seed']}: {run['error']}", file=sys.stderr)
@@ -125,7 +129,13 @@ def run_config(
             }
 
 
-def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) -> dict[str, Any]:
+def run_seed(
+    path: Path,
+    seed: int,
+    episodes: int | None,
+    overrides: list[str],
+    keep: Path | None = None,
+) -> dict[str, Any]:
     """Train with one seed, then play evaluation episodes with the last checkpoint."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -151,6 +161,9 @@ def run_seed(path: Path, seed: int, episodes: int | None, overrides: list[str]) 
             unit = trained.group(3)
             last = folder / "checkpoints" / "last.ckpt"
             command("validate", f"--ckpt_path={last}", *play)
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.copy(last, keep / f"{path.parent.name}-{path.stem}-{seed}.ckpt")
         except RunError as error:
             return {"seed": seed, "error": str(error)}
         history, final = scalars(folder / "fit"), scalars(folder / "validate")

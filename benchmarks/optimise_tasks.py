@@ -2,14 +2,19 @@
 
     python benchmarks/optimise_tasks.py                    # three minutes
     python benchmarks/optimise_tasks.py TrainingControl-v0 --tasks 100
-    python benchmarks/optimise_tasks.py TrainingControl-v0 --checkpoint logs/last.ckpt
+    python benchmarks/learning.py configs/ppo/training-control.yaml --keep checkpoints/seeds
+    python benchmarks/optimise_tasks.py TrainingControl-v0 \\
+        --config configs/ppo/training-control.yaml
 
 Baselines with something to choose (the rate of a schedule, the first step of an evolution strategy)
-have it chosen by mean return on training tasks; all are judged on held-out ones, every baseline on
-the same. Schedules are followed exactly, by continuous actions. A checkpoint is judged beside them,
-greedily. Means ± standard errors over held-out tasks, and the difference of each to the best
-baseline on the same tasks; one thread. Each task of PruneNet and QuantizeNet is a network that is
-trained first: give them few tasks. The seconds of a search hold all its evaluations.
+have it chosen by mean score on training tasks; all are judged on held-out ones, every baseline on
+the same. Schedules are followed exactly, by continuous actions. With a configuration, tasks are
+those of its environment, and the checkpoints that it left, one a seed, are judged beside the
+baselines, acting as the configuration is evaluated (greedily, or sampling with `val_explore`):
+their numbers are means over seeds, task by task. Means ± standard errors over
+held-out tasks, and the difference of each to the best baseline on the same tasks; one thread. Each
+task of PruneNet and QuantizeNet is a network that is trained first: give them few tasks. The
+seconds of a search hold all its evaluations.
 """
 
 import argparse
@@ -20,6 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import yaml
 from common import prepare_process
 from tqdm import tqdm
 
@@ -54,6 +60,9 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"width 14 and splits": {"widths": [14], "splits": [100, 200]}},
     ),
 }
+# Arguments of a configuration's environment that are about how its agent acts, not about the task.
+ACTING = ("actions", "factors", "max_factor", "levels", "moves")
+AGENT = "agent, "
 # What baselines are compared by, beside the return.
 SCORE = {
     "TrainingControl-v0": "return",
@@ -64,10 +73,12 @@ SCORE = {
 }
 
 
-def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """By its name: arguments of the environment that it acts in, and candidates to choose from."""
+def baselines(name: str, evaluations: int = 50) -> dict[str, tuple[dict[str, Any], Any]]:
+    """By its name: arguments of the environment that it acts in, and candidates to choose from, or
+    what chooses by an environment and tasks."""
     from rl_lightning.envs.optimise import baselines as b
     from rl_lightning.envs.optimise import compression_baselines as c
+    from rl_lightning.envs.optimise.portfolio import choose_trials
 
     if name == "TrainingControl-v0":
         ways = {kind: ({"actions": "continuous"}, b.schedules(kind)) for kind in b.KINDS}
@@ -88,20 +99,21 @@ def baselines(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
             "uniform share": ({}, [c.UniformPruning()]),
             "global magnitude": ({}, [c.GlobalMagnitude()]),
             "global magnitude, normalised": ({}, [c.GlobalMagnitude(normalised=True)]),
-            "random search": ({}, [c.RandomSearch(50)]),
+            "random search": ({}, [c.RandomSearch(evaluations)]),
             "uniformly random": ({}, [b.Uniform()]),
         }
     if name == "QuantizeNet-v0":
         return {
             "uniform bits": ({}, [c.UniformBits()]),
             "greedy by sensitivity": ({}, [c.GreedyBits()]),
-            "random search": ({}, [c.RandomSearch(50)]),
+            "random search": ({}, [c.RandomSearch(evaluations)]),
             "uniformly random": ({}, [b.Uniform()]),
         }
     return {
         "random search": ({}, [b.Uniform()]),
         "random search, levels": ({"actions": "discrete"}, [b.Uniform()]),
         "TPE (Optuna)": ({}, [b.TPE()]),
+        "fixed trials, chosen on training tasks": ({}, choose_trials),
     }
 
 
@@ -110,18 +122,37 @@ class Trained:
 
     Args:
         path: The checkpoint.
+        explore: Sample actions, as a configuration with `val_explore` is evaluated.
+        samples: Sampled episodes of a task to repeat the best of, by return; 0: none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, explore: bool, samples: int = 0) -> None:
         import rl_lightning
 
-        self.agent = rl_lightning.PPO.load_from_checkpoint(path)
+        self.agent = rl_lightning.Agent.load_from_checkpoint(path)
+        self.explore, self.samples = explore, samples
 
     def begin(self, env: Any, task_seed: int) -> dict[str, Any]:
+        import torch
+
+        torch.manual_seed(task_seed)
+        tried: list[tuple[float, list[Any]]] = []
+        for _ in range(self.samples):
+            obs, _ = env.reset(options={"task_seed": task_seed})
+            total, actions, ended = 0.0, [], False
+            while not ended:
+                actions.append(self.agent.predict(obs, explore=True))
+                obs, reward, terminated, truncated, _ = env.step(actions[-1])
+                total, ended = total + float(reward), terminated or truncated
+            tried.append((total, actions))
+        best = max(tried, key=lambda one: one[0])[1] if tried else None
+        self.plan = None if best is None else iter(best)
         return {}
 
     def act(self, obs: np.ndarray, info: Any) -> Any:
-        return self.agent.predict(obs)
+        if self.plan is not None:
+            return next(self.plan)
+        return self.agent.predict(obs, explore=self.explore)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -131,32 +162,73 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from rl_lightning.envs.optimise.tasks import check_disjoint
 
     training, held_out = TASKS[name]
-    ways = baselines(name)
-    if args.checkpoint:
-        ways["checkpoint"] = (json.loads(args.env_kwargs), [Trained(args.checkpoint)])
+    ways = baselines(name, args.evaluations)
+    own = data_of(args.config).get("env_kwargs", {}) if args.config else {}
+    world = {k: v for k, v in own.items() if k not in ACTING}
+    acting = {k: v for k, v in own.items() if k in ACTING}
     seeds = range(1_000_000, 1_000_000 + args.tasks)
     found: dict[str, Any] = {}
     chosen = {}
     for way, (kwargs, candidates) in tqdm(ways.items(), desc=f"{name}, choosing"):
-        env = make_env(name, {**training, **kwargs})
+        env = make_env(name, {**training, **world, **kwargs})
         few = range(args.choose)
-        chosen[way] = candidates[0] if len(candidates) == 1 else choose(env, candidates, few)
+        if callable(candidates):
+            chosen[way] = candidates(env, few)
+        elif len(candidates) == 1:
+            chosen[way] = candidates[0]
+        else:
+            chosen[way] = choose(env, candidates, few, score=SCORE[name])
+    players = {way: (kwargs, [chosen[way]]) for way, (kwargs, _) in ways.items()}
+    if args.config:
+        players |= trained(args.config, args.checkpoints, acting)
+        if args.sample:
+            players |= trained(args.config, args.checkpoints, acting, args.evaluations)
     for what, others in held_out.items():
-        check_disjoint(training, others, list(others))
+        check_disjoint({**training, **world}, others, list(others))
         rows: dict[str, Any] = {}
-        for way, (kwargs, _) in tqdm(ways.items(), desc=f"{name}, judging"):
-            env = make_env(name, {**others, **kwargs})
+        for way, (kwargs, several) in tqdm(players.items(), desc=f"{name}, judging"):
+            env = make_env(name, {**world, **others, **kwargs})
             for seed in seeds:  # what tasks share is loaded, or trained, before time is taken
                 env.reset(options={"task_seed": seed})
             began = time.process_time()
-            played = [play(env, chosen[way], seed) for seed in seeds]
+            played = [[play(env, one, seed) for seed in seeds] for one in several]
+            seconds = (time.process_time() - began) / len(seeds) / len(several)
             rows[way] = {
-                "chosen": vars_of(chosen[way]),
-                "cpu_seconds": round((time.process_time() - began) / len(seeds), 4),
-                "episodes": played,
+                "chosen": vars_of(several[0]),
+                "cpu_seconds": round(seconds, 4),
+                "episodes": [averaged(alike) for alike in zip(*played, strict=True)],
+                "seeds": [
+                    round(mean(episode[SCORE[name]] for episode in of_one), 4) for of_one in played
+                ],
             }
         found[what] = rows
     return found
+
+
+def data_of(config: Path) -> dict[str, Any]:
+    """Arguments of a configuration's data module."""
+    return yaml.safe_load(config.read_text())["data"]["init_args"]
+
+
+def trained(
+    config: Path, folder: Path, acting: dict[str, Any], samples: int = 0
+) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """The agents of a configuration, as one of the ways: as they are, or the best of samples."""
+    name = f"{config.parent.name}-{config.stem}"
+    paths = sorted(folder.glob(f"{name}-*.ckpt"))
+    if not paths:
+        raise SystemExit(
+            f"{folder} has no checkpoint of {config}: run benchmarks/learning.py {config} "
+            f"--keep {folder}"
+        )
+    explore = data_of(config).get("val_explore", False)
+    way = f"{AGENT}{len(paths)} × {name}" + (f", best of {samples}" if samples else "")
+    return {way: (acting, [Trained(path, explore, samples) for path in paths])}
+
+
+def averaged(episodes: tuple[dict[str, float], ...]) -> dict[str, float]:
+    """Means over agents that played the same task."""
+    return {key: mean(episode[key] for episode in episodes) for key in episodes[0]}
 
 
 def vars_of(baseline: Any) -> dict[str, Any]:
@@ -168,7 +240,7 @@ def vars_of(baseline: Any) -> dict[str, Any]:
 def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
     """Means and standard errors over tasks, and differences to the best of the baselines."""
     score = SCORE[name]
-    rivals = {w: r for w, r in rows.items() if w != "checkpoint" and "gradient" not in w}
+    rivals = {w: r for w, r in rows.items() if not w.startswith(AGENT) and "gradient" not in w}
     best = max(rivals, key=lambda way: mean(e[score] for e in rivals[way]["episodes"]))
     out = {}
     for way, row in rows.items():
@@ -183,6 +255,8 @@ def summed_up(name: str, rows: dict[str, Any]) -> dict[str, Any]:
             **{n: with_error([e[n] for e in episodes]) for n in names},
             f"{score} − {best}": with_error(gaps),
         }
+        if len(row["seeds"]) > 1:
+            out[way]["seeds"] = row["seeds"]
     return out
 
 
@@ -194,7 +268,7 @@ def with_error(values: list[float]) -> list[float]:
 
 def table(rows: dict[str, Any]) -> str:
     """As Markdown."""
-    columns = [c for c in next(iter(rows.values())) if c != "chosen"]
+    columns = [c for c in next(iter(rows.values())) if c not in ("chosen", "seeds")]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for way, row in rows.items():
         chosen = " ".join(str(v) for v in row["chosen"].values() if not isinstance(v, str | bool))
@@ -211,12 +285,18 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--tasks", type=int, default=50, help="held-out tasks")
     parser.add_argument("--choose", type=int, default=20, help="training tasks to choose on")
-    parser.add_argument("--checkpoint", type=Path, help="of a PPO agent, for one environment")
-    parser.add_argument("--env_kwargs", default="{}", help="JSON: the checkpoint's environment's")
+    parser.add_argument("--evaluations", type=int, default=50, help="of a task, by searches")
+    parser.add_argument(
+        "--sample", action="store_true", help="let agents repeat the best of as many samples, too"
+    )
+    parser.add_argument("--config", type=Path, help="whose environment and agents, for one of envs")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints/seeds"), help="folder of its agents"
+    )
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
     args = parser.parse_args()
-    if args.checkpoint and len(args.envs) != 1:
-        parser.error("--checkpoint belongs to one environment: name it")
+    if args.config and len(args.envs) != 1:
+        parser.error("--config belongs to one environment: name it")
     prepare_process()
     results: dict[str, Any] = {}
     for name in args.envs:
@@ -226,7 +306,12 @@ def main() -> None:
             print(f"\n{name}, held out: {what}; {args.tasks} tasks\n\n{table(summary)}", flush=True)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                numbers = {"tasks": args.tasks, "chosen on": args.choose, "results": results}
+                numbers = {
+                    "tasks": args.tasks,
+                    "chosen on": args.choose,
+                    "config": None if args.config is None else args.config.as_posix(),
+                    "results": results,
+                }
                 args.out.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
 
 

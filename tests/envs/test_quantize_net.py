@@ -116,6 +116,18 @@ def test_it_is_what_quantise_makes_within_the_budget(kwargs, budget):
         assert [row[-1] for row in seen[1:]] == [*[0] * (len(seen) - 2), pytest.approx(10 * rise)]
 
 
+def test_the_divergence_as_reward():
+    env = make(reward="divergence", reward_scale=2.0)
+    seen, infos = trace(env, seed=0)
+    small, network, splits = quantised(env)
+    before, now = (m(splits.x_val).softmax(1) for m in (network, small))
+    expected = (before * (before / now).log()).sum(1).mean().item()
+    assert infos[-1]["divergence"] == pytest.approx(expected, rel=1e-4)
+    assert [row[-1] for row in seen[1:-1]] == [0, 0, 0]
+    assert seen[-1][-1] == -2 * infos[-1]["divergence"] < 0
+    assert env.unwrapped.judge([32] * 4)["divergence"] == pytest.approx(0, abs=1e-6)
+
+
 def test_what_is_shared_counts_once_and_what_is_not_called_is_left():
     env = make(**TIED)
     env.reset(seed=0)
@@ -215,6 +227,7 @@ def test_what_is_seen():
         {"epochs": 1},
         {"bits": [2, 4, 8, 16]},
         {"budget": 3.0},
+        {"reward": "divergence"},
         {"reward_scale": 1.0},
     ],
 )
@@ -290,6 +303,7 @@ def test_agents_train_on_it(agent):
         ({"budget": 0}, "budget must be above 0"),
         ({"budget": 33}, "budget must be between 1 and 32"),
         ({"actions": "box"}, "actions='box': use one of discrete, continuous"),
+        ({"reward": "error"}, "reward='error': use one of accuracy, divergence"),
         ({"reward_scale": 0}, "reward_scale must be above 0"),
     ],
 )

@@ -3,7 +3,6 @@
 After Wang et al. (2019), "HAQ: Hardware-aware automated quantization with mixed precision".
 """
 
-import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from rl_lightning.compress import count, quantisable, quantise
+from rl_lightning.compress import count, quantisable
 from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.quantisable import BITS
-from rl_lightning.compress.rounding import as_rows, pack_weight
+from rl_lightning.compress.rounding import as_rows, pack_weight, rounded
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
@@ -84,14 +84,18 @@ class QuantizeNetEnv(LayerByLayerEnv):
     have spent, and the later layers' size at the fewest; and logarithm of the bits chosen before.
     After the last step the layer's features are 0.
 
-    Only the last step, which terminates the episode, is rewarded: `reward_scale` · (accuracy −
-    original accuracy) on the validation part. HAQ (equation 5) has 0.1 for accuracies in per cent,
-    which is 10 for shares. Unlike there, the network is not trained on before it is judged.
+    Only the last step, which terminates the episode, is rewarded, by the validation part:
+    `reward_scale` · (accuracy − original accuracy), or with `reward: divergence` −`reward_scale` ·
+    KL(original ‖ quantised) in nats, which tells networks of equal accuracy apart and follows test
+    accuracy more closely than the loss, which also falls where a network only gets less sure. HAQ
+    (equation 5) has 0.1 for accuracies in per cent, which is 10 for shares. Unlike there, the
+    network is not trained on before it is judged.
 
     `info` holds `bits`, of the step's layer as it was chosen; at both ends `task_seed`, `width`,
-    `depth`, `split` and `original_accuracy`; at the last `accuracy`, `loss`, `size` (as a share of
-    the whole network's bytes), `mean_bits` of a weight and, if the data have a test part,
-    `test_accuracy`. The attribute `bits_of_layers` then has what came out of the budget's rule.
+    `depth`, `split` and `original_accuracy`; at the last `accuracy`, `loss`, `divergence`, `size`
+    (as a share of the whole network's bytes), `mean_bits` of a weight and, if the data have a test
+    part, `test_accuracy`. The attribute `bits_of_layers` then has what came out of the budget's
+    rule.
 
     Args:
         data: See `load_data`.
@@ -105,7 +109,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
         budget: In bits: as many bytes as all layers take at this width, between two supported
             widths linearly. With 4, what uniform 4-bit quantisation takes.
         actions: `discrete` or `continuous`.
-        reward_scale: What the difference of accuracies is multiplied by.
+        reward: `accuracy` or `divergence`.
+        reward_scale: What either is multiplied by.
 
     Raises:
         ConfigurationError: If an argument is out of its range, or the budget cannot be met.
@@ -123,10 +128,12 @@ class QuantizeNetEnv(LayerByLayerEnv):
         bits: Sequence[int] = (1, 2, 4, 8),
         budget: float = 4.0,
         actions: Literal["discrete", "continuous"] = "discrete",
+        reward: Literal["accuracy", "divergence"] = "accuracy",
         reward_scale: float = 10.0,
         render_mode: None = None,
     ) -> None:
         check_one_of("actions", actions, ("discrete", "continuous"))
+        check_one_of("reward", reward, ("accuracy", "divergence"))
         super().__init__(data, model, widths, depths, 0, splits, seed_range, epochs)
         self.bits = tuple(sorted(check_choices("bits", bits, 1)))
         if len(self.bits) < 2 or not set(self.bits) <= set(BITS):
@@ -134,7 +141,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
             raise ConfigurationError(f"bits must be two or more of {known}, not {list(bits)}")
         self.budget = check_positive("budget", budget)
         check_range("budget", budget, 1.0, 32.0)
-        self.actions, self.reward_scale = actions, check_positive("reward_scale", reward_scale)
+        self.actions, self.reward = actions, reward
+        self.reward_scale = check_positive("reward_scale", reward_scale)
         self.render_mode = render_mode
         self._check_budget()
 
@@ -166,14 +174,17 @@ class QuantizeNetEnv(LayerByLayerEnv):
             info |= {**self._task(), **self.judge(self.bits_of_layers)}
             info["mean_bits"] = float(np.average(self.bits_of_layers, weights=weights))
             info["size"] = found.size_of(self.bits_of_layers) / found.uniform_size(32)
-            reward = self.reward_scale * (info["accuracy"] - self._original)
+            if self.reward == "accuracy":
+                gained = info["accuracy"] - self._original
+            else:
+                gained = -info["divergence"]
+            reward = self.reward_scale * gained
         self._running = not last
         return self._observe(), reward, last, False, info
 
     def quantisable(self) -> Quantisable:
         """What can be quantised of the episode's network."""
-        names = (self._width, self._depth, self._split, self.epochs)
-        return _quantisable(self.model, self.data, *names)
+        return _quantisable(*self._network())
 
     def action_of(self, bits: int) -> Any:
         """The action that chooses this width, or the nearest smaller one, or the smallest."""
@@ -183,25 +194,35 @@ class QuantizeNetEnv(LayerByLayerEnv):
         return place
 
     def judge(self, bits: Sequence[int]) -> dict[str, float]:
-        """`accuracy` and `loss` on the validation part; `test_accuracy` if there is a test part.
+        """What a choice of bits comes to.
+
+        `accuracy`, `loss` and `divergence` on the validation part; `test_accuracy` if there is a
+        test part.
 
         Args:
             bits: Of each layer; any of `BITS`, whatever the budget.
         """
-        names = self.quantisable().names
         network, splits = self.target()
         with by_itself(), torch.no_grad():
-            small = copy.deepcopy(network)
-            if min(bits) < 32:
-                quantise(small, dict(zip(names, bits, strict=True)), cached=True)
-            logits = small(splits.x_val)
+            weights = {
+                f"{name}.weight": _weight(*self._network(), name, b)
+                for name, b in zip(self.quantisable().names, bits, strict=True)
+            }
+            logits = functional_call(network, weights, (splits.x_val,))
+            before, now = _original(*self._network()), logits.log_softmax(1)
             found = {
                 "accuracy": accuracy_of(logits, splits.y_val),
                 "loss": F.cross_entropy(logits, splits.y_val).item(),
+                "divergence": F.kl_div(now, before, reduction="batchmean", log_target=True).item(),
             }
             if splits.x_test is not None and splits.y_test is not None:
-                found["test_accuracy"] = accuracy_of(small(splits.x_test), splits.y_test)
+                logits = functional_call(network, weights, (splits.x_test,))
+                found["test_accuracy"] = accuracy_of(logits, splits.y_test)
         return found
+
+    def _network(self) -> tuple[str, str, int, int, int, int]:
+        """What names the episode's network."""
+        return self.model, self.data, self._width, self._depth, self._split, self.epochs
 
     def _bits(self, action: Any) -> int:
         choices = len(self.bits)
@@ -293,3 +314,21 @@ def _quantisable(
 ) -> Quantisable:
     network, splits = shared_target(model, data, width, depth, split, epochs)
     return quantisable_of(network, splits.x_val[:1])
+
+
+@lru_cache(maxsize=4096)
+def _weight(
+    model: str, data: str, width: int, depth: int, split: int, epochs: int, name: str, bits: int
+) -> Tensor:
+    """A layer's weight as the packed layer that `quantise` makes restores it."""
+    network, _ = shared_target(model, data, width, depth, split, epochs)
+    weight: Any = network.get_submodule(name).weight
+    return weight.detach() if bits == 32 else rounded(weight, bits)
+
+
+@lru_cache(maxsize=32)
+def _original(model: str, data: str, width: int, depth: int, split: int, epochs: int) -> Tensor:
+    """Log-probabilities of the whole network on the validation part, `[N, classes]`."""
+    network, splits = shared_target(model, data, width, depth, split, epochs)
+    with by_itself(), torch.no_grad():
+        return network(splits.x_val).log_softmax(1)
