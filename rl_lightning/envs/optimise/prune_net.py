@@ -4,18 +4,26 @@ After He et al. (2018), "AMC: AutoML for model compression and acceleration on m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_finite, check_one_of, check_range, whole
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
-from rl_lightning.envs.optimise.pruning import Prunable, prunable, prunable_target, pruned
+from rl_lightning.envs.optimise.pruning import (
+    Prunable,
+    largest,
+    prunable,
+    prunable_target,
+    pruned,
+    scaled,
+)
 from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, build_target, by_itself, train
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
@@ -26,6 +34,8 @@ from rl_lightning.envs.optimise.tasks import (
 FEATURES = ("index", *LAYER_FEATURES, "cost", "reduced", "rest", "previous")
 CALIBRATION = 128
 """Rows of the training part that reconstruction fits on."""
+LOSS_LIMIT = 10.0
+"""Highest cross-entropy that is told: a pruned network may be wrong with any confidence."""
 
 
 class PruneNetEnv(LayerByLayerEnv):
@@ -59,7 +69,7 @@ class PruneNetEnv(LayerByLayerEnv):
 
     With `reconstruct`, weights that read removed channels are fitted to the original outputs on
     128 training inputs before the network is judged, as in AMC. The judged network is the smaller
-    one, made by `prune_nodes`: nothing of it is simulated.
+    one, as `prune_nodes` makes it: nothing of it is simulated.
 
     `info` holds `kept` and `cost`, the share of the whole cost, at the last step of the pruned
     network, before it as if all later layers stayed whole; at both ends `task_seed`, `width`,
@@ -107,12 +117,17 @@ class PruneNetEnv(LayerByLayerEnv):
         levels: int = 9,
         importance: Literal["l2", "l1"] = "l2",
         reconstruct: bool = True,
-        reward: Literal["accuracy", "error_log_flops"] = "accuracy",
+        reward: Literal["accuracy", "loss", "error_log_flops"] = "accuracy",
+        baseline: Literal["none", "uniform"] = "none",
+        reward_scale: float = 1.0,
+        fill: bool = False,
+        around_uniform: float | None = None,
         finetune_epochs: int = 0,
         render_mode: None = None,
     ) -> None:
         check_one_of("actions", actions, ("continuous", "discrete"))
-        check_one_of("reward", reward, ("accuracy", "error_log_flops"))
+        check_one_of("reward", reward, ("accuracy", "loss", "error_log_flops"))
+        check_one_of("baseline", baseline, ("none", "uniform"))
         check_one_of("resource", resource, ("flops", "bytes"))
         check_one_of("importance", importance, ("l2", "l1"))
         super().__init__(data, model, widths, depths, 1, splits, seed_range, epochs)
@@ -127,18 +142,31 @@ class PruneNetEnv(LayerByLayerEnv):
         self.resource, self.round_to = resource, whole("round_to", round_to, 1)
         self.actions, self.levels = actions, whole("levels", levels, 2)
         self.importance, self.reconstruct, self.reward = importance, bool(reconstruct), reward
+        self.baseline, self.reward_scale = baseline, check_positive("reward_scale", reward_scale)
+        self.fill = bool(fill)
+        check_finite("around_uniform", around_uniform)
+        if around_uniform is not None and around_uniform <= 1:
+            raise ConfigurationError(
+                f"around_uniform={around_uniform:g} must be above 1: what uniform pruning's share "
+                "is multiplied by at most"
+            )
+        self.around_uniform = around_uniform
         self.finetune_epochs = whole("finetune_epochs", finetune_epochs, 0)
         self.render_mode = render_mode
+        self._uniform_shares: dict[str, float] = {}
+        self._uniform_scores: dict[str, float] = {}
         self._check_budget()
 
         self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32)
         if actions == "continuous":
-            self.action_space = gym.spaces.Box(self.lowest, 1.0, (1,), np.float32)
+            low = self.lowest if around_uniform is None else -1.0
+            self.action_space = gym.spaces.Box(low, 1.0, (1,), np.float32)
         else:
             self.action_space = gym.spaces.Discrete(self.levels)
 
     def _begin(self) -> dict[str, Any]:
         self._removed: list[list[int]] = []
+        self._shares: list[float] = []
         self._previous = 1.0
         self._check_lowest(self.prunable(), self._width, self._depth)
         return {"kept": 1.0, "cost": 1.0}
@@ -154,17 +182,23 @@ class PruneNetEnv(LayerByLayerEnv):
         share = self._share(action)
         groups, _, costs, _ = self.prunable()
         nodes = groups[len(self._removed)].nodes
-        self._removed.append(self._within_budget(share))
-        self._previous = 1 - len(self._removed[-1]) / nodes
+        self._shares.append(share)
+        now = len(self._removed)
+        gone = self.removal(now, share) if self.fill else self._within_budget(share)
+        self._removed.append(gone)
         last = len(self._removed) == len(groups)
+        if last and self.fill:
+            filled = scaled(self._shares, self.fits, self.lowest)
+            self._removed = [self.removal(i, share) for i, share in enumerate(filled)]
+        self._previous = 1 - len(self._removed[-1]) / nodes
         whole_rest = [()] * (len(groups) - len(self._removed))
         cost = costs.of([*self._removed, *whole_rest])
         info: dict[str, Any] = {"kept": self._previous, "cost": cost / costs.total}
         reward = 0.0
         if last:
             info |= {**self._task(), **self.judge(self._removed)}
-            error = 1 - info["accuracy"]
-            reward = info["accuracy"] if self.reward == "accuracy" else -error * math.log(cost)
+            base = self._uniform_score() if self.baseline == "uniform" else 0.0
+            reward = self.reward_scale * (self._score(info, cost) - base)
         self._running = not last
         return self._observe(), reward, last, False, info
 
@@ -185,10 +219,13 @@ class PruneNetEnv(LayerByLayerEnv):
 
     def action_of(self, share: float) -> Any:
         """The action that keeps this share, or the nearest smaller one that there is."""
-        share = min(max(share, self.lowest), 1.0)
+        low, number = self.lowest, min(max(share, self.lowest), 1.0)
+        if self.around_uniform is not None:
+            exponent = math.log(number / self.uniform_share()) / math.log(self.around_uniform)
+            low, number = -1.0, min(max(exponent, -1.0), 1.0)
         if self.actions == "continuous":
-            return np.array([share], np.float32)
-        return int((share - self.lowest) / (1 - self.lowest) * (self.levels - 1) + 1e-6)
+            return np.array([number], np.float32)
+        return int((number - low) / (1 - low) * (self.levels - 1) + 1e-6)
 
     def judge(self, removed: Sequence[Sequence[int]]) -> dict[str, float]:
         """Accuracies of the smaller network, see `info` of the last step.
@@ -199,12 +236,15 @@ class PruneNetEnv(LayerByLayerEnv):
         groups = self.prunable().groups
         network, splits = self.target()
         with by_itself():
-            small = pruned(
-                network, groups, removed, splits.x_train[:CALIBRATION], self.reconstruct,
-                self.importance,
-            )  # fmt: skip
+            calibration = splits.x_train[:CALIBRATION]
+            small = pruned(network, groups, removed, calibration, self.reconstruct)
             with torch.no_grad():
-                found = {"accuracy": accuracy_of(small(splits.x_val), splits.y_val)}
+                logits = small(splits.x_val)
+            loss = F.cross_entropy(logits, splits.y_val).item()
+            found = {
+                "accuracy": accuracy_of(logits, splits.y_val),
+                "loss": min(loss, LOSS_LIMIT) if math.isfinite(loss) else LOSS_LIMIT,
+            }
             if splits.x_test is None or splits.y_test is None:
                 return found
             with torch.no_grad():
@@ -218,12 +258,40 @@ class PruneNetEnv(LayerByLayerEnv):
                     )
         return found
 
+    def uniform_share(self) -> float:
+        """The largest share that can stay of every group of the episode's network."""
+        name = f"{self._width} {self._depth} {self._split}"
+        if name not in self._uniform_shares:
+            groups = len(self.prunable().groups)
+            found = largest(lambda share: [share] * groups, self.fits, self.lowest)
+            self._uniform_shares[name] = found[0]
+        return self._uniform_shares[name]
+
+    def _uniform_score(self) -> float:
+        """What uniform pruning of the episode's network would be rewarded by."""
+        name = f"{self._width} {self._depth} {self._split}"
+        if name not in self._uniform_scores:
+            groups, _, costs, _ = self.prunable()
+            removed = [self.removal(i, self.uniform_share()) for i in range(len(groups))]
+            self._uniform_scores[name] = self._score(self.judge(removed), costs.of(removed))
+        return self._uniform_scores[name]
+
+    def _score(self, judged: Mapping[str, float], cost: float) -> float:
+        if self.reward == "loss":
+            return -judged["loss"]
+        error = 1 - judged["accuracy"]
+        return judged["accuracy"] if self.reward == "accuracy" else -error * math.log(cost)
+
     def _share(self, action: Any) -> float:
+        low = self.lowest if self.around_uniform is None else -1.0
         if self.actions == "continuous":
             # Float32 may lie above the k / n that was meant, which would round up to k + 1.
-            return max(self._number(action, None) - 1e-6, self.lowest)
-        level = int(self._number(action, self.levels))
-        return self.lowest + (1 - self.lowest) * level / (self.levels - 1)
+            number = self._number(action, None) - 1e-6
+        else:
+            number = low + (1 - low) * int(self._number(action, self.levels)) / (self.levels - 1)
+        if self.around_uniform is not None:
+            number = self.uniform_share() * self.around_uniform ** min(max(number, -1.0), 1.0)
+        return min(max(number, self.lowest), 1.0)
 
     def _within_budget(self, share: float) -> list[int]:
         """The nodes that go: as asked, or as few more as later groups need (AMC, algorithm 1)."""

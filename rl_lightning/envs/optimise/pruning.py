@@ -1,14 +1,14 @@
 """What can be pruned of a network, and the smaller network."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from rl_lightning.compress import NodeGroup, node_groups, prune_nodes
-from rl_lightning.compress.nodes import least_important, mask_nodes, node_scores
+from rl_lightning.compress.nodes import cut_nodes, least_important, mask_nodes, node_scores
 from rl_lightning.envs.optimise.layers import (
     LayerDescription,
     NodeCosts,
@@ -48,9 +48,16 @@ def prunable(network: nn.Module, x: Tensor, importance: str, resource: str) -> P
         x: Two inputs, `[2, ...]`.
         importance: See `prune_nodes`.
         resource: See `NodeCosts`.
+
+    Raises:
+        ConfigurationError: If the network computes something else without nodes than with zeros in
+            their place.
     """
     with by_itself():
         groups = [group for group in node_groups(network, x) if group.refused is None]
+        if groups:  # tried once, and not again for every smaller network
+            halves = {group.layers[0]: 0.5 for group in groups}
+            prune_nodes(copy.deepcopy(network), halves, x)
         scores = [node_scores(network, group, importance) for group in groups]
         described = describe_layers(network, x[:1])
         layers = [together([described[name] for name in group.layers]) for group in groups]
@@ -63,7 +70,6 @@ def pruned(
     removed: Sequence[Sequence[int]],
     x: Tensor,
     fit: bool,
-    importance: str = "l2",
 ) -> nn.Module:
     """A smaller copy of a network.
 
@@ -73,8 +79,6 @@ def pruned(
         removed: Of each group, the nodes that go.
         x: Calibration inputs, `[N, ...]`.
         fit: Whether weights that read removed nodes are fitted, see `reconstruct`.
-        importance: With which `prune_nodes` finds what is masked: nodes without weights have least
-            of any.
     """
     small = copy.deepcopy(network).requires_grad_(True)
     removals = [(g, list(r)) for g, r in zip(groups, removed, strict=True) if r]
@@ -83,10 +87,44 @@ def pruned(
     mask_nodes(small, removals)
     if fit:
         reconstruct(network, small, groups, removed, x)
-    # Half a node more, since what the share leaves over is rounded down.
-    shares = {group.layers[0]: (len(gone) + 0.5) / group.nodes for group, gone in removals}
-    prune_nodes(small, shares, x[:2], importance=importance)  # type: ignore[arg-type]
+    cut_nodes(small, removals)
     return small
+
+
+def largest(
+    shares: Callable[[float], Sequence[float]],
+    fits: Callable[[Sequence[float]], bool],
+    lowest: float,
+) -> list[float]:
+    """Shares for the largest number in [0, 1] with which they fit, by bisection.
+
+    Args:
+        shares: Of each group, for that number; they must rise with it.
+        fits: Whether such shares are within the budget; it must hold for `lowest` everywhere.
+        lowest: Least share that stays of a group, in the place of any smaller one.
+    """
+
+    def at(part: float) -> list[float]:
+        return [max(share, lowest) for share in shares(part)]
+
+    low, high = 0.0, 1.0
+    if fits(at(high)):
+        return at(high)
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(at(middle)) else (low, middle)
+    return at(low)
+
+
+def scaled(
+    shares: Sequence[float], fits: Callable[[Sequence[float]], bool], lowest: float
+) -> list[float]:
+    """Shares times the largest number with which they fit, none above 1; see `largest`."""
+
+    def times(part: float) -> list[float]:
+        return [min(share * part / lowest, 1.0) for share in shares]
+
+    return largest(times, fits, lowest)
 
 
 @lru_cache(maxsize=32)
