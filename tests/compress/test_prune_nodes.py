@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rl_lightning.compress import bake, node_groups, prune_nodes, prune_weights, restructure
-from rl_lightning.compress.nodes import mask_nodes
+from rl_lightning.compress.nodes import cut_nodes, least_important, mask_nodes, node_scores
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.noisy import NoisyLinear
 
@@ -563,3 +563,19 @@ def test_masking_no_node_changes_nothing():
     mask_nodes(network, [(group, [1, 3])])
     assert (network[2].weight[:, [1, 3]] == 0).all()
     assert (network[2].weight[:, [0, 2]] != 0).all()
+
+
+@pytest.mark.parametrize("build", [mlp, residual])
+def test_nodes_that_others_choose_are_cut_as_prune_nodes_cuts(build):
+    chosen, expected = build(), build()
+    x = torch.randn(3, 4)
+    groups = [group for group in node_groups(chosen, x) if group.refused is None]
+    scores = [node_scores(chosen, group, "l2") for group in groups]
+    removals = [
+        (group, least_important(group, score, 0.5, 1))
+        for group, score in zip(groups, scores, strict=True)
+    ]
+    cut_nodes(chosen, removals)
+    prune_nodes(expected, 0.5, x)
+    assert torch.equal(chosen(x), expected(x))
+    assert [p.shape for p in chosen.parameters()] == [p.shape for p in expected.parameters()]

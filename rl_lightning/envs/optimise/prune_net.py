@@ -10,32 +10,39 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from rl_lightning.core.errors import ConfigurationError, check_finite, check_one_of, check_range, whole
+from rl_lightning.core.errors import (
+    ConfigurationError,
+    check_finite,
+    check_one_of,
+    check_range,
+    whole,
+)
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
 from rl_lightning.envs.optimise.pruning import (
     Prunable,
+    check_budget,
     largest,
     prunable,
     prunable_target,
     pruned,
     scaled,
+    within_budget,
 )
-from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, build_target, by_itself, train
-from rl_lightning.envs.optimise.tasks import (
-    LIMIT,
-    bounded,
-    check_positive,
+from rl_lightning.envs.optimise.targets import (
+    Recipe,
+    accuracy_and_loss,
+    build_target,
+    by_itself,
+    train,
 )
+from rl_lightning.envs.optimise.tasks import LIMIT, bounded, check_positive
 
 FEATURES = ("index", *LAYER_FEATURES, "cost", "reduced", "rest", "previous")
 CALIBRATION = 128
 """Rows of the training part that reconstruction fits on."""
-LOSS_LIMIT = 10.0
-"""Highest cross-entropy that is told: a pruned network may be wrong with any confidence."""
 
 
 class PruneNetEnv(LayerByLayerEnv):
@@ -60,12 +67,15 @@ class PruneNetEnv(LayerByLayerEnv):
     group's layers, what earlier steps have saved, and what the layers of later groups cost; the
     share kept in the step before. After the last step the group's features are 0.
 
-    Only the last step, which terminates the episode, is rewarded. `accuracy`: the pruned network's
-    on the validation part, without fine-tuning. `error_log_flops`: −(1 − accuracy) · log cost
-    (AMC, section 3.3), with `budget=1`: then the agent weighs both. With γ = 1 the return
-    from every step on is that reward. AMC copies it to every transition instead, so that its
-    return-to-go is the reward times the number of steps left: at each layer both order the actions
-    alike. An environment cannot pay at a step what is known at the end only.
+    Only the last step, which terminates the episode, is rewarded, by `reward_scale` times a score.
+    `accuracy`: the pruned network's without fine-tuning. `loss`: minus its cross-entropy.
+    `error_log_flops`: −(1 − accuracy) · log cost (AMC, section 3.3), with `budget=1`: then the
+    agent weighs both. With γ = 1 the return from every step on is that reward. AMC copies it to
+    every transition, so that its return-to-go is the reward times the number of steps left: at each
+    layer both order the actions alike. An environment cannot pay at a step what is known at the end
+    only. AMC subtracts a running mean of rewards (section 4); `baseline: uniform` subtracts the
+    score of uniform pruning of the same network: it stays as it is while replay holds old rewards,
+    and makes several networks comparable.
 
     With `reconstruct`, weights that read removed channels are fitted to the original outputs on
     128 training inputs before the network is judged, as in AMC. The judged network is the smaller
@@ -73,9 +83,10 @@ class PruneNetEnv(LayerByLayerEnv):
 
     `info` holds `kept` and `cost`, the share of the whole cost, at the last step of the pruned
     network, before it as if all later layers stayed whole; at both ends `task_seed`, `width`,
-    `depth`, `split` and `original_accuracy`; at the last `accuracy`, and `test_accuracy` if the
-    data have a test part, with `finetune_epochs` also `finetuned_test_accuracy`, after as many
-    passes over the training part.
+    `depth`, `split` and `original_accuracy`; at the last `accuracy` and `loss` on the validation
+    part, and `test_accuracy` if the data have a test part, with `finetune_epochs` also
+    `finetuned_test_accuracy`, after as many passes over the training part. With `fill`, `kept` is
+    before the last step what was asked for. The attribute `removed` has the nodes that went.
 
     Args:
         data: See `load_data`.
@@ -93,7 +104,18 @@ class PruneNetEnv(LayerByLayerEnv):
         levels: Number of discrete actions.
         importance: `l2` or `l1`, see `prune_nodes`.
         reconstruct: Whether later weights are fitted.
-        reward: `accuracy` or `error_log_flops`.
+        reward: `accuracy`, `loss` or `error_log_flops`.
+        judged_on: Rows of that score: `validation`, or `training_too`, with what reconstruction has
+            not seen of the training part: three times as many, on which a score depends less on
+            luck (`judged_accuracy` and `judged_loss` of `info`).
+        baseline: What is subtracted: `none`, or `uniform`.
+        reward_scale: Factor of the reward.
+        fill: Take shares as relative: after the last action all are multiplied by the largest
+            number with which they fit the budget, none above 1, so that none of it is left over.
+        around_uniform: r: actions are in [−1, 1] (or levels of it), and mean the share of uniform
+            pruning times r to that power; None: an action is the share.
+        places: So many entries behind the `FEATURES`, of which the one of the group's place is 1;
+            0 is none.
         finetune_epochs: Passes before the last test; 0 is none.
 
     Raises:
@@ -118,23 +140,24 @@ class PruneNetEnv(LayerByLayerEnv):
         importance: Literal["l2", "l1"] = "l2",
         reconstruct: bool = True,
         reward: Literal["accuracy", "loss", "error_log_flops"] = "accuracy",
+        judged_on: Literal["validation", "training_too"] = "validation",
         baseline: Literal["none", "uniform"] = "none",
         reward_scale: float = 1.0,
         fill: bool = False,
         around_uniform: float | None = None,
+        places: int = 0,
         finetune_epochs: int = 0,
         render_mode: None = None,
     ) -> None:
         check_one_of("actions", actions, ("continuous", "discrete"))
         check_one_of("reward", reward, ("accuracy", "loss", "error_log_flops"))
+        check_one_of("judged_on", judged_on, ("validation", "training_too"))
         check_one_of("baseline", baseline, ("none", "uniform"))
         check_one_of("resource", resource, ("flops", "bytes"))
         check_one_of("importance", importance, ("l2", "l1"))
         super().__init__(data, model, widths, depths, 1, splits, seed_range, epochs)
-        self.budget, self.lowest = (
-            check_positive("budget", budget),
-            check_positive("lowest", lowest),
-        )
+        self.budget = check_positive("budget", budget)
+        self.lowest = check_positive("lowest", lowest)
         check_range("budget", budget, 0.0, 1.0)
         check_range("lowest", lowest, 0.0, 1.0)
         if self.lowest == 1:
@@ -142,7 +165,8 @@ class PruneNetEnv(LayerByLayerEnv):
         self.resource, self.round_to = resource, whole("round_to", round_to, 1)
         self.actions, self.levels = actions, whole("levels", levels, 2)
         self.importance, self.reconstruct, self.reward = importance, bool(reconstruct), reward
-        self.baseline, self.reward_scale = baseline, check_positive("reward_scale", reward_scale)
+        self.judged_on, self.baseline = judged_on, baseline
+        self.reward_scale = check_positive("reward_scale", reward_scale)
         self.fill = bool(fill)
         check_finite("around_uniform", around_uniform)
         if around_uniform is not None and around_uniform <= 1:
@@ -151,13 +175,16 @@ class PruneNetEnv(LayerByLayerEnv):
                 "is multiplied by at most"
             )
         self.around_uniform = around_uniform
+        self.places = whole("places", places, 0)
         self.finetune_epochs = whole("finetune_epochs", finetune_epochs, 0)
         self.render_mode = render_mode
         self._uniform_shares: dict[str, float] = {}
         self._uniform_scores: dict[str, float] = {}
         self._check_budget()
 
-        self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32)
+        self.observation_space = gym.spaces.Box(
+            -LIMIT, LIMIT, (len(FEATURES) + self.places,), np.float32
+        )
         if actions == "continuous":
             low = self.lowest if around_uniform is None else -1.0
             self.action_space = gym.spaces.Box(low, 1.0, (1,), np.float32)
@@ -165,10 +192,12 @@ class PruneNetEnv(LayerByLayerEnv):
             self.action_space = gym.spaces.Discrete(self.levels)
 
     def _begin(self) -> dict[str, Any]:
-        self._removed: list[list[int]] = []
+        self.removed: list[list[int]] = []
         self._shares: list[float] = []
         self._previous = 1.0
-        self._check_lowest(self.prunable(), self._width, self._depth)
+        named = f"model={self.model!r} of width {self._width} and depth {self._depth}"
+        found = self.prunable()
+        check_budget(found, self.lowest, self.round_to, self.budget, self.resource, named)
         return {"kept": 1.0, "cost": 1.0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -181,22 +210,24 @@ class PruneNetEnv(LayerByLayerEnv):
         self._check_running()
         share = self._share(action)
         groups, _, costs, _ = self.prunable()
-        nodes = groups[len(self._removed)].nodes
+        nodes = groups[len(self.removed)].nodes
         self._shares.append(share)
-        now = len(self._removed)
-        gone = self.removal(now, share) if self.fill else self._within_budget(share)
-        self._removed.append(gone)
-        last = len(self._removed) == len(groups)
+        if self.fill:
+            self.removed.append(self.removal(len(self.removed), share))
+        else:
+            limits = (self.budget, self.lowest, self.round_to)
+            self.removed.append(within_budget(self.prunable(), self.removed, share, *limits))
+        last = len(self.removed) == len(groups)
         if last and self.fill:
             filled = scaled(self._shares, self.fits, self.lowest)
-            self._removed = [self.removal(i, share) for i, share in enumerate(filled)]
-        self._previous = 1 - len(self._removed[-1]) / nodes
-        whole_rest = [()] * (len(groups) - len(self._removed))
-        cost = costs.of([*self._removed, *whole_rest])
+            self.removed = [self.removal(i, share) for i, share in enumerate(filled)]
+        self._previous = 1 - len(self.removed[-1]) / nodes
+        whole_rest = [()] * (len(groups) - len(self.removed))
+        cost = costs.of([*self.removed, *whole_rest])
         info: dict[str, Any] = {"kept": self._previous, "cost": cost / costs.total}
         reward = 0.0
         if last:
-            info |= {**self._task(), **self.judge(self._removed)}
+            info |= {**self._task(), **self.judge(self.removed)}
             base = self._uniform_score() if self.baseline == "uniform" else 0.0
             reward = self.reward_scale * (self._score(info, cost) - base)
         self._running = not last
@@ -238,24 +269,21 @@ class PruneNetEnv(LayerByLayerEnv):
         with by_itself():
             calibration = splits.x_train[:CALIBRATION]
             small = pruned(network, groups, removed, calibration, self.reconstruct)
-            with torch.no_grad():
-                logits = small(splits.x_val)
-            loss = F.cross_entropy(logits, splits.y_val).item()
-            found = {
-                "accuracy": accuracy_of(logits, splits.y_val),
-                "loss": min(loss, LOSS_LIMIT) if math.isfinite(loss) else LOSS_LIMIT,
-            }
+            found = accuracy_and_loss(small, splits.x_val, splits.y_val)
+            if self.judged_on == "training_too":
+                x = torch.cat([splits.x_val, splits.x_train[CALIBRATION:]])
+                y = torch.cat([splits.y_val, splits.y_train[CALIBRATION:]])
+                judged = accuracy_and_loss(small, x, y)
+                found |= {f"judged_{name}": value for name, value in judged.items()}
             if splits.x_test is None or splits.y_test is None:
                 return found
-            with torch.no_grad():
-                found["test_accuracy"] = accuracy_of(small(splits.x_test), splits.y_test)
+            tested = accuracy_and_loss(small, splits.x_test, splits.y_test)
+            found["test_accuracy"] = tested["accuracy"]
             if self.finetune_epochs:
                 recipe = Recipe(epochs=self.finetune_epochs, lr=1e-3)
                 train(small, splits.x_train, splits.y_train, recipe)
-                with torch.no_grad():
-                    found["finetuned_test_accuracy"] = accuracy_of(
-                        small(splits.x_test), splits.y_test
-                    )
+                tested = accuracy_and_loss(small, splits.x_test, splits.y_test)
+                found["finetuned_test_accuracy"] = tested["accuracy"]
         return found
 
     def uniform_share(self) -> float:
@@ -277,10 +305,11 @@ class PruneNetEnv(LayerByLayerEnv):
         return self._uniform_scores[name]
 
     def _score(self, judged: Mapping[str, float], cost: float) -> float:
+        rows = "judged_" if self.judged_on == "training_too" else ""
         if self.reward == "loss":
-            return -judged["loss"]
-        error = 1 - judged["accuracy"]
-        return judged["accuracy"] if self.reward == "accuracy" else -error * math.log(cost)
+            return -judged[f"{rows}loss"]
+        accuracy = judged[f"{rows}accuracy"]
+        return accuracy if self.reward == "accuracy" else -(1 - accuracy) * math.log(cost)
 
     def _share(self, action: Any) -> float:
         low = self.lowest if self.around_uniform is None else -1.0
@@ -293,55 +322,27 @@ class PruneNetEnv(LayerByLayerEnv):
             number = self.uniform_share() * self.around_uniform ** min(max(number, -1.0), 1.0)
         return min(max(number, self.lowest), 1.0)
 
-    def _within_budget(self, share: float) -> list[int]:
-        """The nodes that go: as asked, or as few more as later groups need (AMC, algorithm 1)."""
-        groups, _, costs, _ = self.prunable()
-        now = len(self._removed)
-        later = [self.removal(i, self.lowest) for i in range(now + 1, len(groups))]
-        nodes = groups[now].nodes
-
-        def removed(stay: int) -> list[int]:
-            return self.removal(now, stay / nodes)
-
-        def fits(stay: int) -> bool:
-            return costs.of([*self._removed, removed(stay), *later]) <= self.budget * costs.total
-
-        most = nodes - len(self.removal(now, share))
-        least = nodes - len(self.removal(now, self.lowest))  # fits, or reset would have refused
-        while least < most:
-            middle = (least + most + 1) // 2
-            least, most = (middle, most) if fits(middle) else (least, middle - 1)
-        return removed(least)
-
     def _check_budget(self) -> None:
         """Refuse what cannot be loaded, built, pruned or met."""
         splits = load_data(self.data, self.splits[0])
         for width, depth in ((w, d) for w in self.widths for d in self.depths):
             network = build_target(self.model, splits.in_shape, splits.classes, width, depth)
             found = prunable(network, splits.x_val[:2], self.importance, self.resource)
-            self._check_lowest(found, width, depth)
-
-    def _check_lowest(self, found: Prunable, width: int, depth: int) -> None:
-        if not found.groups:
-            raise ConfigurationError(
-                f"model={self.model!r} of width {width} and depth {depth} has no layer that can be "
-                "pruned"
-            )
-        lowest = [found.removal(i, self.lowest, self.round_to) for i in range(len(found.groups))]
-        share = found.costs.of(lowest) / found.costs.total
-        if share > self.budget:
-            raise ConfigurationError(
-                f"budget={self.budget:g} cannot be met: with lowest={self.lowest:g} a network of "
-                f"width {width} and depth {depth} keeps at least "
-                f"{math.ceil(share * 1000) / 1000:g} of its {self.resource}"
-            )
+            named = f"model={self.model!r} of width {width} and depth {depth}"
+            check_budget(found, self.lowest, self.round_to, self.budget, self.resource, named)
+            if 0 < self.places < len(found.groups):
+                raise ConfigurationError(
+                    f"places={self.places} cannot tell the {len(found.groups)} groups of {named} "
+                    "apart: give as many or more, or 0"
+                )
 
     def _observe(self) -> np.ndarray:
         groups, _, costs, layers = self.prunable()
-        now, whole_rest = len(self._removed), len(groups) - len(self._removed)
+        now, whole_rest = len(self.removed), len(groups) - len(self.removed)
         own, share = [0.0] * len(LAYER_FEATURES), 0.0
         if whole_rest:
             own, share = layers[now].features(), costs.of_layers[now] / costs.total
-        saved = 1 - costs.of([*self._removed, *[()] * whole_rest]) / costs.total
+        saved = 1 - costs.of([*self.removed, *[()] * whole_rest]) / costs.total
         rest = sum(costs.of_layers[now + 1 :]) / costs.total
-        return bounded([now / len(groups), *own, share, saved, rest, self._previous])
+        place = [float(i == now < len(groups)) for i in range(self.places)]
+        return bounded([now / len(groups), *own, share, saved, rest, self._previous, *place])

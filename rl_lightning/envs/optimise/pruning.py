@@ -1,6 +1,7 @@
 """What can be pruned of a network, and the smaller network."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.compress import NodeGroup, node_groups, prune_nodes
 from rl_lightning.compress.nodes import cut_nodes, least_important, mask_nodes, node_scores
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs.optimise.layers import (
     LayerDescription,
     NodeCosts,
@@ -89,6 +91,71 @@ def pruned(
         reconstruct(network, small, groups, removed, x)
     cut_nodes(small, removals)
     return small
+
+
+def check_budget(
+    found: Prunable, lowest: float, round_to: int, budget: float, resource: str, named: str
+) -> None:
+    """Refuse a network that cannot be pruned, or not that far.
+
+    Args:
+        found: What can be pruned of it.
+        lowest: Least share that stays of a group.
+        round_to: See `Prunable.removal`.
+        budget: Largest share of its cost.
+        resource: What costs.
+        named: What the message calls it.
+
+    Raises:
+        ConfigurationError: If it has no group, or costs more than the budget at the lowest shares.
+    """
+    if not found.groups:
+        raise ConfigurationError(f"{named} has no layer that can be pruned")
+    removed = [found.removal(i, lowest, round_to) for i in range(len(found.groups))]
+    share = found.costs.of(removed) / found.costs.total
+    if share > budget:
+        raise ConfigurationError(
+            f"budget={budget:g} cannot be met: with lowest={lowest:g}, {named} keeps at least "
+            f"{math.ceil(share * 1000) / 1000:g} of its {resource}"
+        )
+
+
+def within_budget(
+    found: Prunable,
+    removed: Sequence[list[int]],
+    share: float,
+    budget: float,
+    lowest: float,
+    round_to: int,
+) -> list[int]:
+    """The nodes of the next group that go: as asked, or as few more as later groups need.
+
+    AMC, algorithm 1: a share is lowered where the later groups could not make up for it at their
+    lowest.
+
+    Args:
+        found: What can be pruned.
+        removed: Of each earlier group, the nodes that went.
+        share: That is asked for.
+        budget: Largest share of the cost; that of the lowest shares fits.
+        lowest: Least share that stays of a group.
+        round_to: See `Prunable.removal`.
+    """
+    groups, _, costs, _ = found
+    now = len(removed)
+    later = [found.removal(i, lowest, round_to) for i in range(now + 1, len(groups))]
+    nodes = groups[now].nodes
+
+    def gone(stay: int) -> list[int]:
+        return found.removal(now, stay / nodes, round_to)
+
+    most = nodes - len(found.removal(now, share, round_to))
+    least = nodes - len(found.removal(now, lowest, round_to))
+    while least < most:
+        middle = (least + most + 1) // 2
+        fits = costs.of([*removed, gone(middle), *later]) <= budget * costs.total
+        least, most = (middle, most) if fits else (least, middle - 1)
+    return gone(least)
 
 
 def largest(

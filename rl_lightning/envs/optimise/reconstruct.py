@@ -71,21 +71,20 @@ def reconstruct(
 
 def _solve(layer: Any, given: Tensor, output: Tensor, rows_lost: set[int], lost: set[int]) -> None:
     """Fit what is left of one layer's weight to the original output."""
-    a, old = _columns(layer, given)
-    b = 0.0 if layer.bias is None else layer.bias.double()
-    y = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+    columns = [i for i in range(layer.weight.shape[1]) if i not in lost]
+    rows = [i for i in range(layer.weight.shape[0]) if i not in rows_lost]
+    a, old = _columns(layer, given, columns), layer.weight.flatten(1).double()
+    y = output[:, rows].movedim(1, -1) if isinstance(layer, nn.Conv2d) else output[..., rows]
+    b = 0.0 if layer.bias is None else layer.bias[rows].double()
     spatial = layer.weight[0, 0].numel()
-    columns = torch.ones(layer.weight.shape[1], dtype=torch.bool)
-    columns[list(lost)] = False
-    rows = torch.ones(layer.weight.shape[0], dtype=torch.bool)
-    rows[list(rows_lost)] = False
-    kept = columns.repeat_interleave(spatial)
-    a, start = a[:, kept], old[rows][:, kept].T
-    target = (y.flatten(0, -2).double() - b)[:, rows] - a @ start
+    kept = torch.tensor(columns)[:, None].mul(spatial).add(torch.arange(spatial)).flatten()
+    chosen = torch.tensor(rows)[:, None], kept[None]
+    start = old[chosen].T
+    target = y.flatten(0, -2).double() - b - a @ start
     gram = a.T @ a
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     new = old.clone()
-    new[rows.nonzero(), kept.nonzero().T] = (start + torch.linalg.solve(gram, a.T @ target)).T
+    new[chosen] = (start + torch.linalg.solve(gram, a.T @ target)).T
     layer.weight.copy_(new.view(layer.weight.shape))
 
 
@@ -104,9 +103,7 @@ def _lost(
     return found
 
 
-def _record(
-    network: nn.Module, x: Tensor, names: Sequence[str]
-) -> dict[str, tuple[Tensor, int]]:
+def _record(network: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
     """Output and number of calls of some layers, in the order of the call."""
     found: dict[str, tuple[Tensor, int]] = {}
 
@@ -131,10 +128,11 @@ def _fits(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def _columns(layer: Any, given: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer multiplies its weight by, `[M, N]`, and that weight, `[R, N]`, in float64."""
-    if isinstance(layer, nn.Conv2d):
-        padding: Any = 0 if layer.padding == "valid" else layer.padding
-        patches = F.unfold(given, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore
-        given = patches.transpose(1, 2)  # (B, L, C·k·k)
-    return given.flatten(0, -2).double(), layer.weight.flatten(1).double()
+def _columns(layer: Any, given: Tensor, left: list[int]) -> Tensor:
+    """What a layer multiplies its weight by, for some inputs or channels, `[M, N]` in float64."""
+    if not isinstance(layer, nn.Conv2d):
+        return given[..., left].double().flatten(0, -2)
+    padding: Any = 0 if layer.padding == "valid" else layer.padding
+    given = given[:, left].double()
+    patches = F.unfold(given, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore
+    return patches.transpose(1, 2).flatten(0, -2)  # (B · L, C · k · k)
