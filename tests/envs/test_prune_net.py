@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from rl_lightning.envs.optimise.compression_baselines import (
 )
 from rl_lightning.envs.optimise.layers import LayerDescription, describe_layers, together
 from rl_lightning.envs.optimise.prune_net import FEATURES
-from rl_lightning.envs.optimise.pruning import prunable, pruned, scaled
+from rl_lightning.envs.optimise.pruning import norm_shares, prunable, pruned, scaled
 from rl_lightning.envs.optimise.reconstruct import reconstruct
 from rl_lightning.envs.optimise.targets import (
     Recipe,
@@ -189,7 +190,8 @@ def test_discrete_actions_are_levels():
     kept = [info["kept"] for info in trace(env, (0, 1, 2), seed=0)[1][1:]]
     assert kept == pytest.approx([3 / 6, 5 / 6, 1])  # 0.75 of 6 is rounded up
     net = env.unwrapped
-    assert [net.action_of(s) for s in (0.1, 0.5, 0.74, 0.75, 1.0)] == [0, 0, 0, 1, 2]
+    assert net.actions_of([0.1, 0.74, 0.75]) == [0, 0, 1]
+    assert net.actions_of([0.5, 0.99, 1.0]) == [0, 1, 2]
 
 
 def test_filling_multiplies_shares_until_the_budget_is_used():
@@ -222,11 +224,12 @@ def test_scaling_shares_by_hand():
 
 
 def test_actions_around_uniform_multiply_its_share():
-    env = make(around_uniform=2.0, budget=0.4)
+    env = make(around="uniform", budget=0.4)
     assert (env.action_space.low, env.action_space.high) == (-1, 1)
     env.reset(seed=0)
     net = env.unwrapped
-    uniform = net.uniform_share()
+    uniform = net.centre()[0]
+    assert net.centre() == [uniform] * 3
     assert net.fits([uniform] * 3)
     assert not net.fits([uniform + 1 / 6] * 3)
     assert (
@@ -235,20 +238,38 @@ def test_actions_around_uniform_multiply_its_share():
     kept = [info["kept"] for info in trace(env, (-1.0, -0.5, 0.5), seed=0)[1][1:]]
     shares = [uniform * 2.0**a for a in (-1, -0.5, 0.5)]
     assert kept == pytest.approx([math.ceil(6 * share - 1e-4) / 6 for share in shares])
-    for share in (0.9 * uniform, 1.3 * uniform):
-        assert net.action_of(share) == pytest.approx([math.log2(share / uniform)], abs=1e-6)
-    assert net.action_of(0.01) == [max(-1, math.log2(0.2 / uniform))]
-    levels = make(around_uniform=2.0, budget=0.4, actions="discrete", levels=3)
+    actions = net.actions_of([0.9 * uniform, 1.3 * uniform, 0.01])
+    wanted = [math.log2(0.9), math.log2(1.3), max(-1, math.log2(0.2 / uniform))]
+    assert np.concatenate(actions) == pytest.approx(wanted, abs=1e-6)
+    levels = make(around="uniform", budget=0.4, actions="discrete", levels=3)
     assert trace(levels, (0, 1, 1), seed=0)[1][1]["kept"] == kept[0]
 
 
+def test_actions_around_norms_multiply_each_group_s_share():
+    env = make(around="norms", budget=0.4)
+    env.reset(options={"task_seed": 3})
+    net = env.unwrapped
+    assert len(set(net.centre())) > 1
+    played = play(make(budget=0.4), GlobalMagnitude(normalised=True), 3)
+    middle = trace(env, [0.0], options={"task_seed": 3})[1][-1]
+    assert middle["test_accuracy"] == played["test_accuracy"]
+    assert middle["cost"] == played["cost"]
+
+
 def test_discrete_levels_around_uniform_are_exponents():
-    env = make(around_uniform=2.0, actions="discrete", levels=5)
+    env = make(around="uniform", actions="discrete", levels=5)
     env.reset(seed=0)
     net = env.unwrapped
-    uniform = net.uniform_share()
-    found = [net.action_of(uniform * 2.0**a) for a in (-0.5, 0.0, 0.4, 0.5)]
-    assert found == [1, 2, 2, 3]
+    uniform = net.centre()[0]
+    assert net.actions_of([uniform * 2.0**a for a in (-0.5, 0.0, 0.4)]) == [1, 2, 2]
+
+
+def test_the_part_of_largest_norms_by_hand():
+    """Of norms 1, 3 and 2, 4, 6: the upper 3 of 5, and relative to means of 2 and 4."""
+    found = SimpleNamespace(scores=[torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])])
+    assert norm_shares(found, normalised=False)(0.6) == pytest.approx([1 / 2, 2 / 3])
+    assert norm_shares(found, normalised=True)(0.4) == pytest.approx([1 / 2, 1 / 3])
+    assert norm_shares(found, normalised=True)(1.0) == [1, 1]
 
 
 # --- reconstruction ---------------------------------------------------------------------------
@@ -432,7 +453,8 @@ def test_fine_tuning_is_training_and_changes_no_reward():
         {"baseline": "uniform"},
         {"reward_scale": 2.0},
         {"fill": True},
-        {"around_uniform": 2.0},
+        {"around": "uniform"},
+        {"around": "norms"},
         {"places": 3},
     ],
 )
@@ -443,6 +465,14 @@ def test_every_argument_counts(change):
     assert trace(make(**change), (0.55, 0.9, 0.9), seed=0) != expected
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_the_reach_of_actions_counts():
+    kept = [
+        trace(make(around="uniform", reach=reach), [-1.0], seed=0)[1][1]["kept"]
+        for reach in (1.5, 3.0)
+    ]
+    assert kept[0] > kept[1]
 
 
 def test_tasks_differ_in_width_depth_and_split():
@@ -487,9 +517,7 @@ def test_the_caller_s_modes_change_nothing():
         assert trace(make(), seed=0) == expected
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"fill": True, "around_uniform": 2.0, "baseline": "uniform"}]
-)
+@pytest.mark.parametrize("change", [{}, {"fill": True, "around": "norms", "baseline": "uniform"}])
 def test_a_saved_environment_goes_on_bit_for_bit(change):
     copies = Snapshots(make(**change))
     assert copies.reason is None
@@ -541,7 +569,8 @@ def test_agents_train_on_it(agent):
         ({"round_to": 0}, "round_to must be at least 1"),
         ({"levels": 1}, "levels must be at least 2"),
         ({"places": -1}, "places must be at least 0"),
-        ({"around_uniform": 1.0}, "around_uniform=1 must be above 1"),
+        ({"around": "norm"}, "around='norm': use one of none, uniform, norms"),
+        ({"reach": 1.0}, "reach must be above 1"),
         ({"reward_scale": 0}, "reward_scale must be above 0"),
         ({"baseline": "running"}, "baseline='running': use one of none, uniform"),
         ({"judged_on": "test"}, "judged_on='test': use one of validation, training_too"),

@@ -12,7 +12,12 @@ import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError, whole, whole_seed
 from rl_lightning.envs.optimise.prune_net import PruneNetEnv
-from rl_lightning.envs.optimise.pruning import largest, scaled
+from rl_lightning.envs.optimise.pruning import (
+    largest,
+    norm_shares,
+    scaled,
+    uniform_shares,
+)
 from rl_lightning.envs.optimise.quantize_net import QuantizeNetEnv
 
 
@@ -35,9 +40,8 @@ class UniformPruning(Plan):
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "UniformPruning", task_seed)
-        groups = len(net.prunable().groups)
-        shares = largest(lambda share: [share] * groups, net.fits, net.lowest)
-        return self._follow([net.action_of(share) for share in shares])
+        shares = largest(uniform_shares(net.prunable()), net.fits, net.lowest)
+        return self._follow(net.actions_of(shares))
 
 
 class GlobalMagnitude(Plan):
@@ -53,17 +57,8 @@ class GlobalMagnitude(Plan):
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "GlobalMagnitude", task_seed)
-        norms = [scores.double().numpy() for scores in net.prunable().scores]
-        if self.normalised:
-            norms = [norm / max(norm.mean(), 1e-12) for norm in norms]
-        ranked = np.sort(np.concatenate(norms))
-
-        def shares(part: float) -> list[float]:
-            threshold = ranked[min(round((1 - part) * len(ranked)), len(ranked) - 1)]
-            return [max(float((norm >= threshold).mean()), net.lowest) for norm in norms]
-
-        found = largest(shares, net.fits, net.lowest)
-        return self._follow([net.action_of(share) for share in found])
+        shares = norm_shares(net.prunable(), self.normalised)
+        return self._follow(net.actions_of(largest(shares, net.fits, net.lowest)))
 
 
 class UniformBits(Plan):
@@ -146,7 +141,7 @@ class RandomSearch(Plan):
         if isinstance(env.unwrapped, PruneNetEnv):
             net = _pruning(env, "RandomSearch", task_seed)
             drawn = random.uniform(net.lowest, 1.0, len(net.prunable().groups)).tolist()
-            return [net.action_of(share) for share in scaled(drawn, net.fits, net.lowest)]
+            return net.actions_of(scaled(drawn, net.fits, net.lowest))
         net = _quantising(env, "RandomSearch", task_seed)
         drawn = random.integers(len(net.bits), size=len(net.quantisable().names))
         return [net.action_of(net.bits[i]) for i in drawn]

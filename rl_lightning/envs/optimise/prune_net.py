@@ -11,13 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_lightning.core.errors import (
-    ConfigurationError,
-    check_finite,
-    check_one_of,
-    check_range,
-    whole,
-)
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
@@ -25,10 +19,12 @@ from rl_lightning.envs.optimise.pruning import (
     Prunable,
     check_budget,
     largest,
+    norm_shares,
     prunable,
     prunable_target,
     pruned,
     scaled,
+    uniform_shares,
     within_budget,
 )
 from rl_lightning.envs.optimise.targets import (
@@ -112,8 +108,10 @@ class PruneNetEnv(LayerByLayerEnv):
         reward_scale: Factor of the reward.
         fill: Take shares as relative: after the last action all are multiplied by the largest
             number with which they fit the budget, none above 1, so that none of it is left over.
-        around_uniform: r: actions are in [−1, 1] (or levels of it), and mean the share of uniform
-            pruning times r to that power; None: an action is the share.
+        around: `none`: an action is the share. `uniform` or `norms`: actions are in [−1, 1] (or
+            levels of it), and mean the group's share in uniform pruning, or in that by norms
+            relative to the group's mean (`GlobalMagnitude`), times `reach` to that power.
+        reach: See `around`.
         places: So many entries behind the `FEATURES`, of which the one of the group's place is 1;
             0 is none.
         finetune_epochs: Passes before the last test; 0 is none.
@@ -144,7 +142,8 @@ class PruneNetEnv(LayerByLayerEnv):
         baseline: Literal["none", "uniform"] = "none",
         reward_scale: float = 1.0,
         fill: bool = False,
-        around_uniform: float | None = None,
+        around: Literal["none", "uniform", "norms"] = "none",
+        reach: float = 2.0,
         places: int = 0,
         finetune_epochs: int = 0,
         render_mode: None = None,
@@ -153,6 +152,7 @@ class PruneNetEnv(LayerByLayerEnv):
         check_one_of("reward", reward, ("accuracy", "loss", "error_log_flops"))
         check_one_of("judged_on", judged_on, ("validation", "training_too"))
         check_one_of("baseline", baseline, ("none", "uniform"))
+        check_one_of("around", around, ("none", "uniform", "norms"))
         check_one_of("resource", resource, ("flops", "bytes"))
         check_one_of("importance", importance, ("l2", "l1"))
         super().__init__(data, model, widths, depths, 1, splits, seed_range, epochs)
@@ -168,25 +168,20 @@ class PruneNetEnv(LayerByLayerEnv):
         self.judged_on, self.baseline = judged_on, baseline
         self.reward_scale = check_positive("reward_scale", reward_scale)
         self.fill = bool(fill)
-        check_finite("around_uniform", around_uniform)
-        if around_uniform is not None and around_uniform <= 1:
-            raise ConfigurationError(
-                f"around_uniform={around_uniform:g} must be above 1: what uniform pruning's share "
-                "is multiplied by at most"
-            )
-        self.around_uniform = around_uniform
+        self.around, self.reach = around, check_positive("reach", reach)
+        if self.reach <= 1:
+            raise ConfigurationError(f"reach must be above 1, not {reach}")
         self.places = whole("places", places, 0)
         self.finetune_epochs = whole("finetune_epochs", finetune_epochs, 0)
         self.render_mode = render_mode
-        self._uniform_shares: dict[str, float] = {}
+        self._centres: dict[str, list[float]] = {}
         self._uniform_scores: dict[str, float] = {}
         self._check_budget()
 
-        self.observation_space = gym.spaces.Box(
-            -LIMIT, LIMIT, (len(FEATURES) + self.places,), np.float32
-        )
+        shape = (len(FEATURES) + self.places,)
+        self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, shape, np.float32)
         if actions == "continuous":
-            low = self.lowest if around_uniform is None else -1.0
+            low = self.lowest if around == "none" else -1.0
             self.action_space = gym.spaces.Box(low, 1.0, (1,), np.float32)
         else:
             self.action_space = gym.spaces.Discrete(self.levels)
@@ -196,8 +191,7 @@ class PruneNetEnv(LayerByLayerEnv):
         self._shares: list[float] = []
         self._previous = 1.0
         named = f"model={self.model!r} of width {self._width} and depth {self._depth}"
-        found = self.prunable()
-        check_budget(found, self.lowest, self.round_to, self.budget, self.resource, named)
+        check_budget(self.prunable(), self.lowest, self.round_to, self.budget, self.resource, named)
         return {"kept": 1.0, "cost": 1.0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -248,15 +242,29 @@ class PruneNetEnv(LayerByLayerEnv):
         """The nodes that go where this share of a group's is to stay."""
         return self.prunable().removal(group, share, self.round_to)
 
-    def action_of(self, share: float) -> Any:
-        """The action that keeps this share, or the nearest smaller one that there is."""
-        low, number = self.lowest, min(max(share, self.lowest), 1.0)
-        if self.around_uniform is not None:
-            exponent = math.log(number / self.uniform_share()) / math.log(self.around_uniform)
-            low, number = -1.0, min(max(exponent, -1.0), 1.0)
-        if self.actions == "continuous":
-            return np.array([number], np.float32)
-        return int((number - low) / (1 - low) * (self.levels - 1) + 1e-6)
+    def actions_of(self, shares: Sequence[float]) -> list[Any]:
+        """The actions that keep a share of each group, or the nearest smaller one that there is."""
+        found = []
+        for share, centre in zip(shares, self.centre(), strict=True):
+            low, number = self.lowest, min(max(share, self.lowest), 1.0)
+            if self.around != "none":
+                exponent = math.log(number / centre) / math.log(self.reach)
+                low, number = -1.0, min(max(exponent, -1.0), 1.0)
+            level = (number - low) / (1 - low) * (self.levels - 1) + 1e-6
+            found.append(
+                np.array([number], np.float32) if self.actions == "continuous" else int(level)
+            )
+        return found
+
+    def centre(self) -> list[float]:
+        """Of each group of the episode's network, the share that actions are around."""
+        name = f"{self._width} {self._depth} {self._split}"
+        if name not in self._centres:
+            found = self.prunable()
+            norms = self.around == "norms"
+            shares = norm_shares(found, normalised=True) if norms else uniform_shares(found)
+            self._centres[name] = largest(shares, self.fits, self.lowest)
+        return self._centres[name]
 
     def judge(self, removed: Sequence[Sequence[int]]) -> dict[str, float]:
         """Accuracies of the smaller network, see `info` of the last step.
@@ -286,22 +294,14 @@ class PruneNetEnv(LayerByLayerEnv):
                 found["finetuned_test_accuracy"] = tested["accuracy"]
         return found
 
-    def uniform_share(self) -> float:
-        """The largest share that can stay of every group of the episode's network."""
-        name = f"{self._width} {self._depth} {self._split}"
-        if name not in self._uniform_shares:
-            groups = len(self.prunable().groups)
-            found = largest(lambda share: [share] * groups, self.fits, self.lowest)
-            self._uniform_shares[name] = found[0]
-        return self._uniform_shares[name]
-
     def _uniform_score(self) -> float:
         """What uniform pruning of the episode's network would be rewarded by."""
         name = f"{self._width} {self._depth} {self._split}"
         if name not in self._uniform_scores:
-            groups, _, costs, _ = self.prunable()
-            removed = [self.removal(i, self.uniform_share()) for i in range(len(groups))]
-            self._uniform_scores[name] = self._score(self.judge(removed), costs.of(removed))
+            found = self.prunable()
+            shares = largest(uniform_shares(found), self.fits, self.lowest)
+            removed = [self.removal(i, share) for i, share in enumerate(shares)]
+            self._uniform_scores[name] = self._score(self.judge(removed), found.costs.of(removed))
         return self._uniform_scores[name]
 
     def _score(self, judged: Mapping[str, float], cost: float) -> float:
@@ -312,14 +312,14 @@ class PruneNetEnv(LayerByLayerEnv):
         return accuracy if self.reward == "accuracy" else -(1 - accuracy) * math.log(cost)
 
     def _share(self, action: Any) -> float:
-        low = self.lowest if self.around_uniform is None else -1.0
+        low = self.lowest if self.around == "none" else -1.0
         if self.actions == "continuous":
             # Float32 may lie above the k / n that was meant, which would round up to k + 1.
             number = self._number(action, None) - 1e-6
         else:
             number = low + (1 - low) * int(self._number(action, self.levels)) / (self.levels - 1)
-        if self.around_uniform is not None:
-            number = self.uniform_share() * self.around_uniform ** min(max(number, -1.0), 1.0)
+        if self.around != "none":
+            number = self.centre()[len(self.removed)] * self.reach ** min(max(number, -1.0), 1.0)
         return min(max(number, self.lowest), 1.0)
 
     def _check_budget(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from rl_lightning.compress import NodeGroup, node_groups, prune_nodes
@@ -156,6 +157,31 @@ def within_budget(
         fits = costs.of([*removed, gone(middle), *later]) <= budget * costs.total
         least, most = (middle, most) if fits else (least, middle - 1)
     return gone(least)
+
+
+def uniform_shares(found: Prunable) -> Callable[[float], list[float]]:
+    """The same share of every group, for `largest`."""
+    return lambda part: [part] * len(found.groups)
+
+
+def norm_shares(found: Prunable, normalised: bool) -> Callable[[float], list[float]]:
+    """What stays of each group if this part of all nodes does, those of the largest scores.
+
+    Args:
+        found: What can be pruned.
+        normalised: Divide scores by the mean of their group, so that layers of small weights are
+            not the first to go.
+    """
+    norms = [scores.double().numpy() for scores in found.scores]
+    if normalised:
+        norms = [norm / max(norm.mean(), 1e-12) for norm in norms]
+    ranked = np.sort(np.concatenate(norms))
+
+    def shares(part: float) -> list[float]:
+        threshold = ranked[min(round((1 - part) * len(ranked)), len(ranked) - 1)]
+        return [float((norm >= threshold).mean()) for norm in norms]
+
+    return shares
 
 
 def largest(
