@@ -69,9 +69,9 @@ class PruneNetEnv(LayerByLayerEnv):
     agent weighs both. With γ = 1 the return from every step on is that reward. AMC copies it to
     every transition, so that its return-to-go is the reward times the number of steps left: at each
     layer both order the actions alike. An environment cannot pay at a step what is known at the end
-    only. AMC subtracts a running mean of rewards (section 4); `baseline: uniform` subtracts the
-    score of uniform pruning of the same network: it stays as it is while replay holds old rewards,
-    and makes several networks comparable.
+    only. AMC subtracts a running mean of earlier rewards from its critic's targets; here `baseline:
+    uniform` subtracts the score of uniform pruning of the same network from the reward: it stays as
+    it is while replay holds old rewards, and makes several networks comparable.
 
     With `reconstruct`, weights that read removed channels are fitted to the original outputs on
     128 training inputs before the network is judged, as in AMC. The judged network is the smaller
