@@ -10,6 +10,7 @@ import completion_training
 import hacked_rewards
 import learning
 import preparing
+import prune_net
 import pytest
 import random_policy
 
@@ -215,6 +216,30 @@ def test_speeds_of_tuning_are_those_that_were_measured():
     readme = (ROOT / "README.md").read_text()
     for name in ("prompt 10, 4 × 8 × 32 new", "prompt 200, 4 × 8 × 32 new"):
         assert f"{found['settings'][name]['ratio']:.2f} times" in readme
+
+
+def test_the_tables_of_pruning_are_what_was_measured():
+    runs = json.loads(prune_net.FILE.read_text())["runs"]
+    page = (ROOT / "docs" / "optimising-models.md").read_text()
+    for run in runs:
+        expected = prune_net.digest_of_run(run["arm"], run["budget"], run["seed"])
+        assert run["digest"] == expected, "measured with other values: run it again"
+    assert prune_net.table(runs) in page
+    assert prune_net.unseen_table(runs) in page
+
+
+def test_differences_to_uniform_pruning_are_of_the_same_networks():
+    """Of seeds 1 and 2, of which the second has no run of the agent yet."""
+
+    def run(arm, seed, **accuracies):
+        plans = {name: {"test_accuracy": value} for name, value in accuracies.items()}
+        return {"arm": arm, "budget": 0.5, "seed": seed, "plans": plans}
+
+    runs = [run("rules", 1, **{"uniform share": 0.5}), run("rules", 2, **{"uniform share": 0.9})]
+    runs += [run("SAC", 1, policy=0.7)]
+    lines = prune_net.table(runs).splitlines()
+    assert lines[2] == "| uniform share | 0.700 ± 0.200 | +0.000 ± 0.000 |"
+    assert lines[3] == "| SAC: policy | 0.700 ± 0.000 | +0.200 ± 0.000 |"
 
 
 def test_the_readme_shows_how_far_tables_are_from_value_iteration():

@@ -223,7 +223,8 @@ def least_important(group: NodeGroup, scores: Tensor, share: float, round_to: in
     """The nodes that `prune_nodes` removes: the least important units, as the share allows."""
     stay = group.nodes - int(share * group.nodes + 1e-9)
     stay = min(max(-(-stay // round_to) * round_to, 1), group.nodes)
-    ranked = sorted(group.units, key=lambda unit: float(sum(scores[i] for i in unit)))
+    values = scores.tolist()
+    ranked = sorted(group.units, key=lambda unit: sum(values[i] for i in unit))
     removed: list[int] = []
     for unit in ranked:
         if len(removed) + len(unit) <= group.nodes - stay:
@@ -303,6 +304,11 @@ def mask_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]
                 if tensor.is_floating_point():
                     index = torch.tensor(lost, dtype=torch.long, device=tensor.device)
                     tensor.index_fill_(part.dim, index, 0.0)
+
+
+def cut_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> None:
+    """Take nodes out that somebody else has chosen, in place, untried; see `prune_nodes`."""
+    cut_tensors(module, _cuts(module, removals), ())
 
 
 def _outputs(module: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from rl_lightning.compress import (
     quantise,
     restructure,
 )
-from rl_lightning.compress.nodes import mask_nodes
+from rl_lightning.compress.nodes import cut_nodes, least_important, mask_nodes, node_scores
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.noisy import NoisyLinear
 
@@ -580,3 +580,19 @@ def test_what_is_missing_or_too_late_is_said():
     quantise(net, 8)
     with pytest.raises(ConfigurationError, match="stored in few bits: prune first, then quantise"):
         prune_nodes(net, 0.5, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("build", [mlp, residual])
+def test_nodes_that_others_choose_are_cut_as_prune_nodes_cuts(build):
+    chosen, expected = build(), build()
+    x = torch.randn(3, 4)
+    groups = [group for group in node_groups(chosen, x) if group.refused is None]
+    scores = [node_scores(chosen, group, "l2") for group in groups]
+    removals = [
+        (group, least_important(group, score, 0.5, 1))
+        for group, score in zip(groups, scores, strict=True)
+    ]
+    cut_nodes(chosen, removals)
+    prune_nodes(expected, 0.5, x)
+    assert torch.equal(chosen(x), expected(x))
+    assert [p.shape for p in chosen.parameters()] == [p.shape for p in expected.parameters()]

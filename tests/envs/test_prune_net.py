@@ -5,10 +5,12 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from torch import nn
@@ -30,9 +32,15 @@ from rl_lightning.envs.optimise.compression_baselines import (
 )
 from rl_lightning.envs.optimise.layers import LayerDescription, describe_layers, together
 from rl_lightning.envs.optimise.prune_net import FEATURES
-from rl_lightning.envs.optimise.pruning import prunable, pruned
+from rl_lightning.envs.optimise.pruning import norm_shares, prunable, pruned, scaled
 from rl_lightning.envs.optimise.reconstruct import reconstruct
-from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, train, trained_target
+from rl_lightning.envs.optimise.targets import (
+    Recipe,
+    accuracy_and_loss,
+    accuracy_of,
+    train,
+    trained_target,
+)
 
 NAME = "PruneNet-v0"
 SMALL = {"widths": [6], "depths": [3], "epochs": 2}
@@ -95,7 +103,7 @@ def smaller(env):
     net = env.unwrapped
     network, splits = net.target()
     groups = net.prunable().groups
-    return pruned(network, groups, net._removed, splits.x_train[:128], net.reconstruct), splits
+    return pruned(network, groups, net.removed, splits.x_train[:128], net.reconstruct), splits
 
 
 @pytest.mark.filterwarnings("ignore:.*render", "ignore:.*symmetric and normalized")
@@ -118,7 +126,7 @@ def test_without_fitting_it_is_what_prune_nodes_and_a_mask_make(kwargs, importan
     expected, masked = copy.deepcopy(network), copy.deepcopy(network)
     shares = {g.layers[0]: s for g, s in zip(groups, (0.5, 0.25, 0.0), strict=False)}
     prune_nodes(expected, shares, splits.x_val[:2], importance=importance)
-    mask_nodes(masked, [(g, gone) for g, gone in zip(groups, net._removed, strict=True) if gone])
+    mask_nodes(masked, [(g, gone) for g, gone in zip(groups, net.removed, strict=True) if gone])
     for other in (expected, smaller(env)[0]):
         assert torch.allclose(other(splits.x_val), masked(splits.x_val), atol=1e-4)
     assert infos[-1]["accuracy"] == accuracy_of(expected(splits.x_val), splits.y_val)
@@ -182,7 +190,86 @@ def test_discrete_actions_are_levels():
     kept = [info["kept"] for info in trace(env, (0, 1, 2), seed=0)[1][1:]]
     assert kept == pytest.approx([3 / 6, 5 / 6, 1])  # 0.75 of 6 is rounded up
     net = env.unwrapped
-    assert [net.action_of(s) for s in (0.1, 0.5, 0.74, 0.75, 1.0)] == [0, 0, 0, 1, 2]
+    assert net.actions_of([0.1, 0.74, 0.75]) == [0, 0, 1]
+    assert net.actions_of([0.5, 0.99, 1.0]) == [0, 1, 2]
+
+
+def test_filling_multiplies_shares_until_the_budget_is_used():
+    """Two steps ask for half of what the third one asks for, of six channels each."""
+    env, plain = make(fill=True), make()
+    _, infos = trace(env, (0.2, 0.2, 0.4), seed=0)
+    kept = [1 - len(gone) / 6 for gone in env.unwrapped.removed]
+    net = env.unwrapped
+    groups = len(kept)
+    assert infos[-1]["cost"] <= 0.5
+    assert infos[-1]["cost"] > 2 * trace(plain, (0.2, 0.2, 0.4), seed=0)[1][-1]["cost"]
+    assert kept[0] == kept[1] < kept[2]
+    assert infos[-1]["kept"] == kept[2]
+    assert [info["kept"] for info in infos[1:3]] == pytest.approx([2 / 6, 2 / 6])  # as asked
+    larger = [k + 1 / 6 if k < 1 else 1.0 for k in kept]
+    assert groups == 3
+    assert not net.fits(larger)
+    first = trace(make(fill=True), (0.3, 0.6, 0.6), seed=0)[1][-1]
+    assert trace(make(fill=True), (0.4, 0.8, 0.8), seed=0)[1][-1]["cost"] == first["cost"]
+
+
+def test_scaling_shares_by_hand():
+    """A budget for the sum: 0.2, 0.4 and 0.6 times 5/4, and none above 1."""
+    fits = {1.5: lambda shares: sum(shares) <= 1.5, 2.9: lambda shares: sum(shares) <= 2.9}
+    assert scaled([0.2, 0.4, 0.6], fits[1.5], 0.1) == pytest.approx([0.25, 0.5, 0.75], abs=1e-4)
+    assert scaled([0.6, 0.9, 0.9], fits[2.9], 0.1) == pytest.approx([0.9, 1.0, 1.0], abs=1e-4)
+    assert scaled([0.1, 0.5, 0.5], lambda shares: sum(shares) <= 0.6, 0.2) == pytest.approx(
+        [0.2, 0.2, 0.2], abs=1e-4
+    )
+
+
+def test_actions_around_uniform_multiply_its_share():
+    env = make(around="uniform", budget=0.4)
+    assert (env.action_space.low, env.action_space.high) == (-1, 1)
+    env.reset(seed=0)
+    net = env.unwrapped
+    uniform = net.centre()[0]
+    assert net.centre() == [uniform] * 3
+    assert net.fits([uniform] * 3)
+    assert not net.fits([uniform + 1 / 6] * 3)
+    assert (
+        play(env, UniformPruning(), 0)["accuracy"] == trace(env, [0.0], seed=0)[1][-1]["accuracy"]
+    )
+    kept = [info["kept"] for info in trace(env, (-1.0, -0.5, 0.5), seed=0)[1][1:]]
+    shares = [uniform * 2.0**a for a in (-1, -0.5, 0.5)]
+    assert kept == pytest.approx([math.ceil(6 * share - 1e-4) / 6 for share in shares])
+    actions = net.actions_of([0.9 * uniform, 1.3 * uniform, 0.01])
+    wanted = [math.log2(0.9), math.log2(1.3), max(-1, math.log2(0.2 / uniform))]
+    assert np.concatenate(actions) == pytest.approx(wanted, abs=1e-6)
+    levels = make(around="uniform", budget=0.4, actions="discrete", levels=3)
+    assert trace(levels, (0, 1, 1), seed=0)[1][1]["kept"] == kept[0]
+
+
+def test_actions_around_norms_multiply_each_group_s_share():
+    env = make(around="norms", budget=0.4)
+    env.reset(options={"task_seed": 3})
+    net = env.unwrapped
+    assert len(set(net.centre())) > 1
+    played = play(make(budget=0.4), GlobalMagnitude(normalised=True), 3)
+    middle = trace(env, [0.0], options={"task_seed": 3})[1][-1]
+    assert middle["test_accuracy"] == played["test_accuracy"]
+    assert middle["cost"] == played["cost"]
+
+
+def test_discrete_levels_around_uniform_are_exponents():
+    env = make(around="uniform", actions="discrete", levels=5)
+    env.reset(seed=0)
+    net = env.unwrapped
+    uniform = net.centre()[0]
+    assert net.actions_of([uniform * 2.0**a for a in (-0.5, 0.0, 0.4)]) == [1, 2, 2]
+
+
+def test_the_part_of_largest_norms_by_hand():
+    """Of norms 1, 3 and 2, 4, 6: the upper 3 of 5, and relative to means of 2 and 4."""
+    found = SimpleNamespace(scores=[torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])])
+    assert norm_shares(found, normalised=False)(0.6) == pytest.approx([1 / 2, 2 / 3])
+    assert norm_shares(found, normalised=True)(0.4) == pytest.approx([1 / 2, 1 / 3])
+    assert norm_shares(found, normalised=True)(1.0) == [1, 1]
 
 
 # --- reconstruction ---------------------------------------------------------------------------
@@ -276,6 +363,65 @@ def test_rewards_come_at_the_end():
         assert [row[-1] for row in seen[1:]] == [0, 0, pytest.approx(expected)]
 
 
+def test_a_reward_may_be_the_loss_or_of_more_rows():
+    seen, infos = trace(make(reward="loss"), seed=0)
+    small, splits = smaller(make_and_play())
+    expected = F.cross_entropy(small(splits.x_val), splits.y_val).item()
+    assert seen[-1][-1] == pytest.approx(-expected)
+    assert infos[-1]["loss"] == pytest.approx(expected)
+    x = torch.cat([splits.x_val, splits.x_train[128:]])
+    y = torch.cat([splits.y_val, splits.y_train[128:]])
+    more, infos = trace(make(judged_on="training_too"), seed=0)
+    assert more[-1][-1] == infos[-1]["judged_accuracy"] == accuracy_of(small(x), y)
+    assert infos[-1]["accuracy"] == accuracy_of(small(splits.x_val), splits.y_val)
+    more, infos = trace(make(judged_on="training_too", reward="loss"), seed=0)
+    assert more[-1][-1] == pytest.approx(-F.cross_entropy(small(x), y).item())
+
+
+def make_and_play():
+    env = make()
+    trace(env, seed=0)
+    return env
+
+
+def test_a_loss_without_bounds_is_told_as_ten():
+    network = nn.Linear(1, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1e6], [0.0]]))
+    found = accuracy_and_loss(network, torch.ones(2, 1), torch.tensor([1, 1]))
+    assert found == {"accuracy": 0.0, "loss": 10.0}
+    with torch.no_grad():
+        network.weight.fill_(math.nan)
+    assert accuracy_and_loss(network, torch.ones(2, 1), torch.tensor([1, 1]))["loss"] == 10
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"reward": "loss"}, {"judged_on": "training_too"}])
+def test_rewards_relative_to_uniform_pruning_s(kwargs):
+    plain, env = make(**kwargs), make(baseline="uniform", reward_scale=3.0, **kwargs)
+    uniform = play(plain, UniformPruning(), 3)["return"]
+    for shares in ((0.5, 0.9, 0.7), (0.7, 0.4, 0.9)):
+        reset = {"options": {"task_seed": 3}}
+        alone = trace(plain, shares, **reset)[0][-1][-1]
+        assert trace(env, shares, **reset)[0][-1][-1] == pytest.approx(3 * (alone - uniform))
+    assert play(env, UniformPruning(), 3)["return"] == 0
+    assert trace(make(reward_scale=2.0), seed=0)[0][-1][-1] == 2 * trace(make(), seed=0)[0][-1][-1]
+
+
+def test_places_tell_layers_apart():
+    seen, _ = trace(make(places=4), seed=0)
+    assert [row[len(FEATURES) : len(FEATURES) + 4] for row in seen] == [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 0],  # after the last step
+    ]
+    assert [row[: len(FEATURES)] for row in seen] == [
+        row[: len(FEATURES)] for row in trace(make(), seed=0)[0]
+    ]
+    with pytest.raises(ConfigurationError, match=r"places=2 .* 3 groups"):
+        make(places=2)
+
+
 def test_fine_tuning_is_training_and_changes_no_reward():
     env = make(finetune_epochs=1)
     seen, infos = trace(env, seed=0)
@@ -302,6 +448,14 @@ def test_fine_tuning_is_training_and_changes_no_reward():
         {"round_to": 4},
         {"reconstruct": False},
         {"reward": "error_log_flops"},
+        {"reward": "loss"},
+        {"judged_on": "training_too"},
+        {"baseline": "uniform"},
+        {"reward_scale": 2.0},
+        {"fill": True},
+        {"around": "uniform"},
+        {"around": "norms"},
+        {"places": 3},
     ],
 )
 def test_every_argument_counts(change):
@@ -311,6 +465,14 @@ def test_every_argument_counts(change):
     assert trace(make(**change), (0.55, 0.9, 0.9), seed=0) != expected
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_the_reach_of_actions_counts():
+    kept = [
+        trace(make(around="uniform", reach=reach), [-1.0], seed=0)[1][1]["kept"]
+        for reach in (1.5, 3.0)
+    ]
+    assert kept[0] > kept[1]
 
 
 def test_tasks_differ_in_width_depth_and_split():
@@ -355,10 +517,11 @@ def test_the_caller_s_modes_change_nothing():
         assert trace(make(), seed=0) == expected
 
 
-def test_a_saved_environment_goes_on_bit_for_bit():
-    copies = Snapshots(make())
+@pytest.mark.parametrize("change", [{}, {"fill": True, "around": "norms", "baseline": "uniform"}])
+def test_a_saved_environment_goes_on_bit_for_bit(change):
+    copies = Snapshots(make(**change))
     assert copies.reason is None
-    first, second = (make_vector_env(NAME, 2, "sync", SMALL) for _ in range(2))
+    first, second = (make_vector_env(NAME, 2, "sync", {**SMALL, **change}) for _ in range(2))
     first.reset(seed=3)
     second.reset(seed=4)
     for share in (0.4, 0.7):
@@ -405,11 +568,17 @@ def test_agents_train_on_it(agent):
         ({"lowest": 0}, "lowest must be above 0"),
         ({"round_to": 0}, "round_to must be at least 1"),
         ({"levels": 1}, "levels must be at least 2"),
+        ({"places": -1}, "places must be at least 0"),
+        ({"around": "norm"}, "around='norm': use one of none, uniform, norms"),
+        ({"reach": 1.0}, "reach must be above 1"),
+        ({"reward_scale": 0}, "reward_scale must be above 0"),
+        ({"baseline": "running"}, "baseline='running': use one of none, uniform"),
+        ({"judged_on": "test"}, "judged_on='test': use one of validation, training_too"),
         ({"finetune_epochs": -1}, "finetune_epochs must be at least 0"),
         ({"actions": "box"}, "actions='box': use one of continuous, discrete"),
         ({"resource": "time"}, "resource='time': use one of flops, bytes"),
         ({"importance": "taylor"}, "importance='taylor': use one of l2, l1"),
-        ({"reward": "speed"}, "reward='speed': use one of accuracy, error_log_flops"),
+        ({"reward": "speed"}, "reward='speed': use one of accuracy, loss, error_log_flops"),
     ],
 )
 def test_wrong_arguments_are_explained(kwargs, message):
@@ -459,7 +628,7 @@ def test_global_magnitude_ranks_all_channels():
         play(env, GlobalMagnitude(normalised), 3)
         net = env.unwrapped
         norms = [s / s.mean() if normalised else s for s in net.prunable().scores]
-        gone = [set(nodes) for nodes in net._removed]
+        gone = [set(nodes) for nodes in net.removed]
         most = max(float(norms[g][i]) for g in range(3) for i in gone[g])
         free = [g for g in range(3) if len(gone[g]) < 4]  # two of six have to stay
         least = min(float(norms[g][i]) for g in free for i in range(6) if i not in gone[g])

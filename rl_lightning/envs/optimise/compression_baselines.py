@@ -4,7 +4,7 @@ See `rl_lightning.envs.optimise.baselines`. Their networks are judged as an agen
 same budget, which the environments enforce.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +12,12 @@ import numpy as np
 
 from rl_lightning.core.errors import ConfigurationError, whole, whole_seed
 from rl_lightning.envs.optimise.prune_net import PruneNetEnv
+from rl_lightning.envs.optimise.pruning import (
+    largest,
+    norm_shares,
+    scaled,
+    uniform_shares,
+)
 from rl_lightning.envs.optimise.quantize_net import QuantizeNetEnv
 
 
@@ -34,9 +40,8 @@ class UniformPruning(Plan):
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "UniformPruning", task_seed)
-        groups = len(net.prunable().groups)
-        shares = _largest(net, lambda share: [share] * groups)
-        return self._follow([net.action_of(share) for share in shares])
+        shares = largest(uniform_shares(net.prunable()), net.fits, net.lowest)
+        return self._follow(net.actions_of(shares))
 
 
 class GlobalMagnitude(Plan):
@@ -52,16 +57,8 @@ class GlobalMagnitude(Plan):
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "GlobalMagnitude", task_seed)
-        norms = [scores.double().numpy() for scores in net.prunable().scores]
-        if self.normalised:
-            norms = [norm / max(norm.mean(), 1e-12) for norm in norms]
-        ranked = np.sort(np.concatenate(norms))
-
-        def shares(part: float) -> list[float]:
-            threshold = ranked[min(round((1 - part) * len(ranked)), len(ranked) - 1)]
-            return [max(float((norm >= threshold).mean()), net.lowest) for norm in norms]
-
-        return self._follow([net.action_of(share) for share in _largest(net, shares)])
+        shares = norm_shares(net.prunable(), self.normalised)
+        return self._follow(net.actions_of(largest(shares, net.fits, net.lowest)))
 
 
 class UniformBits(Plan):
@@ -143,31 +140,11 @@ class RandomSearch(Plan):
     def _draw(env: gym.Env, task_seed: int, random: np.random.Generator) -> list[Any]:
         if isinstance(env.unwrapped, PruneNetEnv):
             net = _pruning(env, "RandomSearch", task_seed)
-            drawn = random.uniform(net.lowest, 1.0, len(net.prunable().groups))
-            high = 1 / net.lowest
-
-            def shares(part: float) -> list[float]:
-                return (drawn * part * high).clip(net.lowest, 1.0).tolist()
-
-            return [net.action_of(share) for share in _largest(net, shares)]
+            drawn = random.uniform(net.lowest, 1.0, len(net.prunable().groups)).tolist()
+            return net.actions_of(scaled(drawn, net.fits, net.lowest))
         net = _quantising(env, "RandomSearch", task_seed)
         drawn = random.integers(len(net.bits), size=len(net.quantisable().names))
         return [net.action_of(net.bits[i]) for i in drawn]
-
-
-def _largest(net: PruneNetEnv, shares: Callable[[float], list[float]]) -> list[float]:
-    """Shares for the largest number in [0, 1] with which they fit; they must rise with it."""
-
-    def at(part: float) -> list[float]:
-        return [max(share, net.lowest) for share in shares(part)]
-
-    low, high = 0.0, 1.0
-    if net.fits(at(high)):
-        return at(high)
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if net.fits(at(middle)) else (low, middle)
-    return at(low)
 
 
 def _pruning(env: gym.Env, who: str, task_seed: int) -> PruneNetEnv:

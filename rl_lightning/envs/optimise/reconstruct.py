@@ -44,30 +44,48 @@ def reconstruct(
         Names of the layers that were fitted.
     """
     lost = _lost(groups, removed)
-    wanted = _record(original, x, [name for name, (_, inputs) in lost.items() if inputs])
-    fitted = []
-    for name, (_, outputs, calls) in wanted.items():
-        layer: Any = masked.get_submodule(name)
-        if calls > 1 or not _fits(layer):
-            continue
-        a, old = _columns(layer, _record(masked, x, [name])[name][0])
-        b = 0.0 if layer.bias is None else layer.bias.double()
-        y = outputs.movedim(1, -1) if isinstance(layer, nn.Conv2d) else outputs
-        spatial = layer.weight[0, 0].numel()
-        columns = torch.ones(layer.weight.shape[1], dtype=torch.bool)
-        columns[list(lost[name][1])] = False
-        rows = torch.ones(layer.weight.shape[0], dtype=torch.bool)
-        rows[list(lost[name][0])] = False
-        kept = columns.repeat_interleave(spatial)
-        a, start = a[:, kept], old[rows][:, kept].T
-        target = (y.flatten(0, -2).double() - b)[:, rows] - a @ start
-        gram = a.T @ a
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
-        new = old.clone()
-        new[rows.nonzero(), kept.nonzero().T] = (start + torch.linalg.solve(gram, a.T @ target)).T
-        layer.weight.copy_(new.view(layer.weight.shape))
-        fitted.append(name)
+    outputs = _record(original, x, [name for name, (_, inputs) in lost.items() if inputs])
+    fitted: list[str] = []
+
+    def fit(name: str) -> Any:
+        """Just before a layer is called, with what the layers before it, fitted, give it."""
+
+        def hook(layer: Any, given: Any) -> None:
+            _solve(layer, given[0], outputs[name][0], *lost[name])
+            fitted.append(name)
+
+        return hook
+
+    hooks = []
+    for name, (_, calls) in outputs.items():
+        layer = masked.get_submodule(name)
+        if calls == 1 and _fits(layer):
+            hooks.append(layer.register_forward_pre_hook(fit(name)))
+    try:
+        masked(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return fitted
+
+
+def _solve(layer: Any, given: Tensor, output: Tensor, rows_lost: set[int], lost: set[int]) -> None:
+    """Fit what is left of one layer's weight to the original output."""
+    columns = [i for i in range(layer.weight.shape[1]) if i not in lost]
+    rows = [i for i in range(layer.weight.shape[0]) if i not in rows_lost]
+    a, old = _columns(layer, given, columns), layer.weight.flatten(1).double()
+    y = output[:, rows].movedim(1, -1) if isinstance(layer, nn.Conv2d) else output[..., rows]
+    b = 0.0 if layer.bias is None else layer.bias[rows].double()
+    spatial = layer.weight[0, 0].numel()
+    kept = torch.tensor(columns)[:, None].mul(spatial).add(torch.arange(spatial)).flatten()
+    chosen = torch.tensor(rows)[:, None], kept[None]
+    start = old[chosen].T
+    target = y.flatten(0, -2).double() - b - a @ start
+    gram = a.T @ a
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
+    new = old.clone()
+    new[chosen] = (start + torch.linalg.solve(gram, a.T @ target)).T
+    layer.weight.copy_(new.view(layer.weight.shape))
 
 
 def _lost(
@@ -85,15 +103,13 @@ def _lost(
     return found
 
 
-def _record(
-    network: nn.Module, x: Tensor, names: Sequence[str]
-) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """First input, output and number of calls of some layers, in the order of the call."""
-    found: dict[str, tuple[Tensor, Tensor, int]] = {}
+def _record(network: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
+    """Output and number of calls of some layers, in the order of the call."""
+    found: dict[str, tuple[Tensor, int]] = {}
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, given: Any, output: Tensor) -> None:
-            found[name] = (given[0], output, 1 + (found[name][2] if name in found else 0))
+            found[name] = (output, 1 + (found[name][1] if name in found else 0))
 
         return hook
 
@@ -112,10 +128,11 @@ def _fits(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def _columns(layer: Any, given: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer multiplies its weight by, `[M, N]`, and that weight, `[R, N]`, in float64."""
-    if isinstance(layer, nn.Conv2d):
-        padding: Any = 0 if layer.padding == "valid" else layer.padding
-        patches = F.unfold(given, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore
-        given = patches.transpose(1, 2)  # (B, L, C·k·k)
-    return given.flatten(0, -2).double(), layer.weight.flatten(1).double()
+def _columns(layer: Any, given: Tensor, left: list[int]) -> Tensor:
+    """What a layer multiplies its weight by, for some inputs or channels, `[M, N]` in float64."""
+    if not isinstance(layer, nn.Conv2d):
+        return given[..., left].double().flatten(0, -2)
+    padding: Any = 0 if layer.padding == "valid" else layer.padding
+    given = given[:, left].double()
+    patches = F.unfold(given, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore
+    return patches.transpose(1, 2).flatten(0, -2)  # (B · L, C · k · k)

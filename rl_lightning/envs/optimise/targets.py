@@ -22,6 +22,7 @@ from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.sentences import SentenceReader, sentence_reader
 
 MODELS = ("mlp", "cnn", "minilm")
+LOSS_LIMIT = 10.0
 VERSION = 1  # of what `train` does; another one has cached networks trained again
 
 
@@ -200,6 +201,18 @@ def accuracy_of(logits: Tensor, y: Tensor) -> float:
     """Share of rows whose largest logit is their class; 0 for logits that are not finite."""
     right = (logits.argmax(1) == y) & logits.isfinite().all(1)
     return right.sum().item() / len(y)
+
+
+@torch.no_grad()
+def accuracy_and_loss(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """`accuracy`, and `loss`: cross-entropy, at most `LOSS_LIMIT`, which is also that of no number.
+
+    A pruned or quantised network may be wrong with any confidence.
+    """
+    logits = network(x)
+    loss = F.cross_entropy(logits, y).item()
+    told = min(loss, LOSS_LIMIT) if math.isfinite(loss) else LOSS_LIMIT
+    return {"accuracy": accuracy_of(logits, y), "loss": told}
 
 
 def train(
