@@ -353,3 +353,12 @@ def test_all_that_decides_a_target_names_its_file(cache):
     for change in changes:
         trained_target(**{**base, **change})
     assert len(list(cache.iterdir())) == len(changes)
+
+
+@pytest.mark.parametrize("data", ["wine", f"{HERE}.six"])
+def test_what_validation_loads_first_can_be_trained_on(data):
+    load_data.cache_clear()
+    with torch.inference_mode():
+        splits = load_data(data, 7)
+    network = build_target("mlp", splits.in_shape, splits.classes, 4, 1)
+    network(splits.x_val).sum().backward()  # torch refuses that for tensors of inference mode

@@ -87,13 +87,14 @@ def load_data(data: str, split: int = 0) -> Splits:
             f"data={data!r}: use one of {', '.join(DATASETS)}, or the import path of your own, "
             "package.module.name"
         )
-    if data in MAZES:
-        return as_splits(maze_rows(data, split), data)
-    if data in DATASETS:
-        return divide(*_packaged(data), split, standardise=not data.startswith("digits"))
-    found = find_named(data, f"the data {data}", f"data={data!r} asks")
-    made = found(split) if callable(found) else found
-    return as_splits(made, data)
+    with torch.inference_mode(False):  # they are kept, and trained on by others later
+        if data in MAZES:
+            return as_splits(maze_rows(data, split), data)
+        if data in DATASETS:
+            return divide(*_packaged(data), split, standardise=not data.startswith("digits"))
+        found = find_named(data, f"the data {data}", f"data={data!r} asks")
+        made = found(split) if callable(found) else found
+        return as_splits(made, data)
 
 
 def divide(x: np.ndarray, y: np.ndarray, split: int, standardise: bool = False) -> Splits:
