@@ -294,7 +294,9 @@ def unit_of(run: dict[str, Any]) -> str:
 
 
 def spell(result: dict[str, Any], value: float) -> str:
-    return f"{value:.{1 if result['metric'] == 'return' else 3}f}"
+    """A number of a result, with as many digits as its mean needs."""
+    large = result["metric"] == "return" and abs(result["aggregate"].get("mean", 0.0)) >= 2
+    return f"{value:.{1 if large else 3}f}"
 
 
 def pages() -> list[Path]:
