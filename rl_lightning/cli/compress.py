@@ -48,7 +48,7 @@ from rl_lightning.nn.modes import EvalMode
 METHODS = MODEL_METHODS | {
     "prune-weights": "set the smallest weights to zero; --share says how many",
     "prune-nodes": "take nodes, channels out: smaller tensors; --share says how many",
-    "quantise": "store weights in --bits 16, 8, 4, 2 (ternary) or 1 (binary); trains no more",
+    "quantise": "store weights in --bits 16, 8, 4, 2 (ternary) or 1 (binary), for good",
     "quantise-aware": "round weights to --bits in every step of the `fit` that goes on from it",
     "harden": "pack the weights that were trained by quantise-aware",
 }
