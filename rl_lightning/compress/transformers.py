@@ -19,6 +19,7 @@ from rl_lightning.compress.cut import (
     cut_tensors,
     drop_parameters,
     kept_indices,
+    refuse_holders,
     stored_names,
     tensors_of,
 )
@@ -232,6 +233,8 @@ def apply_layers_record(
     parameters = list(model.parameters())
     after = nn.ModuleList(before[i] for i in keep)
     after.train(before.training)
+    stay = {id(p) for i in keep for p in before[i].parameters()}
+    refuse_holders(optimizers, (id(p) for p in before.parameters() if id(p) not in stay))
     for owner in list(model.modules()):
         for leaf, child in list(owner.named_children()):
             if child is before:

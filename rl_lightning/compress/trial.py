@@ -192,12 +192,13 @@ def _refuse_not_finite(module: nn.Module, inputs: Sequence[Any]) -> None:
                 "weights from before training diverged"
             )
     for number, output in enumerate(_outputs(_copied(module), inputs)):
-        if output.is_floating_point() and output.numel():
-            if bool(output.isnan().any()) or not bool(output.isfinite().any()):
-                raise ConfigurationError(
-                    f"output {number} of {type(module).__name__} is not finite with these inputs, "
-                    "so that nothing can be compared: give inputs for which it is"
-                )
+        if not output.is_floating_point() or not output.numel():
+            continue
+        if bool(output.isnan().any()) or not bool(output.isfinite().any()):
+            raise ConfigurationError(
+                f"output {number} of {type(module).__name__} is not finite with these inputs, "
+                "so that nothing can be compared: give inputs for which it is"
+            )
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -671,3 +671,41 @@ def test_old_weight_norm_is_refused_in_a_sentence():
     net = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     with pytest.raises(ConfigurationError, match=r"cannot be copied.*remove_weight_norm"):
         prune_nodes(net, 0.5, X)
+
+
+class Averaged(torch.optim.SGD):
+    """Keeps averages of the parameters beside its state."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.averages = {"all": [p.detach().clone() for p in self.param_groups[0]["params"]]}
+
+
+class Wrapped(torch.optim.SGD):
+    """Another optimizer around one, which shares its groups."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.inner = torch.optim.Adam(self.param_groups)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+
+@pytest.mark.parametrize(("kind", "held"), [(torch.optim.LBFGS, "_params"), (Averaged, "averages")])
+def test_optimizers_that_keep_parameters_elsewhere_are_refused(kind, held):
+    net = mlp()
+    optimizer = kind(net.parameters())
+    message = f"{kind.__name__} keeps tensors in its '{held}'.*build the optimizer after pruning"
+    with pytest.raises(ConfigurationError, match=message):
+        prune_nodes(net, 0.5, X, optimizers=[optimizer])
+    assert net[0].out_features == 8
+    other = kind(nn.Linear(2, 2).parameters())  # of another network: no matter
+    prune_nodes(net, 0.5, X, optimizers=[other])
+    assert net[0].out_features == 4
+
+
+def test_an_optimizer_around_another_with_the_same_groups_goes_on():
+    net = mlp()
+    optimizer = Wrapped(net.parameters())
+    prune_nodes(net, 0.5, X, optimizers=[optimizer])
+    held = {id(p) for p in optimizer.inner.param_groups[0]["params"]}
+    assert held == {id(p) for p in net.parameters()}

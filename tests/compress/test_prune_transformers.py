@@ -334,3 +334,14 @@ def test_a_named_list_may_hold_layers_of_any_kind():
     again = restructure(network(), [record])
     again.load_state_dict(net.state_dict())
     torch.testing.assert_close(again.forward(x), expected)
+
+
+@pytest.mark.parametrize("prune", [lambda *a, **k: prune_layers(*a, [0], **k), prune_heads])
+def test_an_optimizer_that_keeps_parameters_elsewhere_is_refused(prune):
+    model = bert()
+    optimizer, arguments = torch.optim.LBFGS(model.parameters()), {}
+    if prune is prune_heads:
+        arguments["share"] = 0.5
+    with pytest.raises(ConfigurationError, match=r"LBFGS keeps.*build the optimizer after pruning"):
+        prune(model, optimizers=[optimizer], **arguments)
+    assert run(model).equal(run(bert()))
