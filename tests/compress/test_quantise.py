@@ -6,8 +6,15 @@ from llm_tiny import tiny_model
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import weight_norm
 
-from rl_lightning.compress import dequantise, quantisable, quantise, requantise
+from rl_lightning.compress import (
+    dequantise,
+    fake_quantise,
+    quantisable,
+    quantise,
+    requantise,
+)
 from rl_lightning.compress.rounding import rounded
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import load_backbone
@@ -416,3 +423,44 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ConfigurationError, match="2 has weights above 65504"):
         quantise(module, 16)
     assert type(module[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: weight_norm(nn.Linear(4, 4)), "computes its weight from several tensors"),
+        (lambda: nn.Linear(4, 4, dtype=torch.cfloat), "of torch.complex64, which is not rounded"),
+        (lambda: nn.Linear(4, 4, device="meta"), "on the meta device"),
+        (lambda: nn.LazyLinear(4), "not initialised yet"),
+    ],
+)
+@pytest.mark.parametrize("operator", [quantise, fake_quantise])
+def test_weights_that_cannot_be_rounded_are_left_with_the_reason(make, reason, operator):
+    record = operator(nn.Sequential(make(), nn.Linear(4, 2)), 8)
+    assert list(record["layers"]) == ["1"]
+    assert reason in record["left"]["0"]
+    with pytest.raises(ConfigurationError, match=f"0: .*{reason}"):
+        operator(nn.Sequential(make()), 8)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_layers_without_inputs_or_outputs_are_called_and_reloaded(bits):
+    def make():
+        return nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 2), nn.Linear(2, 0))
+
+    net, other = make(), make()
+    record = quantise(net, bits)
+    assert net(torch.zeros(3, 0)).shape == (3, 0)
+    requantise(other, record)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(net[:2](torch.zeros(3, 0)), other[:2](torch.zeros(3, 0)))
+
+
+def test_means_that_overflow_are_refused():
+    net = nn.Sequential(nn.Linear(4, 1))
+    nn.init.constant_(net[0].weight, 3e38)
+    with pytest.raises(ConfigurationError, match="0 has weights so large that their mean"):
+        quantise(net, 1)
+    quantise(net, 8)
+    assert bool(net[0].weight.isfinite().all())
