@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rl_lightning.compress.replacing import referred, refuse_aliases
 from rl_lightning.core.errors import ConfigurationError, shortened
 
 Keep = Sequence[Sequence[int] | None]  # per dimension the kept indices, or None for all
@@ -108,8 +109,8 @@ def cut_tensors(
 
     Raises:
         ConfigurationError: If a tensor is not there, has another number of dimensions or fewer
-            indices, or belongs to a layer that cannot be cut, or if an optimizer keeps parameters
-            where they cannot be replaced. Nothing has been changed then.
+            indices, or belongs to a layer that cannot be cut, or if an optimizer or a plain
+            attribute keeps parameters where they cannot be replaced. Nothing has been changed then.
     """
     tensors = tensors_of(module)
     wanted: dict[int, Keep] = {}  # by the tensor's identity: it may have several names
@@ -132,6 +133,7 @@ def cut_tensors(
         for optimizer in optimizers:
             _check_state(optimizer, tensor)
     refuse_holders(optimizers, wanted)
+    refuse_aliases(module, (tensors[name][2] for name in cuts))
 
     swaps: dict[int, Tensor] = {}
     replaced: list[tuple[Tensor, Tensor, Keep]] = []
@@ -219,31 +221,12 @@ def refuse_holders(optimizers: Sequence[Optimizer], changed: Iterable[int]) -> N
             elsewhere |= {f"param_groups[{k!r}]": v for k, v in group.items() if k != "params"}
         seen = {id(optimizer), id(optimizer.param_groups), id(optimizer.state)}
         for attribute, value in elsewhere.items():
-            held = _tensors_held(value, seen)
+            held = [part for part in referred(value, seen) if isinstance(part, Tensor)]
             if any(id(t) in changed or (mine and t.numel() > 1) for t in held):
                 raise ConfigurationError(
                     f"{type(optimizer).__name__} keeps tensors in its {attribute!r}, where they "
                     "cannot follow what is pruned: build the optimizer after pruning"
                 )
-
-
-def _tensors_held(value: Any, seen: set[int]) -> list[Tensor]:
-    """Tensors in containers, at any depth, and in other optimizers inside."""
-    if isinstance(value, Tensor):
-        return [value]
-    if id(value) in seen:
-        return []
-    inner: list[Any] = []
-    if isinstance(value, Mapping):
-        inner = [*value.keys(), *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        inner = list(value)
-    elif isinstance(value, Optimizer):
-        inner = list(vars(value).values())
-    if not inner:
-        return []
-    seen.add(id(value))
-    return [tensor for part in inner for tensor in _tensors_held(part, seen)]
 
 
 def drop_parameters(optimizer: Optimizer, removed: Sequence[Tensor]) -> None:

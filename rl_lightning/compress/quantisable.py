@@ -9,10 +9,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from rl_lightning.compress.packed import KINDS, PackedLayer
+from rl_lightning.compress.replacing import replace
 from rl_lightning.compress.rounding import Rounded, as_rows, pack_weight
 from rl_lightning.compress.straight_through import StraightThrough
 from rl_lightning.core.errors import ConfigurationError, nearest, shortened, whole
-from rl_lightning.nn.insides import children, is_heard
+from rl_lightning.nn.insides import is_heard
 
 BITS = (1, 2, 4, 8, 16, 32)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -211,8 +212,8 @@ def pack_layers(
             and the same tensor is stored once.
 
     Raises:
-        ConfigurationError: If a weight is too large for half precision or for a mean; nothing is
-            changed then.
+        ConfigurationError: If a weight is too large for half precision or for a mean, or a layer
+            cannot be replaced everywhere; nothing is changed then.
     """
     values: Any = weights or {name: choice.layer.weight for name, choice in chosen.items()}
     new: dict[int, nn.Module] = {}
@@ -233,19 +234,6 @@ def pack_layers(
                 )
         new[id(layer)] = KINDS[kind(layer)](layer, stored[key], bits, group_size, cached)
     replace(module, new)
-
-
-def replace(module: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever those stand.
-
-    Args:
-        module: In which; itself it cannot be replaced.
-        new: By the `id` of what it takes the place of.
-    """
-    for parent in list(module.modules()):
-        for name, child in list(children(parent).items()):
-            if id(child) in new:
-                setattr(parent, name, new[id(child)])
 
 
 def refuse_root(module: nn.Module) -> None:

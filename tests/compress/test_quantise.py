@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from rl_lightning.compress import (
     dequantise,
     fake_quantise,
+    harden,
     quantisable,
     quantise,
     requantise,
@@ -464,3 +466,50 @@ def test_means_that_overflow_are_refused():
         quantise(net, 1)
     quantise(net, 8)
     assert bool(net[0].weight.isfinite().all())
+
+
+class Listed(nn.Module):
+    """Layers that are called by something other than the children they are."""
+
+    def __init__(self, hold):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.held = hold(self)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+HOLDERS = [
+    lambda m: [m.first, m.second],
+    lambda m: {"deep": ({"in": [m.second]},)},
+    lambda m: m.second.forward,
+    lambda m: partial(torch.add, other=m.second),
+    lambda m: [nn.Sequential(m.second)],  # a list hides it, so that it is no child
+]
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_layers_that_plain_attributes_hold_are_refused(hold):
+    net, x = Listed(hold), torch.randn(3, 8)
+    expected = net(x)
+    with pytest.raises(ConfigurationError, match=r"held of Listed would go on referring to"):
+        quantise(net, 8)
+    assert torch.equal(net(x), expected)
+
+
+def test_what_is_held_but_not_replaced_is_no_matter():
+    net = Listed(lambda m: [m.first, torch.relu, None, "first"])
+    assert list(quantise(net, 8, keep=["first"])["layers"]) == ["second"]
+    net.held = [net.second]
+    with pytest.raises(ConfigurationError, match="held of Listed"):
+        dequantise(net)
+    net.held = None
+    dequantise(net)
+    outer = nn.Sequential(Listed(lambda m: [m.first]))
+    with pytest.raises(ConfigurationError, match=r"0\.held of Sequential"):
+        quantise(outer, 8)
+    fake_quantise(outer, 8)  # the layers stay the objects they are
+    with pytest.raises(ConfigurationError, match=r"0\.held of Sequential"):
+        harden(outer)
