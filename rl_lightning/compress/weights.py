@@ -181,7 +181,7 @@ def maskable(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Mod
             users[id(weight)] = users.get(id(weight), 0) + 1
     reasons = {name: _obstacle(layer, users) for name, layer in every.items()}
     layers = {n: layer for n, layer in every.items() if isinstance(layer, (*PRUNABLE, PackedLayer))}
-    able = {name: layer for name, layer in layers.items() if reasons[name] is None}
+    able = {name: every[name] for name in layers if reasons[name] is None}
     if names is None:
         if not able:
             said = "; ".join(
