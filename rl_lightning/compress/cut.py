@@ -4,7 +4,7 @@ One path for whatever removes nodes: what an operator did is said as kept indice
 this does it, to the module that the operator was given and to one that is rebuilt from a record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rl_lightning.compress.replacing import referred, refuse_aliases
 from rl_lightning.core.errors import ConfigurationError, shortened
 
 Keep = Sequence[Sequence[int] | None]  # per dimension the kept indices, or None for all
@@ -108,7 +109,8 @@ def cut_tensors(
 
     Raises:
         ConfigurationError: If a tensor is not there, has another number of dimensions or fewer
-            indices, or belongs to a layer that cannot be cut. Nothing has been changed then.
+            indices, or belongs to a layer that cannot be cut, or if an optimizer or a plain
+            attribute keeps parameters where they cannot be replaced. Nothing has been changed then.
     """
     tensors = tensors_of(module)
     wanted: dict[int, Keep] = {}  # by the tensor's identity: it may have several names
@@ -130,6 +132,8 @@ def cut_tensors(
         refuse_groups(name, module.get_submodule(layer_of(name)))
         for optimizer in optimizers:
             _check_state(optimizer, tensor)
+    refuse_holders(optimizers, wanted)
+    refuse_aliases(module, (tensors[name][2] for name in cuts))
 
     swaps: dict[int, Tensor] = {}
     replaced: list[tuple[Tensor, Tensor, Keep]] = []
@@ -194,6 +198,35 @@ def follow_tensors(layer: nn.Module) -> None:
         layer.num_parameters = first
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
+
+
+def refuse_holders(optimizers: Sequence[Optimizer], changed: Iterable[int]) -> None:
+    """Refuse optimizers that would go on with parameters that are cut or gone.
+
+    Parameters are replaced in `param_groups` and `state`; `torch.optim.LBFGS` has them in an
+    attribute, too, and others keep momentum there.
+
+    Args:
+        optimizers: Stay as they are.
+        changed: The `id` of each parameter that will be cut or gone.
+
+    Raises:
+        ConfigurationError: That names the optimizer and the attribute.
+    """
+    changed = set(changed)
+    for optimizer in optimizers:
+        mine = any(id(p) in changed for group in optimizer.param_groups for p in group["params"])
+        elsewhere = {k: v for k, v in vars(optimizer).items() if k not in ("param_groups", "state")}
+        for group in optimizer.param_groups:
+            elsewhere |= {f"param_groups[{k!r}]": v for k, v in group.items() if k != "params"}
+        seen = {id(optimizer), id(optimizer.param_groups), id(optimizer.state)}
+        for attribute, value in elsewhere.items():
+            held = [part for part in referred(value, seen) if isinstance(part, Tensor)]
+            if any(id(t) in changed or (mine and t.numel() > 1) for t in held):
+                raise ConfigurationError(
+                    f"{type(optimizer).__name__} keeps tensors in its {attribute!r}, where they "
+                    "cannot follow what is pruned: build the optimizer after pruning"
+                )
 
 
 def drop_parameters(optimizer: Optimizer, removed: Sequence[Tensor]) -> None:

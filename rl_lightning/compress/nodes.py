@@ -1,10 +1,9 @@
 """Whole nodes and channels taken out, so that tensors shrink.
 
-What goes with a node is found by `dependencies`; what goes is chosen here, tried on a copy and
-then done by `cut`.
+What goes with a node is found by `dependencies`; what goes is chosen here, tried on a copy
+(`trial`) and then done by `cut`.
 """
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rl_lightning.compress.calls import tensors_in
 from rl_lightning.compress.cut import cut_tensors, tensors_of
 from rl_lightning.compress.dependencies import NodeGroup, trace_groups
 from rl_lightning.compress.packed import PackedLayer
+from rl_lightning.compress.trial import Cuts, cuts_of, try_out
+from rl_lightning.compress.trial import mask_nodes as mask_nodes
 from rl_lightning.compress.weights import check_share
 from rl_lightning.core.errors import (
     ConfigurationError,
@@ -26,7 +26,6 @@ from rl_lightning.core.errors import (
 )
 
 Importance = Literal["l2", "l1", "taylor"]
-Cuts = dict[str, list[list[int] | None]]
 
 
 def prune_nodes(
@@ -43,9 +42,11 @@ def prune_nodes(
 
     What depends on a node goes with it: its bias, its channel of norms, its inputs in the layers
     after it, and in a residual sum the same node of the other branch. The network's outputs stay,
-    and at least one node of every layer. Without a LayerNorm or GroupNorm over the nodes, the
-    smaller network computes what the masked one does, which is tried on the inputs before the
-    module is touched; with one, that norm's mean and variance are of the nodes that stayed.
+    and at least one node of every layer. The smaller network computes what the masked one does,
+    but that the mean and variance of a LayerNorm or GroupNorm are of the nodes that stayed. This
+    is tried before the module is touched, with the inputs, and with noise on inputs and
+    parameters; nodes that reach a free parameter of a module of your own, which may be a norm
+    over them, are only seen to run.
 
     A node's importance is taken over its rows and columns w in all layers of its group (Fang et
     al. 2023, eq. 4): √Σ w² (`l2`), Σ |w| (`l1`; Li et al. 2017), or (Σ w ∂L/∂w)² (`taylor`;
@@ -70,7 +71,8 @@ def prune_nodes(
 
     Raises:
         ConfigurationError: If an argument is not what it should be, the module cannot be traced,
-            or a layer that was asked for cannot be pruned (with its name and the reason).
+            a parameter or an output is not finite, or a layer that was asked for cannot be pruned
+            (with its name and the reason).
     """
     check_one_of("importance", importance, ("l2", "l1", "taylor"))
     round_to = whole("round_to", round_to, 1)
@@ -92,8 +94,8 @@ def prune_nodes(
         for group, part in chosen
     ]
     removals = [(group, removed) for group, removed in removals if removed]
-    _try_out(module, removals, inputs)
-    cuts = _cuts(module, removals)
+    try_out(module, removals, inputs)
+    cuts = cuts_of(module, removals)
     shapes = {n: list(t.shape) for n, (_, _, t) in tensors_of(module).items()}
     cut_tensors(module, cuts, optimizers)
     refused = {n: g.refused for g in groups if g.refused is not None for n in g.layers}
@@ -232,90 +234,9 @@ def least_important(group: NodeGroup, scores: Tensor, share: float, round_to: in
     return sorted(removed)
 
 
-def _cuts(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> Cuts:
-    """Kept indices per tensor and dimension."""
-    tensors, gone = tensors_of(module), {}
-    for group, removed in removals:
-        nodes = set(removed)
-        for part in group.slices:
-            lost = gone.setdefault((part.tensor, part.dim), set())
-            lost |= {i for i, node in enumerate(part.nodes) if node in nodes}
-    cuts: Cuts = {}
-    for (name, dim), lost in gone.items():
-        shape = tensors[name][2].shape
-        if lost:
-            cut = cuts.setdefault(name, [None] * len(shape))
-            cut[dim] = [i for i in range(shape[dim]) if i not in lost]
-    return cuts
-
-
-def _try_out(
-    module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]], inputs: Sequence[Any]
-) -> None:
-    """Refuse what a smaller copy shows to be wrong, and name the layers.
-
-    Raises:
-        ConfigurationError: If a copy does not run, or not with the masked one's outputs.
-    """
-    problem = _problem(module, removals, inputs)
-    if problem is None:
-        return
-    wrong = [
-        group.layers[0]
-        for group, removed in removals
-        if _problem(module, [(group, removed)], inputs) is not None
-    ]
-    raise ConfigurationError(
-        f"nodes of {', '.join(wrong) or 'these layers together'} cannot be pruned: {problem}. "
-        "Name them in keep"
-    )
-
-
-def _problem(
-    module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]], inputs: Sequence[Any]
-) -> str | None:
-    smaller, masked = copy.deepcopy(module).eval(), copy.deepcopy(module).eval()
-    try:
-        cut_tensors(smaller, _cuts(module, removals))
-        found = _outputs(smaller, inputs)
-    except Exception as error:  # whatever a network does that no longer fits
-        return f"without them the network does not run ({shortened(error)})"
-    mask_nodes(masked, removals)
-    expected = _outputs(masked, inputs)
-    if [t.shape for t in found] != [t.shape for t in expected]:
-        return "without them the network's outputs have another shape"
-    if any(group.mixed for group, _ in removals):
-        return None
-    for a, b in zip(found, expected, strict=True):
-        scale = float(b.abs().max()) if b.numel() and b.is_floating_point() else 0.0
-        if b.is_floating_point() and not torch.allclose(a, b, 1e-3, 1e-4 * scale, equal_nan=True):
-            return "without them the network computes something else than with them masked"
-    return None
-
-
-def mask_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> None:
-    """Set every number that belongs to some nodes to zero, in place."""
-    tensors = tensors_of(module)
-    with torch.no_grad():
-        for group, removed in removals:
-            for part in group.slices:
-                lost = [i for i, node in enumerate(part.nodes) if node in set(removed)]
-                tensor = tensors[part.tensor][2]
-                if tensor.is_floating_point():
-                    index = torch.tensor(lost, dtype=torch.long, device=tensor.device)
-                    tensor.index_fill_(part.dim, index, 0.0)
-
-
 def cut_nodes(module: nn.Module, removals: Sequence[tuple[NodeGroup, list[int]]]) -> None:
     """Take nodes out that somebody else has chosen, in place, untried; see `prune_nodes`."""
-    cut_tensors(module, _cuts(module, removals), ())
-
-
-def _outputs(module: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
-        return tensors_in(module(*copy.deepcopy(tuple(inputs))))
+    cut_tensors(module, cuts_of(module, removals), ())
 
 
 def _left(module: nn.Module, name: str) -> int:

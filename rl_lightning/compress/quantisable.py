@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from rl_lightning.compress.packed import KINDS, PackedLayer
+from rl_lightning.compress.replacing import replace
 from rl_lightning.compress.rounding import Rounded, as_rows, pack_weight
 from rl_lightning.compress.straight_through import StraightThrough
 from rl_lightning.core.errors import ConfigurationError, nearest, shortened, whole
-from rl_lightning.nn.insides import children, is_heard
+from rl_lightning.nn.insides import is_heard
 
 BITS = (1, 2, 4, 8, 16, 32)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Bits = int | Mapping[str, int | float]
 
 
@@ -209,7 +212,8 @@ def pack_layers(
             and the same tensor is stored once.
 
     Raises:
-        ConfigurationError: If a weight is too large for half precision; nothing is changed then.
+        ConfigurationError: If a weight is too large for half precision or for a mean, or a layer
+            cannot be replaced everywhere; nothing is changed then.
     """
     values: Any = weights or {name: choice.layer.weight for name, choice in chosen.items()}
     new: dict[int, nn.Module] = {}
@@ -224,21 +228,12 @@ def pack_layers(
                     f"{name} has weights above 65504, the most that half precision holds: give it "
                     "32 bits"
                 )
+            if not bool(stored[key].scale.isfinite().all()):
+                raise ConfigurationError(
+                    f"{name} has weights so large that their mean overflows: give it 8 or 32 bits"
+                )
         new[id(layer)] = KINDS[kind(layer)](layer, stored[key], bits, group_size, cached)
     replace(module, new)
-
-
-def replace(module: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever those stand.
-
-    Args:
-        module: In which; itself it cannot be replaced.
-        new: By the `id` of what it takes the place of.
-    """
-    for parent in list(module.modules()):
-        for name, child in list(children(parent).items()):
-            if id(child) in new:
-                setattr(parent, name, new[id(child)])
 
 
 def refuse_root(module: nn.Module) -> None:
@@ -282,11 +277,24 @@ def _obstacle(layer: nn.Module) -> str | None:
         return f"it is a {name}, which has no packed form"
     if "weight" not in own and not parametrize.is_parametrized(layer, "weight"):
         return "its weight is computed by a hook"
+    if parametrize.is_parametrized(layer, "weight") and not _one_original(layer):
+        return "a parametrization computes its weight from several tensors: remove that first"
+    weight = original(layer)
+    if weight.dtype not in FLOATS:
+        return f"its weight is of {weight.dtype}, which is not rounded"
+    if weight.is_meta:
+        return "its weight is on the meta device, where there are no numbers"
     if is_heard(layer):
         return "hooks listen to it, which would be lost"
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
         return "max_norm changes its weight as it reads"
     return None
+
+
+def _one_original(layer: nn.Module) -> bool:
+    """Whether a parametrized weight is computed from one tensor, as weight norm's is not."""
+    steps = layer.get_submodule("parametrizations.weight")
+    return "original" in {n for n, _ in (*steps.named_parameters(), *steps.named_buffers())}
 
 
 def _shared(module: nn.Module, able: Mapping[str, nn.Module]) -> list[list[str]]:

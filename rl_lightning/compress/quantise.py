@@ -12,9 +12,9 @@ from rl_lightning.compress.quantisable import (
     from_record,
     pack_layers,
     refuse_root,
-    replace,
     to_record,
 )
+from rl_lightning.compress.replacing import replace
 from rl_lightning.core.errors import ConfigurationError
 
 
@@ -56,7 +56,8 @@ def quantise(
 
     Raises:
         ConfigurationError: If a name, bits or group size cannot be, if a weight is not finite or
-            too large for half precision, or if nothing can be quantised.
+            too large for half precision, if a plain attribute (a Python list of layers) refers to
+            a layer, where it cannot be replaced, or if nothing can be quantised.
     """
     refuse_root(module)
     chosen, left = choose(module, bits, layers, group_size, keep)

@@ -5,14 +5,18 @@ entry of an embedding's table, over N inputs. Each row, or each group of inputs 
 its own scale:
 
 - 8 and 4 bits: ŵ = s·q, q = round(w / s), s = max|w| / (2ᵇ⁻¹ − 1), symmetric: 0 stays 0, and
-  |w − ŵ| ≤ s / 2.
+  |w − ŵ| ≤ s / 2, and in float16 and bfloat16 what rounding ŵ to that type adds, |ŵ| · eps / 2.
 - 2 bits, ternary (Li & Liu 2016, "Ternary Weight Networks", eq. 3 to 6): ŵ = s·q, q = sign(w) where
   |w| > Δ = 0.7 · mean|w|, otherwise 0; s is the mean of the kept |w|.
 - 1 bit, binary (Rastegari et al. 2016, "XNOR-Net", eq. 5 and 6): ŵ = s·sign(w), s = mean|w|; the
   sign of 0 is +1.
 - 16 bits: float16, without a scale.
+
+Scales are computed in float32 at least, and stored in the weight's type, in which none is 0 unless
+the weights are, and no ŵ overflows. Codes are the nearest for the stored scale.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,23 +57,37 @@ def round_weight(weight: Tensor, bits: int, group_size: int | None = None) -> Ro
     count = weight.shape[1]
     size = min(group_size or count, count) or 1
     groups = max(-(-count // size), 1)
-    grouped = F.pad(weight, (0, groups * size - count)).unflatten(1, (groups, size))  # [R, G, g]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    grouped = F.pad(wide, (0, groups * size - count)).unflatten(1, (groups, size))  # [R, G, g]
     share = torch.full((groups,), size, device=weight.device)
     share[-1] = max(count - (groups - 1) * size, 1)  # padding is not counted in means
     absolute = grouped.abs()
+    largest = absolute.amax(2)
     mean = absolute.sum(2) / share
     if bits == 1:
-        codes, scale = (grouped >= 0).to(torch.uint8), mean
+        codes, scale = (grouped >= 0).to(torch.uint8), _stored(mean, largest, 1, weight.dtype)
     elif bits == 2:
         kept = absolute > 0.7 * mean[:, :, None]
         scale = (absolute * kept).sum(2) / kept.sum(2).clamp(min=1)
+        scale = _stored(scale, largest, 1, weight.dtype)
         codes = (grouped.sign() * kept + _OFFSET[2]).to(torch.uint8)
     else:
         most = 2 ** (bits - 1) - 1
-        scale = absolute.amax(2) / most
-        divisor = torch.where(scale == 0, 1, scale)[:, :, None]
+        scale = _stored(largest / most, largest, most, weight.dtype)
+        divisor = torch.where(scale == 0, 1, scale).to(wide.dtype)[:, :, None]
         codes = ((grouped / divisor).round().clamp(-most, most) + _OFFSET[bits]).to(torch.uint8)
     return Rounded(codes.flatten(1)[:, :count], scale)
+
+
+def _stored(scale: Tensor, largest: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """Scales in a type: the nearest, unless that would be too small or too large for the codes."""
+    info = torch.finfo(dtype)
+    stored = scale.to(dtype).to(scale.dtype)
+    above = torch.maximum(stored * (1 + info.eps), stored + info.smallest_normal * info.eps)
+    # Codes up to `most` reach s / 2 further than most · s; of 1 and 2 bits only 0 is too small.
+    small = stored * (most + 0.5) < largest if most > 1 else (stored == 0) & (largest > 0)
+    stored = torch.where(small, above, stored)
+    return torch.where(stored * most > info.max, stored * (1 - info.eps), stored).to(dtype)
 
 
 def restore_weight(
@@ -108,7 +126,7 @@ def rounded(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
 
 def as_rows(weight: Tensor) -> Tensor:
     """`[R, ...]` → `[R, N]`, also of no rows or no columns."""
-    return weight.reshape(weight.shape[0], weight[:1].numel() if len(weight) else 0)
+    return weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
 
 
 def pack(codes: Tensor, width: int) -> Tensor:

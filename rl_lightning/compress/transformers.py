@@ -19,9 +19,11 @@ from rl_lightning.compress.cut import (
     cut_tensors,
     drop_parameters,
     kept_indices,
+    refuse_holders,
     stored_names,
     tensors_of,
 )
+from rl_lightning.compress.replacing import refuse_aliases, replace
 from rl_lightning.compress.weights import check_share
 from rl_lightning.core.errors import ConfigurationError, shortened
 
@@ -232,10 +234,10 @@ def apply_layers_record(
     parameters = list(model.parameters())
     after = nn.ModuleList(before[i] for i in keep)
     after.train(before.training)
-    for owner in list(model.modules()):
-        for leaf, child in list(owner.named_children()):
-            if child is before:
-                setattr(owner, leaf, after)
+    refuse_aliases(model, [before, *(part for i, part in enumerate(before) if i not in keep)])
+    stay = {id(p) for i in keep for p in before[i].parameters()}
+    refuse_holders(optimizers, (id(p) for p in before.parameters() if id(p) not in stay))
+    replace(model, {id(before): after})
     for number, layer in enumerate(after):
         for part in layer.modules():
             if "layer_idx" in vars(part):  # where its keys and values lie in a cache

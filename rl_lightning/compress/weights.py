@@ -5,9 +5,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from rl_lightning.compress.packed import PackedLayer
+from rl_lightning.compress.straight_through import StraightThrough
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, shortened
 
 Scope = Literal["global", "layer"]
@@ -20,6 +23,7 @@ PRUNABLE = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+NO_WEIGHT = "it has no weight of two or more dimensions"
 
 
 class Mask(nn.Module):
@@ -54,7 +58,9 @@ def prune_weights(
     The largest weight of each layer always stays. A layer that is masked already gets a new mask
     by what it computes with, so that a schedule may call this again with a larger share.
 
-    Biases and norms stay whole, and a weight that several layers share does.
+    Biases and norms stay whole, and so do weights that several layers share, that a parametrization
+    or a hook computes (weight norm, training under quantisation), that are complex, empty, on the
+    meta device or not initialised yet.
 
     Args:
         module: Changed; parameters stay the same objects, so that its optimizers stay right.
@@ -164,44 +170,83 @@ def maskable(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Mod
     """Layers by name whose weight may be masked.
 
     Raises:
-        ConfigurationError: If one is not there, has no weight or shares it, or none is left.
+        ConfigurationError: If one is not there or cannot be masked, with the reason, or none is
+            left.
     """
+    every = dict(module.named_modules())
     users: dict[int, int] = {}
-    for layer in module.modules():
+    for layer in every.values():
         weight = weight_of(layer)
         if weight is not None:
             users[id(weight)] = users.get(id(weight), 0) + 1
-    every = dict(module.named_modules())
-    found: dict[str, nn.Module] = {}
+    reasons = {name: _obstacle(layer, users) for name, layer in every.items()}
+    layers = {n: layer for n, layer in every.items() if isinstance(layer, (*PRUNABLE, PackedLayer))}
+    able = {name: every[name] for name in layers if reasons[name] is None}
     if names is None:
-        found = {
-            name: layer
-            for name, layer in every.items()
-            if isinstance(layer, PRUNABLE) and users[id(weight_of(layer))] == 1
-        }
-        if not found:
-            raise ConfigurationError("module has no linear or convolutional layer to prune")
-        return found
+        if not able:
+            said = "; ".join(
+                f"{n or type(part).__name__}: {reasons[n]}" for n, part in layers.items()
+            )
+            raise ConfigurationError(
+                "module has no linear or convolutional layer to prune"
+                + (f" ({shortened(said, 400)})" if said else "")
+            )
+        return able
+    found: dict[str, nn.Module] = {}
     for name in [names] if isinstance(names, str) else names:
-        weight = weight_of(every[name]) if name in every else None
-        if weight is None or weight.ndim < 2:
-            fitting = [n for n, layer in every.items() if isinstance(layer, PRUNABLE)]
+        if name not in every or reasons[name] == NO_WEIGHT:
             raise ConfigurationError(
                 f"the module has no layer {shortened(name)!r} with a weight to prune; "
-                f"it has {shortened(', '.join(fitting)) or 'none'}"
+                f"it has {shortened(', '.join(able)) or 'none'}"
             )
-        if users[id(weight)] > 1:
-            raise ConfigurationError(f"the weight of {name!r} is shared with another layer")
+        if reasons[name] is not None:
+            raise ConfigurationError(f"{name!r} cannot be pruned: {reasons[name]}")
         found[name] = every[name]
     return found
 
 
-def weight_of(layer: nn.Module) -> nn.Parameter | None:
-    """A layer's own weight as it is trained, under a mask or not; None without one."""
+def _obstacle(layer: nn.Module, users: Mapping[int, int]) -> str | None:
+    """Why a layer's weight cannot be masked, if so."""
+    if isinstance(layer, PackedLayer):
+        return "its weights are stored in few bits: prune first, then quantise"
+    if parametrize.is_parametrized(layer, "weight") and mask_of(layer) is None:
+        steps = list(layer.get_submodule("parametrizations.weight").children())
+        if any(isinstance(step, StraightThrough) for step in steps):
+            return "it is trained under quantisation: prune first, then quantise"
+        kinds = ", ".join(type(step).__name__.lstrip("_") for step in steps)
+        return f"its weight is computed by a parametrization ({kinds}): remove that first"
+    own = dict(layer.named_parameters(recurse=False))
+    if "weight" not in own and "weight" in vars(layer):
+        return "its weight is computed by a hook (weight_norm or spectral_norm): remove that first"
+    weight = weight_of(layer, floating=False)
+    if weight is None:
+        return NO_WEIGHT
+    if is_lazy(weight):
+        return "its weight is not initialised yet: call the module once"
+    if weight.ndim < 2:
+        return NO_WEIGHT
+    if not weight.is_floating_point():
+        return f"its weight is of {weight.dtype}, and magnitudes are ranked of real numbers only"
+    if weight.is_meta:
+        return "its weight is on the meta device, where there are no numbers"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    if users[id(weight)] > 1:
+        return "its weight is shared with another layer"
+    return None
+
+
+def weight_of(layer: nn.Module, floating: bool = True) -> nn.Parameter | None:
+    """A layer's own weight as it is trained, under a mask or not; None without one.
+
+    Args:
+        layer: Any.
+        floating: Weights of other numbers count as none.
+    """
     if mask_of(layer) is not None:
         return dict(layer.get_submodule("parametrizations.weight").named_parameters())["original"]
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
-    return weight if weight is not None and weight.is_floating_point() else None
+    return weight if weight is not None and (weight.is_floating_point() or not floating) else None
 
 
 def mask_of(layer: nn.Module) -> Mask | None:

@@ -596,3 +596,132 @@ def test_nodes_that_others_choose_are_cut_as_prune_nodes_cuts(build):
     prune_nodes(expected, 0.5, x)
     assert torch.equal(chosen(x), expected(x))
     assert [p.shape for p in chosen.parameters()] == [p.shape for p in expected.parameters()]
+
+
+class Rolled(nn.Module):
+    """Nodes of `inner` that reach the next layer one place further on, after those of `outer`."""
+
+    def __init__(self, norm, shift_outer=0, bias=True):
+        super().__init__()
+        self.outer, self.norm = nn.Linear(4, 8, bias=bias), norm
+        self.inner, self.leave = nn.Linear(8, 8, bias=bias), nn.Linear(8, 2, bias=bias)
+        self.shift_outer = shift_outer
+
+    def forward(self, x):
+        h = self.norm(self.outer(x)).relu().roll(self.shift_outer, 1)
+        h = self.inner(h).relu()
+        return self.leave(h if self.shift_outer else h.roll(1, 1))
+
+
+class Scaled(nn.Module):
+    """A norm of the user's own, with a free parameter."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(size) + 0.5)
+
+    def forward(self, x):
+        return self.scale * x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, nn.LayerNorm, lambda n: nn.GroupNorm(1, n), Scaled])
+@pytest.mark.parametrize("x", [torch.randn(5, 4), torch.zeros(5, 4)])
+def test_nodes_that_move_are_refused_whatever_the_others_reach(norm, x):
+    torch.manual_seed(0)
+    net = Rolled(norm(8) if norm is not nn.Identity else norm())
+    for layer in (net.outer, net.inner, net.leave):
+        nn.init.zeros_(layer.bias)  # so that an input of zeros has outputs of zeros
+    with pytest.raises(ConfigurationError, match=r"nodes of inner cannot.*something else"):
+        prune_nodes(net, 0.5, X if norm is Scaled and not x.any() else x)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(1, 8)])
+def test_nodes_that_move_after_their_norm_are_refused(norm):
+    torch.manual_seed(0)
+    with pytest.raises(ConfigurationError, match=r"nodes of outer cannot.*something else"):
+        prune_nodes(Rolled(norm, shift_outer=1), 0.5, X)
+
+
+def test_an_output_layer_of_zeros_does_not_hide_what_is_wrong():
+    net = Rolled(nn.Identity())
+    nn.init.zeros_(net.leave.weight)
+    with pytest.raises(ConfigurationError, match=r"nodes of inner cannot.*something else"):
+        prune_nodes(net, 0.5, X)
+
+
+def test_a_group_norm_over_channels_is_over_those_that_stay():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.GroupNorm(1, 4), nn.ReLU(), nn.Conv1d(4, 1, 1))
+    whole, x = copy.deepcopy(net), torch.randn(3, 2, 5)
+    kept = prune_nodes(net, 0.5, x)["tensors"]["0.weight"]["keep"][0]
+    h = nn.functional.group_norm(whole[0](x)[:, kept], 1).relu()
+    expected = nn.functional.conv1d(h, whole[3].weight[:, kept], whole[3].bias)
+    torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_weights_that_are_not_finite_are_named(layer, value):
+    net = mlp()
+    net[layer].weight.data[0, 0] = value
+    with pytest.raises(ConfigurationError, match=rf"'{layer}.weight' is not finite"):
+        prune_nodes(net, 0.5, X)
+
+
+def test_outputs_that_are_not_finite():
+    with pytest.raises(ConfigurationError, match="output 0 of Sequential is not finite"):
+        prune_nodes(mlp(), 0.5, X * float("nan"))
+    net = nn.Sequential(*mlp(), Masking())
+    prune_nodes(net, 0.5, X)  # an action that is not allowed is no fault
+    assert net[0].out_features == 4
+
+
+class Masking(nn.Module):
+    def forward(self, logits):
+        return logits.masked_fill(torch.tensor([True, False]), -torch.inf)
+
+
+def test_old_weight_norm_is_refused_in_a_sentence():
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(4, 8))
+    net = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(ConfigurationError, match=r"cannot be copied.*remove_weight_norm"):
+        prune_nodes(net, 0.5, X)
+
+
+class Averaged(torch.optim.SGD):
+    """Keeps averages of the parameters beside its state."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.averages = {"all": [p.detach().clone() for p in self.param_groups[0]["params"]]}
+
+
+class Wrapped(torch.optim.SGD):
+    """Another optimizer around one, which shares its groups."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.inner = torch.optim.Adam(self.param_groups)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+
+@pytest.mark.parametrize(("kind", "held"), [(torch.optim.LBFGS, "_params"), (Averaged, "averages")])
+def test_optimizers_that_keep_parameters_elsewhere_are_refused(kind, held):
+    net = mlp()
+    optimizer = kind(net.parameters())
+    message = f"{kind.__name__} keeps tensors in its '{held}'.*build the optimizer after pruning"
+    with pytest.raises(ConfigurationError, match=message):
+        prune_nodes(net, 0.5, X, optimizers=[optimizer])
+    assert net[0].out_features == 8
+    other = kind(nn.Linear(2, 2).parameters())  # of another network: no matter
+    prune_nodes(net, 0.5, X, optimizers=[other])
+    assert net[0].out_features == 4
+
+
+def test_an_optimizer_around_another_with_the_same_groups_goes_on():
+    net = mlp()
+    optimizer = Wrapped(net.parameters())
+    prune_nodes(net, 0.5, X, optimizers=[optimizer])
+    held = {id(p) for p in optimizer.inner.param_groups[0]["params"]}
+    assert held == {id(p) for p in net.parameters()}

@@ -334,3 +334,28 @@ def test_a_named_list_may_hold_layers_of_any_kind():
     again = restructure(network(), [record])
     again.load_state_dict(net.state_dict())
     torch.testing.assert_close(again.forward(x), expected)
+
+
+@pytest.mark.parametrize("prune", [lambda *a, **k: prune_layers(*a, [0], **k), prune_heads])
+def test_an_optimizer_that_keeps_parameters_elsewhere_is_refused(prune):
+    model = bert()
+    optimizer, arguments = torch.optim.LBFGS(model.parameters()), {}
+    if prune is prune_heads:
+        arguments["share"] = 0.5
+    with pytest.raises(ConfigurationError, match=r"LBFGS keeps.*build the optimizer after pruning"):
+        prune(model, optimizers=[optimizer], **arguments)
+    assert run(model).equal(run(bert()))
+
+
+def test_layers_and_weights_that_plain_attributes_hold_are_refused():
+    model = bert()
+    first = model.encoder.layer[0]
+    model.held = [first]
+    with pytest.raises(ConfigurationError, match="held of BertModel would go on referring"):
+        prune_layers(model, [1, 2])
+    prune_layers(model, [0, 2])
+    model.held = [first.attention.self.query.weight]
+    with pytest.raises(ConfigurationError, match="held of BertModel would go on referring"):
+        prune_heads(model, 0.5)
+    model.held = None
+    prune_heads(model, 0.5)

@@ -5,8 +5,15 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from rl_lightning.compress import bake, prune_weights, restructure
+from rl_lightning.compress import (
+    bake,
+    fake_quantise,
+    prune_weights,
+    quantise,
+    restructure,
+)
 from rl_lightning.compress.weights import smallest_kept
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.nn.mlp import mlp
@@ -163,7 +170,7 @@ def test_shared_weights_are_left_alone_or_named():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     net[2].weight = net[0].weight
     assert prune_weights(net, 0.5)["layers"] == ["1"]
-    with pytest.raises(ConfigurationError, match="weight of '2' is shared"):
+    with pytest.raises(ConfigurationError, match=r"'2' cannot be pruned: its weight is shared"):
         prune_weights(net, 0.5, layers=["2"])
 
 
@@ -210,3 +217,48 @@ def test_nothing_to_prune_and_nothing_to_bake():
 def test_a_record_that_does_not_fit_is_refused(record):
     with pytest.raises(ConfigurationError):
         restructure(network(), [record])
+
+
+def old_weight_norm():
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(nn.Linear(4, 4))
+
+
+def faked():
+    layer = nn.Linear(4, 4)
+    fake_quantise(nn.Sequential(layer), 8)
+    return layer
+
+
+def packed():
+    net = nn.Sequential(nn.Linear(4, 4))
+    quantise(net, 8)
+    return net[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), r"parametrization \(WeightNorm"),
+        (lambda: parametrizations.spectral_norm(nn.Linear(4, 4)), r"\(SpectralNorm\)"),
+        (
+            old_weight_norm,
+            r"computed by a hook \(weight_norm or spectral_norm\): remove that first",
+        ),
+        (lambda: nn.Linear(4, 4, dtype=torch.cfloat), "of torch.complex64"),
+        (faked, "trained under quantisation: prune first, then quantise"),
+        (packed, "stored in few bits: prune first, then quantise"),
+        (lambda: nn.Linear(0, 4), "its weight is empty"),
+        (lambda: nn.LazyLinear(4), "not initialised yet: call the module once"),
+        (lambda: nn.Linear(4, 4, device="meta"), "on the meta device"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_that_cannot_be_masked_are_left_or_named(make, reason):
+    net = nn.Sequential(make(), nn.Linear(4, 2))
+    assert prune_weights(net, 0.5)["layers"] == ["1"]
+    assert zeros(net[1]) == 4
+    with pytest.raises(ConfigurationError, match=f"'0' cannot be pruned: .*{reason}"):
+        prune_weights(net, {"0": 0.5})
+    with pytest.raises(ConfigurationError, match=rf"no linear or convolutional.*0: .*{reason}"):
+        prune_weights(net[:1], 0.5)

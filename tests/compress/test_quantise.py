@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -6,8 +7,16 @@ from llm_tiny import tiny_model
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import weight_norm
 
-from rl_lightning.compress import dequantise, quantisable, quantise, requantise
+from rl_lightning.compress import (
+    dequantise,
+    fake_quantise,
+    harden,
+    quantisable,
+    quantise,
+    requantise,
+)
 from rl_lightning.compress.rounding import rounded
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.llm import load_backbone
@@ -416,3 +425,91 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ConfigurationError, match="2 has weights above 65504"):
         quantise(module, 16)
     assert type(module[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: weight_norm(nn.Linear(4, 4)), "computes its weight from several tensors"),
+        (lambda: nn.Linear(4, 4, dtype=torch.cfloat), "of torch.complex64, which is not rounded"),
+        (lambda: nn.Linear(4, 4, device="meta"), "on the meta device"),
+        (lambda: nn.LazyLinear(4), "not initialised yet"),
+    ],
+)
+@pytest.mark.parametrize("operator", [quantise, fake_quantise])
+def test_weights_that_cannot_be_rounded_are_left_with_the_reason(make, reason, operator):
+    record = operator(nn.Sequential(make(), nn.Linear(4, 2)), 8)
+    assert list(record["layers"]) == ["1"]
+    assert reason in record["left"]["0"]
+    with pytest.raises(ConfigurationError, match=f"0: .*{reason}"):
+        operator(nn.Sequential(make()), 8)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_layers_without_inputs_or_outputs_are_called_and_reloaded(bits):
+    def make():
+        return nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 2), nn.Linear(2, 0))
+
+    net, other = make(), make()
+    record = quantise(net, bits)
+    assert net(torch.zeros(3, 0)).shape == (3, 0)
+    requantise(other, record)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(net[:2](torch.zeros(3, 0)), other[:2](torch.zeros(3, 0)))
+
+
+def test_means_that_overflow_are_refused():
+    net = nn.Sequential(nn.Linear(4, 1))
+    nn.init.constant_(net[0].weight, 3e38)
+    with pytest.raises(ConfigurationError, match="0 has weights so large that their mean"):
+        quantise(net, 1)
+    quantise(net, 8)
+    assert bool(net[0].weight.isfinite().all())
+
+
+class Listed(nn.Module):
+    """Layers that are called by something other than the children they are."""
+
+    def __init__(self, hold):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.held = hold(self)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+HOLDERS = [
+    lambda m: [m.first, m.second],
+    lambda m: {"deep": ({"in": [m.second]},)},
+    lambda m: m.second.forward,
+    lambda m: partial(torch.add, other=m.second),
+    lambda m: [nn.Sequential(m.second)],  # a list hides it, so that it is no child
+]
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_layers_that_plain_attributes_hold_are_refused(hold):
+    net, x = Listed(hold), torch.randn(3, 8)
+    expected = net(x)
+    with pytest.raises(ConfigurationError, match=r"held of Listed would go on referring to"):
+        quantise(net, 8)
+    assert torch.equal(net(x), expected)
+
+
+def test_what_is_held_but_not_replaced_is_no_matter():
+    net = Listed(lambda m: [m.first, torch.relu, None, "first"])
+    assert list(quantise(net, 8, keep=["first"])["layers"]) == ["second"]
+    net.held = [net.second]
+    with pytest.raises(ConfigurationError, match="held of Listed"):
+        dequantise(net)
+    net.held = None
+    dequantise(net)
+    outer = nn.Sequential(Listed(lambda m: [m.first]))
+    with pytest.raises(ConfigurationError, match=r"0\.held of Sequential"):
+        quantise(outer, 8)
+    fake_quantise(outer, 8)  # the layers stay the objects they are
+    with pytest.raises(ConfigurationError, match=r"0\.held of Sequential"):
+        harden(outer)

@@ -116,3 +116,50 @@ def test_what_is_not_finite_stays_visible():
         restored = rounded(torch.tensor([[1.0, float("nan")], [1.0, 2.0]]), bits)
         assert bool(restored[0].isnan().all())
         assert bool(restored[1].isfinite().all())
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_means_of_half_precision_do_not_overflow(bits):
+    w = torch.tensor([[3.0, -3.0]], dtype=torch.float16).repeat(1, 35000)  # Σ |w| is 210 000
+    assert round_weight(w, bits).scale.tolist() == [[3.0]]
+    assert torch.equal(rounded(w, bits), w)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_error_in_half_precision_is_half_a_scale_and_its_own_rounding(dtype, bits):
+    w = (torch.randn(40, 33) * torch.logspace(-7, 4, 40)[:, None]).to(dtype)
+    scale, restored = round_weight(w, bits).scale.double(), rounded(w, bits).double()
+    own = (restored.abs() * torch.finfo(dtype).eps / 2).clamp(min=2.0**-25)
+    error = (restored - w.double()).abs()
+    assert bool((error <= scale / 2 + own).all())
+    assert bool((error > 0.4 * scale).any())
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_smallest_and_the_largest_numbers_keep_a_scale(dtype, bits):
+    info = torch.finfo(dtype)
+    tiny = info.smallest_normal * info.eps
+    for value in (tiny, 3 * tiny, 100 * tiny, info.max):
+        w = torch.tensor([[value, -value]], dtype=dtype) / (2 if value == info.max else 1)
+        w = w * (2 if bits > 2 and value == info.max else 1)
+        restored = rounded(w, bits)
+        assert bool(restored.isfinite().all())
+        assert restored[0].tolist() == pytest.approx(w[0].tolist(), rel=0.08)
+
+
+def test_small_numbers_of_float16_by_hand():
+    # 1e-6 is 17 steps of 2⁻²⁴, the smallest scale there is; max|w| / 127 would be 0
+    w = torch.tensor([[17.0, -4.0, 0.0]]) * 2.0**-24
+    codes, scale = round_weight(w.half(), 8)
+    assert scale.tolist() == [[2.0**-24]]
+    assert codes.tolist() == [[145, 124, 128]]
+
+
+def test_rows_of_nothing_keep_their_length():
+    assert as_rows(torch.zeros(0, 2, 3)).shape == (0, 6)
+    assert as_rows(torch.zeros(4, 0)).shape == (4, 0)
