@@ -62,6 +62,39 @@ def no_logits(in_shape, classes, width, depth):
     return nn.Linear(in_shape[0], classes + 1)
 
 
+class InPlace(nn.Module):
+    """A linear network that does something in place to its inputs, or to a view of them."""
+
+    def __init__(self, operation, in_shape, classes):
+        super().__init__()
+        self.operation, self.last = operation, nn.Linear(in_shape[0], classes)
+
+    def forward(self, x):
+        self.operation(x)
+        return self.last(x)
+
+
+def scales(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.mul_(1.1), in_shape, classes)
+
+
+def clamps(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.view(-1).clamp_(-3, 3), in_shape, classes)
+
+
+def adds_behind_autograd(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.numpy().__iadd__(1), in_shape, classes)
+
+
+def begins_with_relu(in_shape, classes, width, depth):
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(in_shape[0], classes))
+
+
+def copies_first(in_shape, classes, width, depth):
+    return nn.Sequential(nn.Linear(in_shape[0], width), nn.ReLU(inplace=True),
+                         nn.Linear(width, classes))  # fmt: skip
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RL_LIGHTNING_CACHE", str(tmp_path))
@@ -201,6 +234,13 @@ def test_initial_parameters_are_drawn_by_the_seed_within_bounds():
     assert 0.95 * hidden < first[0].weight.abs().max() <= hidden
     assert 0.95 * last < first[2].weight.abs().max() <= last
     assert not first[0].bias.any()
+
+
+@pytest.mark.parametrize("name", ["scales", "clamps", "adds_behind_autograd", "begins_with_relu"])
+def test_a_network_that_changes_the_shared_data_is_refused(name):
+    with pytest.raises(ConfigurationError, match="changes its inputs in place"):
+        build_target(f"{HERE}.{name}", (2,), 3, 4, 1)
+    build_target(f"{HERE}.copies_first", (2,), 3, 4, 1)
 
 
 def test_a_network_of_the_user_s_own():

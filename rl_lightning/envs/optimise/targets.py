@@ -7,18 +7,17 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lightning.core.cache_folder import cache_folder
-from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
-from rl_lightning.core.trust import find_named
+from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
 from rl_lightning.envs.optimise.data import Splits, load_data
+from rl_lightning.envs.optimise.own_network import named_network, own_network
 from rl_lightning.envs.optimise.sentences import SentenceReader, sentence_reader
 
 MODELS = ("mlp", "cnn", "minilm")
@@ -112,7 +111,12 @@ def build_target(
             made = made.to(torch.float32).to_empty(device="cpu")
             _draw(made, torch.Generator().manual_seed(seed))
             return made
-        return _of_the_user(model, in_shape, classes, width, depth, seed)
+        if not isinstance(model, str) or "." not in model:
+            raise ConfigurationError(
+                f"model={model!r}: use one of {', '.join(MODELS)}, or the import path of your own, "
+                "package.module.name"
+            )
+        return own_network(model, in_shape, classes, width, depth, seed)
 
 
 def _mlp(in_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.Module:
@@ -154,47 +158,6 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
                 parameter.uniform_(-bound, bound, generator=generator)
             else:
                 parameter.zero_()
-
-
-def _of_the_user(
-    model: Any, in_shape: tuple[int, ...], classes: int, width: int, depth: int, seed: int
-) -> nn.Module:
-    make = _named(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            made = make(in_shape, classes, width, depth)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"model={model!r} must be callable as (in_shape, classes, width, depth): {error}"
-            ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"model={model!r} must return a module, not {shortened(made, 80)}")
-    made = made.to("cpu", torch.float32)
-    with torch.no_grad():
-        out = made.eval()(torch.zeros(2, *in_shape, dtype=torch.float32, device="cpu"))
-    if not isinstance(out, Tensor) or out.shape != (2, classes):
-        shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ConfigurationError(
-            f"model={model!r} must return logits [N, {classes}] of inputs [N, "
-            f"{', '.join(map(str, in_shape))}], and of two it returns {shape}"
-        )
-    return made
-
-
-def _named(model: Any) -> Callable[..., Any]:
-    if not isinstance(model, str) or "." not in model:
-        raise ConfigurationError(
-            f"model={model!r}: use one of {', '.join(MODELS)}, or the import path of your own, "
-            "package.module.name"
-        )
-    found = find_named(model, f"the model {model}", f"model={model!r} asks")
-    if not callable(found):
-        raise ConfigurationError(
-            f"model={model!r} is a {type(found).__name__}, which cannot be called as "
-            "(in_shape, classes, width, depth)"
-        )
-    return found
 
 
 def accuracy_of(logits: Tensor, y: Tensor) -> float:
@@ -337,11 +300,10 @@ def _digest(model: str, network: nn.Module, splits: Splits, recipe: Recipe, seed
     for name, value in network.state_dict().items():
         found.update(name.encode() + value.contiguous().numpy().tobytes())
     if model not in MODELS:
+        made = named_network(model)
         with contextlib.suppress(OSError, TypeError):  # without a source nothing tells them apart
-            found.update(
-                inspect.getsource(inspect.getmodule(type(network)) or _named(model)).encode()
-            )
-            found.update(inspect.getsource(_named(model)).encode())
+            found.update(inspect.getsource(inspect.getmodule(type(network)) or made).encode())
+            found.update(inspect.getsource(made).encode())
     return found.hexdigest()[:32]
 
 
