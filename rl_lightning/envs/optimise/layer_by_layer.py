@@ -13,7 +13,14 @@ from rl_lightning.core.errors import whole
 from rl_lightning.envs.optimise.data import Splits
 from rl_lightning.envs.optimise.layers import shared_target
 from rl_lightning.envs.optimise.targets import accuracy_of, by_itself
-from rl_lightning.envs.optimise.tasks import check_choices, check_seeds, draw_task
+from rl_lightning.envs.optimise.tasks import (
+    check_choices,
+    check_seeds,
+    continuous_action,
+    discrete_action,
+    draw_task,
+    task_option,
+)
 
 
 class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
@@ -68,8 +75,10 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         Raises:
             ConfigurationError: If `options` holds anything else.
         """
+        self._running = False  # nor is it if this fails
+        named = task_option(options)
         super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
         drawn = np.random.default_rng(self._task_seed)
         self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
         self._split = int(drawn.integers(*self.splits))
@@ -106,12 +115,11 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         if not self._running:
             raise ResetNeeded("no episode is running: call reset() before step()")
 
-    def _number(self, action: Any, choices: int | None) -> float:
-        """The one number that an action is; of so many choices, if they are counted."""
-        chosen = np.asarray(action)
-        if chosen.size != 1 or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        number = chosen.reshape(()).item()
-        if choices is not None and not 0 <= number < choices:
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return number
+    def _number(self, action: Any) -> float:
+        """The one number that a continuous action is."""
+        return continuous_action(action, self.action_space).item()
+
+    def _choice(self, action: Any) -> int:
+        """The place of a discrete action among the choices."""
+        (chosen,) = discrete_action(action, self.action_space)
+        return chosen
