@@ -193,17 +193,14 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         network = flat_target(self.model, *shape)
         network.load(initial_vector(self.model, *shape, self._task_seed))
         order = torch.Generator().manual_seed(self._task_seed)
-        weights, gradient = network.vector, network.gradient
-        velocity = torch.zeros_like(weights)
+        velocity = torch.zeros_like(network.vector)
         for _ in range(self.epochs):
             rows = torch.randperm(len(splits.x_train), generator=order)
             for batch in rows.split(settings.batch_size):
                 loss = network.backward(splits.x_train[batch], splits.y_train[batch])
                 if not math.isfinite(loss):
                     return network, 0.0
-                velocity.mul_(MOMENTUM).add_(gradient)
-                velocity.add_(weights, alpha=settings.weight_decay)
-                weights.sub_(velocity, alpha=settings.lr)
+                network.update(velocity, settings.lr, MOMENTUM, settings.weight_decay)
         return network, network.judge(splits.x_val, splits.y_val)[1]
 
     def _judged(self) -> dict[str, float]:

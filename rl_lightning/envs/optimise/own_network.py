@@ -39,6 +39,10 @@ def own_network(
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"model={model!r} must return a module, not {shortened(made, 80)}")
     made = made.to("cpu", torch.float32).eval()
+    if not any(parameter.requires_grad for parameter in made.parameters()):
+        raise ConfigurationError(
+            f"model={model!r} has no parameter to train: none has requires_grad"
+        )
     _check_logits(model, made, in_shape, classes)
     return made
 
@@ -70,6 +74,7 @@ def _check_logits(model: str, network: nn.Module, in_shape: tuple[int, ...], cla
     product = (torch.ones_like(x, requires_grad=True) * x).sum()
     with torch.no_grad():
         out = network(x)
+        _check_one(model, network, before[:1])
     changed = not torch.equal(x, before)
     try:
         product.backward()
@@ -87,3 +92,14 @@ def _check_logits(model: str, network: nn.Module, in_shape: tuple[int, ...], cla
             f"model={model!r} must return logits [N, {classes}] of inputs [N, "
             f"{', '.join(map(str, in_shape))}], and of two it returns {shape}"
         )
+
+
+def _check_one(model: str, network: nn.Module, x: Tensor) -> None:
+    """Refuse a network that needs several inputs at once, as statistics of a batch do."""
+    try:
+        network(x.clone())
+    except ValueError as error:
+        raise ConfigurationError(
+            f"model={model!r} must also compute the logits of one input alone, as BatchNorm "
+            f"without running statistics cannot ({error})"
+        ) from error

@@ -119,7 +119,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         self.features, self.reward = features, reward
         self.render_mode = render_mode
         _, network = self._workbench()
-        size = len(network.vector)
+        size = int(network.trained.sum())
         self.directions = whole("directions", directions, 1, size)
         self.direction_seed = whole_seed("direction_seed", direction_seed)
 
@@ -223,7 +223,13 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
 
     def _subspace(self) -> np.ndarray:
         _, network = self._workbench()
-        return random_directions(len(network.vector), self.directions, self.direction_seed)
+        trained = network.trained.numpy()
+        drawn = random_directions(int(trained.sum()), self.directions, self.direction_seed)
+        if trained.all():
+            return drawn
+        subspace = np.zeros((len(trained), self.directions))
+        subspace[trained] = drawn
+        return subspace
 
     def _parameters(self, point: np.ndarray) -> np.ndarray:
         # Not by `@`: BLAS sums in another order on more threads.

@@ -24,6 +24,11 @@ MODELS = ("mlp", "cnn", "minilm")
 LOSS_LIMIT = 10.0
 VERSION = 1  # of what `train` does; another one has cached networks trained again
 
+_ONE_ROW = (
+    "BatchNorm cannot be trained on one row at a time: give two training rows and a batch_size of "
+    "2 or more, or use LayerNorm or GroupNorm in its place ({})"
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -187,7 +192,7 @@ def train(
 
     Args:
         network: Logits of inputs.
-        x: `[N, ...]`.
+        x: `[N, ...]`. With BatchNorm, a last batch of one row joins the batch before it.
         y: Classes `[N]`.
         recipe: How; None is `Recipe()`.
         seed: Of the order of rows.
@@ -196,12 +201,13 @@ def train(
         The mean loss of the last pass.
 
     Raises:
-        ConfigurationError: If the recipe is impossible.
+        ConfigurationError: If the recipe is impossible, or there is one row only for BatchNorm.
     """
     recipe = checked(recipe or Recipe())
     size = min(recipe.batch_size or len(x), len(x))
     generator = torch.Generator().manual_seed(whole_seed("seed", seed))
-    updates = recipe.epochs * -(-len(x) // size)
+    joined = _normalises_batches(network)
+    updates = recipe.epochs * len(batches(torch.arange(len(x)), size, joined))
     losses: list[float] = []
     with by_itself(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout in a network of the user's own
@@ -214,10 +220,17 @@ def train(
         done = 0
         for _ in range(recipe.epochs):
             losses = []
-            for rows in torch.randperm(len(x), generator=generator).split(size):
+            order = torch.randperm(len(x), generator=generator)
+            for rows in batches(order, size, joined):
                 cosine = 0.5 * (1 + math.cos(math.pi * done / updates))
                 optimizer.param_groups[0]["lr"] = recipe.lr * cosine
-                loss = F.cross_entropy(learner(x[rows]), y[rows])
+                try:
+                    logits = learner(x[rows])
+                except ValueError as error:
+                    if joined and len(rows) == 1:
+                        raise ConfigurationError(_ONE_ROW.format(error)) from error
+                    raise
+                loss = F.cross_entropy(logits, y[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -227,6 +240,26 @@ def train(
             network.absorb(*scale)
         network.eval()
     return sum(losses) / len(losses)
+
+
+def batches(order: Tensor, size: int, joined: bool) -> list[Tensor]:
+    """Rows `[N]` in batches of one size, the last of which may be smaller.
+
+    Args:
+        order: The rows.
+        size: Of a batch.
+        joined: Whether a last row that would be left alone joins the batch before it, as
+            statistics of a batch need two.
+    """
+    parts = list(order.split(size))
+    if joined and len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _normalises_batches(network: nn.Module) -> bool:
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+    return any(isinstance(layer, kinds) for layer in network.modules())
 
 
 def checked(recipe: Recipe) -> Recipe:

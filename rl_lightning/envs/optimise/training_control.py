@@ -277,17 +277,14 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         shape = (self.updates_per_step, self.batch_size)
         rows = torch.from_numpy(self._batches.integers(len(splits.x_train), size=shape))
         velocity = torch.from_numpy(self._velocity)
-        weights, gradient = network.vector, network.gradient
         losses = []
         for batch in rows:
             losses.append(network.backward(splits.x_train[batch], splits.y_train[batch]))
             if not losses[-1] <= DIVERGED:
                 break
-            velocity.mul_(self._momentum).add_(gradient)
-            velocity.add_(weights, alpha=self._weight_decay)
-            weights.sub_(velocity, alpha=self._lr)
-        size = weights.norm().item() + _TINY
-        return losses, gradient.norm().item(), self._lr * velocity.norm().item() / size
+            network.update(velocity, self._lr, self._momentum, self._weight_decay)
+        size = network.vector.norm().item() + _TINY
+        return losses, network.gradient.norm().item(), self._lr * velocity.norm().item() / size
 
     def _observe(
         self, losses: list[float], before: float, gradient: float, ratio: float
