@@ -5,14 +5,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.error import ResetNeeded
 from torch import nn
 
 from rl_lightning.core.errors import whole
 from rl_lightning.envs.optimise.data import Splits
-from rl_lightning.envs.optimise.layers import shared_target
-from rl_lightning.envs.optimise.targets import accuracy_of, by_itself
+from rl_lightning.envs.optimise.layers import original_accuracy, shared_target
 from rl_lightning.envs.optimise.tasks import (
     check_choices,
     check_seeds,
@@ -82,9 +80,8 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         drawn = np.random.default_rng(self._task_seed)
         self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
         self._split = int(drawn.integers(*self.splits))
-        with by_itself(), torch.no_grad():
-            network, splits = self.target()
-            self._original = accuracy_of(network(splits.x_val), splits.y_val)
+        names = (self._width, self._depth, self._split)
+        self._original = original_accuracy(self.model, self.data, *names, self.epochs)
         info = self._begin()
         self._running = True
         return self._observe(), {**info, **self._task()}
