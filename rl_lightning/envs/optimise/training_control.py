@@ -104,7 +104,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         controls: What is steered: `lr`, `momentum`, `weight_decay`, or several of them.
         actions: `discrete` or `continuous`.
         factors: What discrete actions multiply by.
-        max_factor: What the continuous action 1 multiplies by, in [1e-6, 1e6].
+        max_factor: What the continuous action 1 multiplies by, in [1e-100, 1e100].
         reward: `improvement` or `final`.
         divergence_penalty: Subtracted where a training diverges.
 
@@ -155,7 +155,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         if not isinstance(factors, list | tuple) or len(factors) < 2:
             raise ConfigurationError(f"factors must be at least two numbers, not {factors!r}")
         self.factors = [check_positive("factors", factor) for factor in factors]
-        self.max_factor = _within("max_factor", max_factor, (LR[0] / LR[1], LR[1] / LR[0]))
+        self.max_factor = _within("max_factor", max_factor, (1e-100, 1e100))
         check_range("divergence_penalty", divergence_penalty, 0.0)
         self.divergence_penalty = float(divergence_penalty)
         self.render_mode = render_mode
