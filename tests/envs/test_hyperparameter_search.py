@@ -229,6 +229,10 @@ def test_wrong_arguments_are_explained(kwargs, message):
         ("continuous", [0.0, 0.0, 0.0, math.inf]),
         ("discrete", [0, 0, 0, 5]),
         ("discrete", [0, 0, 0, -1]),
+        ("discrete", [1.9, 0, 0, 0]),
+        ("discrete", ["1", "0", "0", "0"]),
+        ("continuous", None),
+        ("continuous", [1j, 0, 0, 0]),
     ],
 )
 def test_there_is_no_such_action(actions, action):
@@ -238,6 +242,10 @@ def test_there_is_no_such_action(actions, action):
     env.reset(seed=0)
     with pytest.raises(ValueError, match="expected one of"):
         env.step(action)
+    with pytest.raises(ConfigurationError, match="task_seed"):
+        env.reset(options={"task_seed": -1})
+    with pytest.raises(ResetNeeded):  # that has failed
+        env.step(MIDDLE)
 
 
 # --- baselines -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.core.trust import loading_stranger
+from rl_lightning.envs import make_env
 from rl_lightning.envs.optimise import data as data_module
 from rl_lightning.envs.optimise import targets
 from rl_lightning.envs.optimise.data import DATASETS, divide, load_data
@@ -18,6 +19,7 @@ from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_ve
 from rl_lightning.envs.optimise.targets import (
     Recipe,
     accuracy_of,
+    batches,
     build_target,
     train,
     trained_target,
@@ -60,6 +62,39 @@ def no_module(in_shape, classes, width, depth):
 
 def no_logits(in_shape, classes, width, depth):
     return nn.Linear(in_shape[0], classes + 1)
+
+
+class InPlace(nn.Module):
+    """A linear network that does something in place to its inputs, or to a view of them."""
+
+    def __init__(self, operation, in_shape, classes):
+        super().__init__()
+        self.operation, self.last = operation, nn.Linear(in_shape[0], classes)
+
+    def forward(self, x):
+        self.operation(x)
+        return self.last(x)
+
+
+def scales(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.mul_(1.1), in_shape, classes)
+
+
+def clamps(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.view(-1).clamp_(-3, 3), in_shape, classes)
+
+
+def adds_behind_autograd(in_shape, classes, width, depth):
+    return InPlace(lambda x: x.numpy().__iadd__(1), in_shape, classes)
+
+
+def begins_with_relu(in_shape, classes, width, depth):
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(in_shape[0], classes))
+
+
+def copies_first(in_shape, classes, width, depth):
+    return nn.Sequential(nn.Linear(in_shape[0], width), nn.ReLU(inplace=True),
+                         nn.Linear(width, classes))  # fmt: skip
 
 
 @pytest.fixture
@@ -201,6 +236,78 @@ def test_initial_parameters_are_drawn_by_the_seed_within_bounds():
     assert 0.95 * hidden < first[0].weight.abs().max() <= hidden
     assert 0.95 * last < first[2].weight.abs().max() <= last
     assert not first[0].bias.any()
+
+
+def half_frozen(in_shape, classes, width, depth):
+    made = own_network(in_shape, classes, width, 0)
+    made[0].weight.requires_grad_(False)
+    return made
+
+
+def all_frozen(in_shape, classes, width, depth):
+    return own_network(in_shape, classes, width, 0).requires_grad_(False)
+
+
+def test_frozen_parameters_stay_in_all_that_changes_a_vector():
+    with pytest.raises(ConfigurationError, match="has no parameter to train"):
+        build_target(f"{HERE}.all_frozen", (2,), 3)
+    flat = FlatNetwork(build_target(f"{HERE}.half_frozen", (2,), 3, width=4))
+    before, velocity = flat.vector.clone(), torch.zeros_like(flat.vector)
+    for _ in range(2):
+        flat.backward(ROWS, LABELS)
+        flat.update(velocity, lr=0.1, momentum=0.9, weight_decay=0.1)
+    moved = (flat.vector != before).tolist()
+    assert moved == flat.trained.tolist() == [False] * 8 + [True] * 19
+
+    name = {"model": f"{HERE}.half_frozen", "data": "wine"}
+    control = make_env("TrainingControl-v0", {**name, "widths": [4], "weight_decay": 0.1})
+    tuning = make_env("ParameterTuning-v0", {**name, "width": 4, "directions": 3})
+    for env in (control, tuning):
+        env.reset(seed=0)
+    plain = control.unwrapped
+    before = plain._weights.copy()
+    control.step(2)
+    assert ((plain._weights != before) == (np.arange(len(before)) >= 52)).all()
+    moved = tuning.unwrapped._parameters(np.ones(3)) - tuning.unwrapped._start
+    assert ((moved != 0) == (np.arange(len(moved)) >= 52)).all()
+    assert np.allclose(np.linalg.norm(tuning.unwrapped._subspace(), axis=0), 1)
+
+
+def no_statistics(in_shape, classes, width, depth):
+    norm = nn.BatchNorm1d(in_shape[0], track_running_stats=False)
+    return nn.Sequential(norm, nn.Linear(in_shape[0], classes))
+
+
+def test_a_last_row_alone_joins_the_batch_before_where_batches_are_normalised():
+    def sizes(count, size, joined=True):
+        found = batches(torch.arange(count), size, joined)
+        assert torch.cat(found).tolist() == list(range(count))
+        return [len(rows) for rows in found]
+
+    assert [sizes(*one) for one in ((5, 2), (6, 4), (1, 4), (2, 1))] == [
+        [2, 3],
+        [4, 2],
+        [1],
+        [1, 1],
+    ]
+    assert sizes(5, 2, joined=False) == [2, 2, 1]
+
+    network = build_target(f"{HERE}.own_batch_norm", (2,), 3)
+    x, y = ROWS[:5], LABELS[:5]
+    train(network, x, y, Recipe(epochs=1, batch_size=2))
+    assert network[0].num_batches_tracked == 2
+    for rows, size in ((1, 64), (5, 1)):
+        with pytest.raises(ConfigurationError, match="BatchNorm cannot be trained on one row"):
+            train(network, x[:rows], y[:rows], Recipe(epochs=1, batch_size=size))
+    with pytest.raises(ConfigurationError, match="logits of one input alone"):
+        build_target(f"{HERE}.no_statistics", (2,), 3)
+
+
+@pytest.mark.parametrize("name", ["scales", "clamps", "adds_behind_autograd", "begins_with_relu"])
+def test_a_network_that_changes_the_shared_data_is_refused(name):
+    with pytest.raises(ConfigurationError, match="changes its inputs in place"):
+        build_target(f"{HERE}.{name}", (2,), 3, 4, 1)
+    build_target(f"{HERE}.copies_first", (2,), 3, 4, 1)
 
 
 def test_a_network_of_the_user_s_own():

@@ -250,7 +250,16 @@ def test_wrong_arguments_are_explained(kwargs, message):
 
 @pytest.mark.parametrize(
     ("kwargs", "action"),
-    [({}, 6), ({}, -1), ({}, [1]), ({"actions": "continuous"}, [math.nan, 0, 0]), (JUMPS, [0.0])],
+    [
+        ({}, 6),
+        ({}, -1),
+        ({}, 0.5),
+        ({}, None),
+        ({}, 10**30),
+        ({"actions": "continuous"}, [math.nan, 0, 0]),
+        (JUMPS, [0.0]),
+        (JUMPS, None),
+    ],
 )
 def test_there_is_no_such_action(kwargs, action):
     env = make(**kwargs)
@@ -261,6 +270,8 @@ def test_there_is_no_such_action(kwargs, action):
         env.step(action)
     with pytest.raises(ConfigurationError, match="no option 'lr': there is task_seed"):
         env.reset(options={"lr": 1})
+    with pytest.raises(ResetNeeded):  # that has failed
+        env.step(0)
 
 
 # --- baselines -------------------------------------------------------------------------------

@@ -314,7 +314,15 @@ def test_wrong_arguments_are_explained(kwargs, message):
 
 @pytest.mark.parametrize(
     ("actions", "action"),
-    [("continuous", [0.5, 0.5]), ("continuous", [math.nan]), ("discrete", 4), ("discrete", -1)],
+    [
+        ("continuous", [0.5, 0.5]),
+        ("continuous", [math.nan]),
+        ("discrete", 1.9),
+        ("discrete", None),
+        ("continuous", 1j),
+        ("discrete", 4),
+        ("discrete", -1),
+    ],
 )
 def test_there_is_no_such_action(actions, action):
     env = make(actions=actions).unwrapped
@@ -325,6 +333,8 @@ def test_there_is_no_such_action(actions, action):
         env.step(action)
     with pytest.raises(ConfigurationError, match="reset has no option 'lr'"):
         env.reset(options={"lr": 1})
+    with pytest.raises(ResetNeeded):  # that has failed
+        env.step(1)
 
 
 # --- baselines --------------------------------------------------------------------------------

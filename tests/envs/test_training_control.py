@@ -381,7 +381,13 @@ def test_wrong_arguments_are_explained(kwargs, message):
 
 @pytest.mark.parametrize(
     ("kwargs", "action"),
-    [({}, 5), ({}, -1), ({}, [1, 1]), ({"actions": "continuous"}, [math.nan])],
+    [
+        *(({}, one) for one in (5, -1, [1, 1], 1.7, None, "1", 10**30, 1j, np.array([1], object))),
+        *(
+            ({"actions": "continuous"}, one)
+            for one in ([math.nan], None, "1", 1j, 10**30, [[1], 1])
+        ),
+    ],
 )
 def test_there_is_no_such_action(kwargs, action):
     env = make(**kwargs)
@@ -390,6 +396,28 @@ def test_there_is_no_such_action(kwargs, action):
     env.reset(seed=0)
     with pytest.raises(ValueError, match="expected one of"):
         env.step(action)
+
+
+@pytest.mark.parametrize("action", [SAME, np.int64(SAME), np.array(SAME), np.array([SAME]), 2.0])
+def test_the_same_action_in_other_types(action):
+    assert trace(make(), action, seed=0)[0] == trace(make(), seed=0)[0]
+
+
+def test_a_failed_reset_changes_nothing_and_ends_the_episode():
+    env, other = make(), make()
+    for one in (env, other):
+        one.reset(seed=3)
+    with pytest.raises(ConfigurationError, match="lr must be between"):
+        env.reset(seed=9, options={"task_seed": 1, "lr": 1e9})
+    with pytest.raises(ResetNeeded):
+        env.step(SAME)
+    assert trace(env)[0] == trace(other)[0]
+
+
+def test_the_largest_factor_has_a_range():
+    for wrong in (5e-324, 1e300):
+        with pytest.raises(ConfigurationError, match="max_factor must be between"):
+            make(actions="continuous", max_factor=wrong)
 
 
 # --- baselines -------------------------------------------------------------------------------

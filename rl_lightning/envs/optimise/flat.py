@@ -24,6 +24,7 @@ class FlatNetwork:
         vector: The parameters, one after the other, float32 `[P]`: change them in place.
         gradient: Of the last `backward`, `[P]`.
         sizes: Numbers of each parameter tensor, in that order.
+        trained: Which numbers may change, bool `[P]`: not those of parameters without gradients.
 
     Raises:
         ConfigurationError: If it has buffers that a forward pass could change: they would be no
@@ -43,6 +44,7 @@ class FlatNetwork:
         self.sizes = [p.numel() for p in parameters]
         self.vector = torch.cat([p.detach().flatten() for p in parameters])
         self.gradient = torch.zeros_like(self.vector)
+        self.trained = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in parameters])
         views = zip(self.vector.split(self.sizes), self.gradient.split(self.sizes), strict=True)
         for parameter, (values, gradient) in zip(parameters, views, strict=True):
             parameter.data = values.view(parameter.shape)
@@ -51,6 +53,21 @@ class FlatNetwork:
     def load(self, vector: np.ndarray) -> None:
         """Take over the parameters of a vector `[P]`."""
         self.vector.copy_(torch.from_numpy(vector))
+
+    def update(self, velocity: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+        """One update by SGD, after `backward`, of what may change.
+
+        Args:
+            velocity: Running sum of gradients `[P]`, changed in place.
+            lr: Learning rate.
+            momentum: What stays of the velocity.
+            weight_decay: Added to the gradient, as a share of the parameters.
+        """
+        velocity.mul_(momentum).add_(self.gradient)
+        velocity.add_(self.vector, alpha=weight_decay)
+        if not self.trained.all():
+            velocity[~self.trained] = 0.0
+        self.vector.sub_(velocity, alpha=lr)
 
     def backward(self, x: Tensor, y: Tensor) -> float:
         """Mean cross-entropy of a batch, and its gradient into `gradient`."""

@@ -14,7 +14,15 @@ from rl_lightning.core.errors import ConfigurationError, check_one_of, whole
 from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
 from rl_lightning.envs.optimise.targets import by_itself
-from rl_lightning.envs.optimise.tasks import LIMIT, bounded, check_seeds, draw_task
+from rl_lightning.envs.optimise.tasks import (
+    LIMIT,
+    bounded,
+    check_seeds,
+    continuous_action,
+    discrete_action,
+    draw_task,
+    task_option,
+)
 
 RANGES = {
     "lr": (1e-3, 1.0),
@@ -128,8 +136,10 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         Raises:
             ConfigurationError: If `options` holds anything else.
         """
+        self._running = False  # nor is it if this fails
+        named = task_option(options)
         super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
         drawn = np.random.default_rng(self._task_seed)
         self._which = int(drawn.integers(len(self.data)))
         self._split = int(drawn.integers(*self.splits))
@@ -170,14 +180,9 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         return self._observe(numbers, reward), reward, last, False, info
 
     def _numbers(self, action: Any) -> np.ndarray:
-        chosen = np.asarray(action)
-        if chosen.shape != (len(RANGES),) or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
         if self.actions == "continuous":
-            return chosen.astype(np.float64).clip(-1.0, 1.0)
-        if chosen.min() < 0 or chosen.max() >= self.levels:
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return 2.0 * chosen.astype(np.int64) / (self.levels - 1) - 1.0
+            return continuous_action(action, self.action_space).clip(-1.0, 1.0)
+        return 2.0 * np.array(discrete_action(action, self.action_space)) / (self.levels - 1) - 1.0
 
     def _splits(self) -> Splits:
         return load_data(self.data[self._which], self._split)
@@ -188,17 +193,14 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         network = flat_target(self.model, *shape)
         network.load(initial_vector(self.model, *shape, self._task_seed))
         order = torch.Generator().manual_seed(self._task_seed)
-        weights, gradient = network.vector, network.gradient
-        velocity = torch.zeros_like(weights)
+        velocity = torch.zeros_like(network.vector)
         for _ in range(self.epochs):
             rows = torch.randperm(len(splits.x_train), generator=order)
             for batch in rows.split(settings.batch_size):
                 loss = network.backward(splits.x_train[batch], splits.y_train[batch])
                 if not math.isfinite(loss):
                     return network, 0.0
-                velocity.mul_(MOMENTUM).add_(gradient)
-                velocity.add_(weights, alpha=settings.weight_decay)
-                weights.sub_(velocity, alpha=settings.lr)
+                network.update(velocity, settings.lr, MOMENTUM, settings.weight_decay)
         return network, network.judge(splits.x_val, splits.y_val)[1]
 
     def _judged(self) -> dict[str, float]:

@@ -5,15 +5,20 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.error import ResetNeeded
 from torch import nn
 
 from rl_lightning.core.errors import whole
 from rl_lightning.envs.optimise.data import Splits
-from rl_lightning.envs.optimise.layers import shared_target
-from rl_lightning.envs.optimise.targets import accuracy_of, by_itself
-from rl_lightning.envs.optimise.tasks import check_choices, check_seeds, draw_task
+from rl_lightning.envs.optimise.layers import original_accuracy, shared_target
+from rl_lightning.envs.optimise.tasks import (
+    check_choices,
+    check_seeds,
+    continuous_action,
+    discrete_action,
+    draw_task,
+    task_option,
+)
 
 
 class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
@@ -68,14 +73,15 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         Raises:
             ConfigurationError: If `options` holds anything else.
         """
+        self._running = False  # nor is it if this fails
+        named = task_option(options)
         super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
         drawn = np.random.default_rng(self._task_seed)
         self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
         self._split = int(drawn.integers(*self.splits))
-        with by_itself(), torch.no_grad():
-            network, splits = self.target()
-            self._original = accuracy_of(network(splits.x_val), splits.y_val)
+        names = (self._width, self._depth, self._split)
+        self._original = original_accuracy(self.model, self.data, *names, self.epochs)
         info = self._begin()
         self._running = True
         return self._observe(), {**info, **self._task()}
@@ -106,12 +112,11 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         if not self._running:
             raise ResetNeeded("no episode is running: call reset() before step()")
 
-    def _number(self, action: Any, choices: int | None) -> float:
-        """The one number that an action is; of so many choices, if they are counted."""
-        chosen = np.asarray(action)
-        if chosen.size != 1 or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        number = chosen.reshape(()).item()
-        if choices is not None and not 0 <= number < choices:
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return number
+    def _number(self, action: Any) -> float:
+        """The one number that a continuous action is."""
+        return continuous_action(action, self.action_space).item()
+
+    def _choice(self, action: Any) -> int:
+        """The place of a discrete action among the choices."""
+        (chosen,) = discrete_action(action, self.action_space)
+        return chosen

@@ -6,13 +6,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from rl_lightning.compress import NodeGroup, count
 from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.cut import CONVOLUTIONS, TRANSPOSED, depthwise, layer_of, tensors_of
 from rl_lightning.envs.optimise.data import Splits
-from rl_lightning.envs.optimise.targets import Recipe, trained_target
+from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, by_itself, trained_target
 
 LAYER_FEATURES = (
     "convolution",
@@ -190,3 +191,13 @@ def shared_target(
     recipe = Recipe(epochs=epochs)
     network, splits = trained_target(model, data, width, depth, split, recipe=recipe)
     return network.requires_grad_(True), splits
+
+
+@lru_cache(maxsize=32)
+def original_accuracy(
+    model: str, data: str, width: int, depth: int, split: int, epochs: int
+) -> float:
+    """Accuracy of `shared_target` on the validation part, once in a process."""
+    network, splits = shared_target(model, data, width, depth, split, epochs)
+    with by_itself(), torch.no_grad():
+        return accuracy_of(network(splits.x_val), splits.y_val)

@@ -16,7 +16,16 @@ from rl_lightning.core.errors import ConfigurationError, check_one_of, whole, wh
 from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
 from rl_lightning.envs.optimise.targets import by_itself
-from rl_lightning.envs.optimise.tasks import LIMIT, bounded, check_positive, check_seeds, draw_task
+from rl_lightning.envs.optimise.tasks import (
+    LIMIT,
+    bounded,
+    check_positive,
+    check_seeds,
+    continuous_action,
+    discrete_action,
+    draw_task,
+    task_option,
+)
 
 GENERAL = ("progress", "log_loss", "loss_change", "accuracy", "accuracy_change", "behind_best")
 _TINY = 1e-8
@@ -110,7 +119,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         self.features, self.reward = features, reward
         self.render_mode = render_mode
         _, network = self._workbench()
-        size = len(network.vector)
+        size = int(network.trained.sum())
         self.directions = whole("directions", directions, 1, size)
         self.direction_seed = whole_seed("direction_seed", direction_seed)
 
@@ -135,8 +144,10 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         Raises:
             ConfigurationError: If `options` holds anything else.
         """
+        self._running = False  # nor is it if this fails
+        named = task_option(options)
         super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options)
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
         self._start = initial_vector(self.model, *self._shape(), self._task_seed)
         self._point = np.zeros(self.directions)
         self._step = 0
@@ -191,17 +202,13 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         return self._point.copy()
 
     def _moved(self, action: Any) -> np.ndarray:
-        chosen = np.asarray(action)
         if self.actions == "discrete":
-            if chosen.shape != () or not 0 <= chosen < 2 * self.directions:
-                raise ValueError(f"action={action!r}: expected one of {self.action_space}")
+            (chosen,) = discrete_action(action, self.action_space)
             move = np.zeros(self.directions)
-            move[int(chosen) // 2] = -self.step_size if chosen % 2 else self.step_size
+            move[chosen // 2] = -self.step_size if chosen % 2 else self.step_size
             wanted = self._point + move
         else:
-            if chosen.shape != (self.directions,) or not np.isfinite(chosen).all():
-                raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-            inside = chosen.astype(np.float64).clip(-1.0, 1.0)
+            inside = continuous_action(action, self.action_space).clip(-1.0, 1.0)
             if self.moves == "from_start":
                 return self.reach * inside
             wanted = self._point + self.step_size * inside
@@ -216,7 +223,13 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
 
     def _subspace(self) -> np.ndarray:
         _, network = self._workbench()
-        return random_directions(len(network.vector), self.directions, self.direction_seed)
+        trained = network.trained.numpy()
+        drawn = random_directions(int(trained.sum()), self.directions, self.direction_seed)
+        if trained.all():
+            return drawn
+        subspace = np.zeros((len(trained), self.directions))
+        subspace[trained] = drawn
+        return subspace
 
     def _parameters(self, point: np.ndarray) -> np.ndarray:
         # Not by `@`: BLAS sums in another order on more threads.

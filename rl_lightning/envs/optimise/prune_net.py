@@ -315,9 +315,9 @@ class PruneNetEnv(LayerByLayerEnv):
         low = self.lowest if self.around == "none" else -1.0
         if self.actions == "continuous":
             # Float32 may lie above the k / n that was meant, which would round up to k + 1.
-            number = self._number(action, None) - 1e-6
+            number = self._number(action) - 1e-6
         else:
-            number = low + (1 - low) * int(self._number(action, self.levels)) / (self.levels - 1)
+            number = low + (1 - low) * self._choice(action) / (self.levels - 1)
         if self.around != "none":
             number = self.centre()[len(self.removed)] * self.reach ** min(max(number, -1.0), 1.0)
         return min(max(number, self.lowest), 1.0)

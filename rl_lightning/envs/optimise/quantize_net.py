@@ -227,9 +227,9 @@ class QuantizeNetEnv(LayerByLayerEnv):
     def _bits(self, action: Any) -> int:
         choices = len(self.bits)
         if self.actions == "continuous":
-            share = max(self._number(action, None), 0.0)
+            share = min(max(self._number(action), 0.0), 1.0)
             return self.bits[min(int(share * choices), choices - 1)]
-        return self.bits[int(self._number(action, choices))]
+        return self.bits[self._choice(action)]
 
     def _check_budget(self) -> None:
         """Refuse what cannot be loaded, built, quantised or met."""

@@ -7,23 +7,27 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lightning.core.cache_folder import cache_folder
-from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
-from rl_lightning.core.trust import find_named
+from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
 from rl_lightning.envs.optimise.data import Splits, load_data
+from rl_lightning.envs.optimise.own_network import named_network, own_network
 from rl_lightning.envs.optimise.sentences import SentenceReader, sentence_reader
 
 MODELS = ("mlp", "cnn", "minilm")
 LOSS_LIMIT = 10.0
 VERSION = 1  # of what `train` does; another one has cached networks trained again
+
+_ONE_ROW = (
+    "BatchNorm cannot be trained on one row at a time: give two training rows and a batch_size of "
+    "2 or more, or use LayerNorm or GroupNorm in its place ({})"
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,12 @@ def build_target(
             made = made.to(torch.float32).to_empty(device="cpu")
             _draw(made, torch.Generator().manual_seed(seed))
             return made
-        return _of_the_user(model, in_shape, classes, width, depth, seed)
+        if not isinstance(model, str) or "." not in model:
+            raise ConfigurationError(
+                f"model={model!r}: use one of {', '.join(MODELS)}, or the import path of your own, "
+                "package.module.name"
+            )
+        return own_network(model, in_shape, classes, width, depth, seed)
 
 
 def _mlp(in_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.Module:
@@ -156,47 +165,6 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
                 parameter.zero_()
 
 
-def _of_the_user(
-    model: Any, in_shape: tuple[int, ...], classes: int, width: int, depth: int, seed: int
-) -> nn.Module:
-    make = _named(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            made = make(in_shape, classes, width, depth)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"model={model!r} must be callable as (in_shape, classes, width, depth): {error}"
-            ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"model={model!r} must return a module, not {shortened(made, 80)}")
-    made = made.to("cpu", torch.float32)
-    with torch.no_grad():
-        out = made.eval()(torch.zeros(2, *in_shape, dtype=torch.float32, device="cpu"))
-    if not isinstance(out, Tensor) or out.shape != (2, classes):
-        shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ConfigurationError(
-            f"model={model!r} must return logits [N, {classes}] of inputs [N, "
-            f"{', '.join(map(str, in_shape))}], and of two it returns {shape}"
-        )
-    return made
-
-
-def _named(model: Any) -> Callable[..., Any]:
-    if not isinstance(model, str) or "." not in model:
-        raise ConfigurationError(
-            f"model={model!r}: use one of {', '.join(MODELS)}, or the import path of your own, "
-            "package.module.name"
-        )
-    found = find_named(model, f"the model {model}", f"model={model!r} asks")
-    if not callable(found):
-        raise ConfigurationError(
-            f"model={model!r} is a {type(found).__name__}, which cannot be called as "
-            "(in_shape, classes, width, depth)"
-        )
-    return found
-
-
 def accuracy_of(logits: Tensor, y: Tensor) -> float:
     """Share of rows whose largest logit is their class; 0 for logits that are not finite."""
     right = (logits.argmax(1) == y) & logits.isfinite().all(1)
@@ -224,7 +192,7 @@ def train(
 
     Args:
         network: Logits of inputs.
-        x: `[N, ...]`.
+        x: `[N, ...]`. With BatchNorm, a last batch of one row joins the batch before it.
         y: Classes `[N]`.
         recipe: How; None is `Recipe()`.
         seed: Of the order of rows.
@@ -233,12 +201,13 @@ def train(
         The mean loss of the last pass.
 
     Raises:
-        ConfigurationError: If the recipe is impossible.
+        ConfigurationError: If the recipe is impossible, or there is one row only for BatchNorm.
     """
     recipe = checked(recipe or Recipe())
     size = min(recipe.batch_size or len(x), len(x))
     generator = torch.Generator().manual_seed(whole_seed("seed", seed))
-    updates = recipe.epochs * -(-len(x) // size)
+    joined = _normalises_batches(network)
+    updates = recipe.epochs * len(batches(torch.arange(len(x)), size, joined))
     losses: list[float] = []
     with by_itself(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout in a network of the user's own
@@ -251,10 +220,17 @@ def train(
         done = 0
         for _ in range(recipe.epochs):
             losses = []
-            for rows in torch.randperm(len(x), generator=generator).split(size):
+            order = torch.randperm(len(x), generator=generator)
+            for rows in batches(order, size, joined):
                 cosine = 0.5 * (1 + math.cos(math.pi * done / updates))
                 optimizer.param_groups[0]["lr"] = recipe.lr * cosine
-                loss = F.cross_entropy(learner(x[rows]), y[rows])
+                try:
+                    logits = learner(x[rows])
+                except ValueError as error:
+                    if joined and len(rows) == 1:
+                        raise ConfigurationError(_ONE_ROW.format(error)) from error
+                    raise
+                loss = F.cross_entropy(logits, y[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -264,6 +240,26 @@ def train(
             network.absorb(*scale)
         network.eval()
     return sum(losses) / len(losses)
+
+
+def batches(order: Tensor, size: int, joined: bool) -> list[Tensor]:
+    """Rows `[N]` in batches of one size, the last of which may be smaller.
+
+    Args:
+        order: The rows.
+        size: Of a batch.
+        joined: Whether a last row that would be left alone joins the batch before it, as
+            statistics of a batch need two.
+    """
+    parts = list(order.split(size))
+    if joined and len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _normalises_batches(network: nn.Module) -> bool:
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+    return any(isinstance(layer, kinds) for layer in network.modules())
 
 
 def checked(recipe: Recipe) -> Recipe:
@@ -337,11 +333,10 @@ def _digest(model: str, network: nn.Module, splits: Splits, recipe: Recipe, seed
     for name, value in network.state_dict().items():
         found.update(name.encode() + value.contiguous().numpy().tobytes())
     if model not in MODELS:
+        made = named_network(model)
         with contextlib.suppress(OSError, TypeError):  # without a source nothing tells them apart
-            found.update(
-                inspect.getsource(inspect.getmodule(type(network)) or _named(model)).encode()
-            )
-            found.update(inspect.getsource(_named(model)).encode())
+            found.update(inspect.getsource(inspect.getmodule(type(network)) or made).encode())
+            found.update(inspect.getsource(made).encode())
     return found.hexdigest()[:32]
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
-from rl_lightning.core.errors import ConfigurationError, check_range, whole, whole_seed
+from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
 
 LIMIT = 10.0
 """Bound of every entry of an observation."""
@@ -51,31 +52,88 @@ def check_positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def draw_task(
-    random: np.random.Generator,
-    seed_range: tuple[int, int],
-    options: Mapping[str, Any] | None,
-    others: Sequence[str] = (),
-) -> int:
-    """The seed of the next episode's task.
+def task_option(options: Mapping[str, Any] | None, others: Sequence[str] = ()) -> int | None:
+    """The task that the options of `reset` name; None if one is to be drawn.
 
     Args:
-        random: The environment's generator.
-        seed_range: Half-open range to draw from.
-        options: Of `reset`; `task_seed` names a certain task, which may lie outside the range.
+        options: `task_seed` names a certain task, which may lie outside the range.
         others: Options that somebody else reads.
 
     Raises:
         ConfigurationError: If there are other options, or the seed is none.
     """
     options = options or {}
-    unknown = sorted(set(options) - {"task_seed", *others})
+    unknown = sorted(set(options) - {"task_seed", *others}, key=str)
     if unknown:
         known = ", ".join(["task_seed", *others])
         raise ConfigurationError(f"reset has no option {unknown[0]!r}: there is {known}")
     if options.get("task_seed") is None:
-        return int(random.integers(*seed_range))
+        return None
     return whole_seed("task_seed", options["task_seed"])
+
+
+def draw_task(random: np.random.Generator, seed_range: tuple[int, int], named: int | None) -> int:
+    """The seed of the next episode's task.
+
+    Args:
+        random: The environment's generator.
+        seed_range: Half-open range to draw from.
+        named: See `task_option`.
+    """
+    return int(random.integers(*seed_range)) if named is None else named
+
+
+def discrete_action(action: Any, space: gym.Space[Any]) -> list[int]:
+    """The whole numbers of an action, one for each that its space has.
+
+    Args:
+        action: As many numbers; of one number alone, the shape does not matter.
+        space: `Discrete` or `MultiDiscrete`.
+
+    Raises:
+        ValueError: If it is no action of the space.
+    """
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        choices = space.nvec
+    else:
+        assert isinstance(space, gym.spaces.Discrete)
+        choices = np.array([space.n])
+    chosen = _numbers(action, space, choices.shape)
+    if not ((chosen >= 0) & (chosen < choices) & (chosen == np.floor(chosen))).all():
+        raise _no_action(action, space)
+    return [int(number) for number in chosen]
+
+
+def continuous_action(action: Any, space: gym.Space[Any]) -> np.ndarray:
+    """The numbers of an action, float64 `[n]`; whoever asks clips them.
+
+    Args:
+        action: As many numbers; of one number alone, the shape does not matter.
+        space: A `Box` of one dimension.
+
+    Raises:
+        ValueError: If they are no finite numbers, or not as many.
+    """
+    assert space.shape is not None
+    return _numbers(action, space, space.shape).astype(np.float64)
+
+
+def _numbers(action: Any, space: gym.Space[Any], shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        chosen = np.asarray(action)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_action(action, space) from error
+    if chosen.dtype.kind not in "biuf" or not np.isfinite(chosen).all():
+        raise _no_action(action, space)
+    if chosen.size == 1 and shape == (1,):
+        return chosen.reshape(1)
+    if chosen.shape != shape:
+        raise _no_action(action, space)
+    return chosen
+
+
+def _no_action(action: Any, space: gym.Space[Any]) -> ValueError:
+    return ValueError(f"action={shortened(repr(action), 80)}: expected one of {space}")
 
 
 def bounded(values: Sequence[float]) -> np.ndarray:

@@ -24,7 +24,10 @@ from rl_lightning.envs.optimise.tasks import (
     check_choices,
     check_positive,
     check_seeds,
+    continuous_action,
+    discrete_action,
     draw_task,
+    task_option,
 )
 
 CONTROLS = ("lr", "momentum", "weight_decay")
@@ -101,7 +104,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         controls: What is steered: `lr`, `momentum`, `weight_decay`, or several of them.
         actions: `discrete` or `continuous`.
         factors: What discrete actions multiply by.
-        max_factor: What the continuous action 1 multiplies by.
+        max_factor: What the continuous action 1 multiplies by, in [1e-100, 1e100].
         reward: `improvement` or `final`.
         divergence_penalty: Subtracted where a training diverges.
 
@@ -152,7 +155,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         if not isinstance(factors, list | tuple) or len(factors) < 2:
             raise ConfigurationError(f"factors must be at least two numbers, not {factors!r}")
         self.factors = [check_positive("factors", factor) for factor in factors]
-        self.max_factor = check_positive("max_factor", max_factor)
+        self.max_factor = _within("max_factor", max_factor, (1e-100, 1e100))
         check_range("divergence_penalty", divergence_penalty, 0.0)
         self.divergence_penalty = float(divergence_penalty)
         self.render_mode = render_mode
@@ -182,15 +185,17 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         Raises:
             ConfigurationError: If `options` holds anything else.
         """
+        self._running = False  # nor is it if this fails
+        named = task_option(options, ("lr",))
+        lr = _within("lr", (options or {}).get("lr", self.lr), LR)
         super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, options, ("lr",))
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
         self._batches = np.random.default_rng(self._task_seed)
         self._width = int(self._batches.choice(self.widths))
         self._depth = int(self._batches.choice(self.depths))
         self._split = int(self._batches.integers(*self.splits))
         init_seed = int(self._batches.integers(2**32))
-        self._lr = _within("lr", (options or {}).get("lr", self.lr), LR)
-        self._momentum, self._weight_decay = self.momentum, self.weight_decay
+        self._lr, self._momentum, self._weight_decay = lr, self.momentum, self.weight_decay
         self._weights = initial_vector(self.model, *self._shape(), init_seed)
         self._velocity = np.zeros_like(self._weights)
         self._step = 0
@@ -244,14 +249,10 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         return obs, reward, last, False, {**self._info(), **info}
 
     def _factors(self, action: Any) -> list[float]:
-        chosen = np.atleast_1d(np.asarray(action))
-        if chosen.shape != (len(self.controls),) or not np.isfinite(chosen).all():
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
         if self.actions == "continuous":
-            return [self.max_factor**a for a in chosen.clip(-1.0, 1.0).tolist()]
-        if chosen.min() < 0 or chosen.max() >= len(self.factors):
-            raise ValueError(f"action={action!r}: expected one of {self.action_space}")
-        return [self.factors[int(a)] for a in chosen]
+            exponents = continuous_action(action, self.action_space).clip(-1.0, 1.0)
+            return [self.max_factor**a for a in exponents.tolist()]
+        return [self.factors[a] for a in discrete_action(action, self.action_space)]
 
     def _change(self, control: str, factor: float) -> None:
         if control == "lr":
@@ -276,17 +277,14 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         shape = (self.updates_per_step, self.batch_size)
         rows = torch.from_numpy(self._batches.integers(len(splits.x_train), size=shape))
         velocity = torch.from_numpy(self._velocity)
-        weights, gradient = network.vector, network.gradient
         losses = []
         for batch in rows:
             losses.append(network.backward(splits.x_train[batch], splits.y_train[batch]))
             if not losses[-1] <= DIVERGED:
                 break
-            velocity.mul_(self._momentum).add_(gradient)
-            velocity.add_(weights, alpha=self._weight_decay)
-            weights.sub_(velocity, alpha=self._lr)
-        size = weights.norm().item() + _TINY
-        return losses, gradient.norm().item(), self._lr * velocity.norm().item() / size
+            network.update(velocity, self._lr, self._momentum, self._weight_decay)
+        size = network.vector.norm().item() + _TINY
+        return losses, network.gradient.norm().item(), self._lr * velocity.norm().item() / size
 
     def _observe(
         self, losses: list[float], before: float, gradient: float, ratio: float
