@@ -502,10 +502,12 @@ def test_held_out_tasks_are_checked_to_be_others():
 def test_the_benchmark_compares_baselines_task_by_task():
     def row(*returns):
         episodes = [{"return": value, "test_accuracy": 0.5} for value in returns]
-        return {"chosen": {"kind": "cosine", "rate": 0.2}, "cpu_seconds": 0.1, "episodes": episodes}
+        chosen = {"kind": "cosine", "rate": 0.2}
+        return {"chosen": chosen, "cpu_seconds": 0.1, "episodes": episodes, "seeds": [1]}
 
-    found = summed_up(NAME, {"a": row(1.0, 2.0), "b": row(2.0, 4.0), "checkpoint": row(5.0, 5.0)})
+    agent = "agent, 1 × ppo"
+    found = summed_up(NAME, {"a": row(1.0, 2.0), "b": row(2.0, 4.0), agent: row(5.0, 5.0)})
     assert found["a"]["return"] == [1.5, 0.5]
     assert found["a"]["return − b"] == [-1.5, 0.5]
-    assert found["checkpoint"]["return − b"] == [2.0, 1.0]
+    assert found[agent]["return − b"] == [2.0, 1.0]
     assert "| a 0.2 | 0.100 | 1.500 ± 0.500 | 0.500 ± 0.000 | -1.500 ± 0.500 |" in table(found)
