@@ -83,7 +83,7 @@ def test_it_validates_alone_and_trains_on(typed, trained, method):
     assert changed > 4
 
 
-@pytest.mark.parametrize("agent", ["DQN", "SAC"])
+@pytest.mark.parametrize("agent", ["DQN", pytest.param("SAC", marks=pytest.mark.slow)])
 def test_agents_with_targets_train_on_without_what_was_collected(typed, trained, agent):
     path = trained(agent)
     shrink(typed, path, "prune-nodes", "--out", "small.ckpt")

@@ -231,7 +231,7 @@ def test_mistakes_are_one_sentence(told):
 def test_all_rewards_have_weight_and_name():
     kinds = [getattr(completions, name) for name in completions.__all__]
     kinds = [one for one in kinds if isinstance(one, type) and issubclass(one, CompletionReward)]
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     for kind in kinds:
         assert {"weight", "name"} <= set(signature_of(kind).parameters)
 
