@@ -19,7 +19,8 @@ from rl_lightning.envs import make_env, make_vector_env
 from rl_lightning.envs.optimise.baselines import TPE, Uniform, evaluate, play
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.hyperparameter_search import GENERAL, settings_of
-from rl_lightning.envs.optimise.targets import accuracy_of, build_target
+from rl_lightning.envs.optimise.targets import build_target
+from rl_lightning.envs.optimise.training import accuracy_of
 
 NAME = "HyperparameterSearch-v0"
 SMALL = {"data": ["wine"], "trials": 3, "epochs": 1}

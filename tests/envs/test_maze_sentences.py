@@ -15,7 +15,8 @@ from rl_lightning.envs.optimise.sentences import (
     answer_walls,
     sentences,
 )
-from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, build_target, trained_target
+from rl_lightning.envs.optimise.targets import build_target, trained_target
+from rl_lightning.envs.optimise.training import Recipe, accuracy_of
 from rl_lightning.llm.load import load_backbone
 
 

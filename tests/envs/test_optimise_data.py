@@ -16,14 +16,8 @@ from rl_lightning.envs.optimise import data as data_module
 from rl_lightning.envs.optimise import targets
 from rl_lightning.envs.optimise.data import DATASETS, divide, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
-from rl_lightning.envs.optimise.targets import (
-    Recipe,
-    accuracy_of,
-    batches,
-    build_target,
-    train,
-    trained_target,
-)
+from rl_lightning.envs.optimise.targets import build_target, trained_target
+from rl_lightning.envs.optimise.training import Recipe, accuracy_of, batches, train
 
 HERE = __name__
 ROWS = torch.arange(12.0).reshape(6, 2)

@@ -25,7 +25,8 @@ from rl_lightning.envs.optimise.baselines import (
 )
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.parameter_tuning import GENERAL, random_directions
-from rl_lightning.envs.optimise.targets import accuracy_of, build_target
+from rl_lightning.envs.optimise.targets import build_target
+from rl_lightning.envs.optimise.training import accuracy_of
 
 NAME = "ParameterTuning-v0"
 SMALL = {"width": 4, "directions": 3, "steps": 6}

@@ -34,13 +34,8 @@ from rl_lightning.envs.optimise.layers import LayerDescription, describe_layers,
 from rl_lightning.envs.optimise.prune_net import FEATURES
 from rl_lightning.envs.optimise.pruning import norm_shares, prunable, pruned, scaled
 from rl_lightning.envs.optimise.reconstruct import reconstruct
-from rl_lightning.envs.optimise.targets import (
-    Recipe,
-    accuracy_and_loss,
-    accuracy_of,
-    train,
-    trained_target,
-)
+from rl_lightning.envs.optimise.targets import trained_target
+from rl_lightning.envs.optimise.training import Recipe, accuracy_and_loss, accuracy_of, train
 
 NAME = "PruneNet-v0"
 SMALL = {"widths": [6], "depths": [3], "epochs": 2}

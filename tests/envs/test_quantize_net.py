@@ -25,7 +25,7 @@ from rl_lightning.envs.optimise.compression_baselines import (
     UniformPruning,
 )
 from rl_lightning.envs.optimise.quantize_net import FEATURES, Quantisable, within_budget
-from rl_lightning.envs.optimise.targets import accuracy_of
+from rl_lightning.envs.optimise.training import accuracy_of
 
 NAME = "QuantizeNet-v0"
 SMALL = {"widths": [6], "depths": [3], "epochs": 2}

@@ -30,8 +30,9 @@ from rl_lightning.envs.optimise.baselines import (
     shape_of,
 )
 from rl_lightning.envs.optimise.data import load_data
-from rl_lightning.envs.optimise.targets import accuracy_of, build_target
+from rl_lightning.envs.optimise.targets import build_target
 from rl_lightning.envs.optimise.tasks import bounded, check_disjoint
+from rl_lightning.envs.optimise.training import accuracy_of
 from rl_lightning.envs.optimise.training_control import FEATURES
 
 NAME = "TrainingControl-v0"

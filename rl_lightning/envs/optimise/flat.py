@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lightning.core.errors import ConfigurationError, shortened
-from rl_lightning.envs.optimise.targets import accuracy_of, build_target, by_itself
+from rl_lightning.envs.optimise.targets import build_target
+from rl_lightning.envs.optimise.training import accuracy_of, by_itself
 
 
 class FlatNetwork:
@@ -45,6 +46,7 @@ class FlatNetwork:
         self.vector = torch.cat([p.detach().flatten() for p in parameters])
         self.gradient = torch.zeros_like(self.vector)
         self.trained = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in parameters])
+        self._frozen = None if bool(self.trained.all()) else ~self.trained
         views = zip(self.vector.split(self.sizes), self.gradient.split(self.sizes), strict=True)
         for parameter, (values, gradient) in zip(parameters, views, strict=True):
             parameter.data = values.view(parameter.shape)
@@ -65,8 +67,8 @@ class FlatNetwork:
         """
         velocity.mul_(momentum).add_(self.gradient)
         velocity.add_(self.vector, alpha=weight_decay)
-        if not self.trained.all():
-            velocity[~self.trained] = 0.0
+        if self._frozen is not None:
+            velocity[self._frozen] = 0.0
         self.vector.sub_(velocity, alpha=lr)
 
     def backward(self, x: Tensor, y: Tensor) -> float:

@@ -1,28 +1,26 @@
 """HyperparameterSearch-v0: a search for hyper-parameters, one trial a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, whole
 from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
-from rl_lightning.envs.optimise.targets import by_itself
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
+    TaskEnv,
     bounded,
     check_seeds,
     continuous_action,
     discrete_action,
-    draw_task,
-    task_option,
 )
+from rl_lightning.envs.optimise.training import by_itself
 
 RANGES = {
     "lr": (1e-3, 1.0),
@@ -46,7 +44,7 @@ class Settings:
     batch_size: int
 
 
-class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
+class HyperparameterSearchEnv(TaskEnv):
     """Find good hyper-parameters in few trials.
 
     A step is a trial: a network with `depth` hidden layers is trained from its initial
@@ -86,8 +84,6 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         ConfigurationError: If an argument is out of its range.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
-
     def __init__(
         self,
         data: Sequence[str] = ("digits", "wine", "breast-cancer"),
@@ -101,13 +97,13 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         levels: int = 5,
         render_mode: None = None,
     ) -> None:
+        super().__init__(seed_range)
         check_one_of("actions", actions, ("continuous", "discrete"))
         if not isinstance(data, list | tuple) or not data or len(set(data)) < len(data):
             raise ConfigurationError(f"data must be a list of different data sets, not {data!r}")
         self.data, self.model = tuple(data), model
         self.depth = whole("depth", depth, 0)
         self.splits = check_seeds("splits", splits)
-        self.seed_range = check_seeds("seed_range", seed_range)
         self.trials, self.epochs = whole("trials", trials, 1), whole("epochs", epochs, 1)
         self.actions, self.levels = actions, whole("levels", levels, 2)
         self.render_mode = render_mode
@@ -122,24 +118,8 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
             self.action_space = gym.spaces.Box(-1.0, 1.0, (len(RANGES),), np.float32)
         else:
             self.action_space = gym.spaces.MultiDiscrete([self.levels] * len(RANGES))
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a search.
-
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `{"task_seed": k}`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        self._running = False  # nor is it if this fails
-        named = task_option(options)
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, named)
+    def _begin(self, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         drawn = np.random.default_rng(self._task_seed)
         self._which = int(drawn.integers(len(self.data)))
         self._split = int(drawn.integers(*self.splits))
@@ -150,7 +130,6 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
         self._best_width = 0
         self._best_action = np.zeros(len(RANGES))
         self._scores: list[float] = []
-        self._running = True
         return self._observe(np.zeros(len(RANGES)), 0.0), self._task()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -160,8 +139,7 @@ class HyperparameterSearchEnv(gym.Env[np.ndarray, Any]):
             ResetNeeded: If no episode is running.
             ValueError: If `action` is none of the action space.
         """
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
+        self._check_running()
         numbers = self._numbers(action)
         settings = settings_of(numbers)
         with by_itself():

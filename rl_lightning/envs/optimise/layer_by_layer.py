@@ -1,27 +1,24 @@
 """What tasks have in common that go once through the layers of a trained network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
 from torch import nn
 
 from rl_lightning.core.errors import whole
 from rl_lightning.envs.optimise.data import Splits
 from rl_lightning.envs.optimise.layers import original_accuracy, shared_target
 from rl_lightning.envs.optimise.tasks import (
+    TaskEnv,
     check_choices,
     check_seeds,
     continuous_action,
     discrete_action,
-    draw_task,
-    task_option,
 )
 
 
-class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
+class LayerByLayerEnv(TaskEnv):
     """An episode is one network, which the seed of its task decides, and a step is one layer.
 
     Args:
@@ -35,11 +32,9 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         epochs: Of training the network, once, see `trained_target`.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
     _width: int
     _depth: int
     _split: int
-    _task_seed: int
     _original: float
 
     def __init__(
@@ -53,37 +48,20 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         seed_range: tuple[int, int] | list[int],
         epochs: int,
     ) -> None:
+        super().__init__(seed_range)
         self.data, self.model = data, model
         self.widths = check_choices("widths", widths, 1)
         self.depths = check_choices("depths", depths, least_depth)
         self.splits = check_seeds("splits", splits)
-        self.seed_range = check_seeds("seed_range", seed_range)
         self.epochs = whole("epochs", epochs, 1)
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin with a whole network, as it was trained.
-
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `{"task_seed": k}`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        self._running = False  # nor is it if this fails
-        named = task_option(options)
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, named)
+    def _begin(self, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         drawn = np.random.default_rng(self._task_seed)
         self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
         self._split = int(drawn.integers(*self.splits))
         names = (self._width, self._depth, self._split)
         self._original = original_accuracy(self.model, self.data, *names, self.epochs)
-        info = self._begin()
-        self._running = True
+        info = self._whole()
         return self._observe(), {**info, **self._task()}
 
     def target(self) -> tuple[nn.Module, Splits]:
@@ -91,7 +69,7 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
         names = (self._width, self._depth, self._split)
         return shared_target(self.model, self.data, *names, self.epochs)
 
-    def _begin(self) -> dict[str, Any]:
+    def _whole(self) -> dict[str, Any]:
         """Forget the episode before; what `info` says of a whole network."""
         raise NotImplementedError
 
@@ -107,10 +85,6 @@ class LayerByLayerEnv(gym.Env[np.ndarray, Any]):
             "split": self._split,
             "original_accuracy": self._original,
         }
-
-    def _check_running(self) -> None:
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
 
     def _number(self, action: Any) -> float:
         """The one number that a continuous action is."""

@@ -13,7 +13,8 @@ from rl_lightning.compress import NodeGroup, count
 from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.cut import CONVOLUTIONS, TRANSPOSED, depthwise, layer_of, tensors_of
 from rl_lightning.envs.optimise.data import Splits
-from rl_lightning.envs.optimise.targets import Recipe, accuracy_of, by_itself, trained_target
+from rl_lightning.envs.optimise.targets import trained_target
+from rl_lightning.envs.optimise.training import Recipe, accuracy_of, by_itself
 
 LAYER_FEATURES = (
     "convolution",

@@ -5,33 +5,31 @@ dimension of objective landscapes"): one action per direction and sign, or a vec
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, whole, whole_seed
 from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
-from rl_lightning.envs.optimise.targets import by_itself
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
+    TaskEnv,
     bounded,
     check_positive,
-    check_seeds,
     continuous_action,
     discrete_action,
-    draw_task,
-    task_option,
 )
+from rl_lightning.envs.optimise.training import by_itself
 
 GENERAL = ("progress", "log_loss", "loss_change", "accuracy", "accuracy_change", "behind_best")
 _TINY = 1e-8
 
 
-class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
+class ParameterTuningEnv(TaskEnv):
     """Raise a network's accuracy by moving its parameters along random directions.
 
     The parameters are θ = θ₀ + D z: D holds `directions` random unit vectors as columns, the same
@@ -79,8 +77,6 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         ConfigurationError: If an argument is out of its range.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
-
     def __init__(
         self,
         data: str = "wine",
@@ -100,6 +96,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         reward: Literal["improvement", "accuracy"] = "improvement",
         render_mode: None = None,
     ) -> None:
+        super().__init__(seed_range)
         check_one_of("actions", actions, ("discrete", "continuous"))
         check_one_of("moves", moves, ("from_last", "from_start"))
         check_one_of("features", features, ("projection", "statistics"))
@@ -111,7 +108,6 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
         self.data, self.model = data, model
         self.width, self.depth = whole("width", width, 1), whole("depth", depth, 0)
         self.split = whole_seed("split", split)
-        self.seed_range = check_seeds("seed_range", seed_range)
         self.steps = whole("steps", steps, 1)
         self.step_size = check_positive("step_size", step_size)
         self.reach = check_positive("reach", reach)
@@ -130,30 +126,13 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
             self.action_space = gym.spaces.Discrete(2 * self.directions)
         else:
             self.action_space = gym.spaces.Box(-1.0, 1.0, (self.directions,), np.float32)
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start from new initial parameters.
-
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `{"task_seed": k}`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        self._running = False  # nor is it if this fails
-        named = task_option(options)
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, named)
+    def _begin(self, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         self._start = initial_vector(self.model, *self._shape(), self._task_seed)
         self._point = np.zeros(self.directions)
         self._step = 0
         self._loss, self._accuracy = self.objective(self._point)
         self._best, self._best_point = (self._accuracy, -self._loss), self._point.copy()
-        self._running = True
         obs = self._observe(self._loss, self._accuracy, np.zeros(self.directions))
         return obs, {**self._info(), "task_seed": self._task_seed}
 
@@ -164,8 +143,7 @@ class ParameterTuningEnv(gym.Env[np.ndarray, Any]):
             ResetNeeded: If no episode is running.
             ValueError: If `action` is none of the action space.
         """
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
+        self._check_running()
         before, loss, accuracy = self._point, self._loss, self._accuracy
         self._point = self._moved(action)
         self._step += 1

@@ -27,14 +27,9 @@ from rl_lightning.envs.optimise.pruning import (
     uniform_shares,
     within_budget,
 )
-from rl_lightning.envs.optimise.targets import (
-    Recipe,
-    accuracy_and_loss,
-    build_target,
-    by_itself,
-    train,
-)
+from rl_lightning.envs.optimise.targets import build_target
 from rl_lightning.envs.optimise.tasks import LIMIT, bounded, check_positive
+from rl_lightning.envs.optimise.training import Recipe, accuracy_and_loss, by_itself, train
 
 FEATURES = ("index", *LAYER_FEATURES, "cost", "reduced", "rest", "previous")
 CALIBRATION = 128
@@ -186,7 +181,7 @@ class PruneNetEnv(LayerByLayerEnv):
         else:
             self.action_space = gym.spaces.Discrete(self.levels)
 
-    def _begin(self) -> dict[str, Any]:
+    def _whole(self) -> dict[str, Any]:
         self.removed: list[list[int]] = []
         self._shares: list[float] = []
         self._previous = 1.0

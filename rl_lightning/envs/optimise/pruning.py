@@ -20,7 +20,7 @@ from rl_lightning.envs.optimise.layers import (
     together,
 )
 from rl_lightning.envs.optimise.reconstruct import reconstruct
-from rl_lightning.envs.optimise.targets import by_itself
+from rl_lightning.envs.optimise.training import by_itself
 
 
 class Prunable(NamedTuple):

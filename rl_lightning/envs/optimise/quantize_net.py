@@ -27,13 +27,14 @@ from rl_lightning.envs.optimise.layers import (
     describe_layers,
     shared_target,
 )
-from rl_lightning.envs.optimise.targets import accuracy_of, build_target, by_itself
+from rl_lightning.envs.optimise.targets import build_target
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
     bounded,
     check_choices,
     check_positive,
 )
+from rl_lightning.envs.optimise.training import accuracy_of, by_itself
 
 FEATURES = ("index", *LAYER_FEATURES, "size", "spent", "rest", "previous")
 
@@ -152,7 +153,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
         else:
             self.action_space = gym.spaces.Discrete(len(self.bits))
 
-    def _begin(self) -> dict[str, Any]:
+    def _whole(self) -> dict[str, Any]:
         self.bits_of_layers: list[int] = []
         return {"bits": 32}
 

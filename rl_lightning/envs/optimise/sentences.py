@@ -57,6 +57,12 @@ def maze_rows(question: str, split: int) -> tuple[np.ndarray, ...]:
 
 
 def sentences(split: int, count: int) -> list[str]:
+    """Different sentences of TextMaze, each of another maze after some random steps.
+
+    Args:
+        split: Seed of the mazes and steps.
+        count: How many.
+    """
     random = np.random.default_rng([split, 5])
     env, texts = TextMazeEnv(size=6), {}
     for layout in random.permutation(1_000_000):
@@ -73,11 +79,13 @@ def sentences(split: int, count: int) -> list[str]:
 
 
 def answer_walls(text: str) -> int:
+    """Which neighbours a sentence calls walls: bit 0 north, 1 east, 2 south, 3 west."""
     said = text.lower()
     return sum(2**i for i, one in enumerate(_DIRECTIONS) if f"wall {one}" in said)
 
 
 def answer_exit(text: str) -> int:
+    """Where a sentence says that the exit is: the place of its directions in `_EXITS`, 0 to 7."""
     said = text.partition("The exit is")[2]
     return _EXITS.index(
         tuple(next((one for one in pair if one in said), "") for pair in (("south", "north"),
@@ -99,7 +107,7 @@ def _cut_minilm() -> tuple[Any, Any]:
 class SentenceReader(nn.Module):
     """A transformer's mean over the tokens of a sentence, and a small network that answers.
 
-    The transformer is as it was pretrained; it is not trained unless its weights ask for gradients.
+    The transformer is as it was pretrained.
 
     Args:
         reader: The transformer, of which the first `depth` layers are kept.
@@ -118,11 +126,6 @@ class SentenceReader(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[N, classes]` of ids and their number, `[N, L + 1]`."""
         return self.head(self.features(x))
-
-    @property
-    def frozen(self) -> bool:
-        """Whether training leaves the transformer as it is."""
-        return not any(parameter.requires_grad for parameter in self.reader.parameters())
 
     def features(self, x: Tensor) -> Tensor:
         """What the transformer makes of sentences, `[N, D]`."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import ResetNeeded
 
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
 
@@ -81,6 +82,59 @@ def draw_task(random: np.random.Generator, seed_range: tuple[int, int], named: i
         named: See `task_option`.
     """
     return int(random.integers(*seed_range)) if named is None else named
+
+
+class TaskEnv(gym.Env[np.ndarray, Any]):
+    """An environment whose episode is a task, which one number draws.
+
+    Args:
+        seed_range: Half-open range of task seeds.
+
+    Attributes:
+        own_options: Options of `reset` beside `task_seed`.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    own_options: tuple[str, ...] = ()
+    _task_seed: int
+
+    def __init__(self, seed_range: tuple[int, int] | list[int]) -> None:
+        self.seed_range = check_seeds("seed_range", seed_range)
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin the next task.
+
+        Args:
+            seed: Seed of the generator that draws task seeds.
+            options: Nothing, or `{"task_seed": k}` for a certain task; `own_options`.
+
+        Raises:
+            ConfigurationError: If `options` holds anything else. Nothing has changed then, but that
+                no episode is running.
+        """
+        self._running = False  # nor is it if this fails
+        options = options or {}
+        named = task_option(options, self.own_options)
+        self._check_options(options)
+        super().reset(seed=seed)
+        self._task_seed = draw_task(self.np_random, self.seed_range, named)
+        begun = self._begin(options)
+        self._running = True
+        return begun
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse values of `own_options` before anything has changed."""
+
+    def _begin(self, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Forget the episode before, begin the task of `_task_seed`; what `reset` returns."""
+        raise NotImplementedError
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise ResetNeeded("no episode is running: call reset() before step()")
 
 
 def discrete_action(action: Any, space: gym.Space[Any]) -> list[int]:

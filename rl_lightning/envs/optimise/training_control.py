@@ -6,29 +6,27 @@ one could plot of a training, the action a change of its settings.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
 
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
 from rl_lightning.envs.optimise.data import Splits, load_data
 from rl_lightning.envs.optimise.flat import FlatNetwork, flat_target, initial_vector
-from rl_lightning.envs.optimise.targets import by_itself
 from rl_lightning.envs.optimise.tasks import (
     LIMIT,
+    TaskEnv,
     bounded,
     check_choices,
     check_positive,
     check_seeds,
     continuous_action,
     discrete_action,
-    draw_task,
-    task_option,
 )
+from rl_lightning.envs.optimise.training import by_itself
 
 CONTROLS = ("lr", "momentum", "weight_decay")
 FEATURES = (
@@ -56,7 +54,7 @@ DECAY = (1e-6, 0.1)
 _TINY = 1e-8
 
 
-class TrainingControlEnv(gym.Env[np.ndarray, Any]):
+class TrainingControlEnv(TaskEnv):
     """Steer one training of a small network, and be rewarded for what it learns.
 
     An episode is `steps * updates_per_step` minibatch updates by SGD with momentum. The seed of its
@@ -112,7 +110,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         ConfigurationError: If an argument is out of its range.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    own_options = ("lr",)
 
     def __init__(
         self,
@@ -136,13 +134,13 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
         divergence_penalty: float = 5.0,
         render_mode: None = None,
     ) -> None:
+        super().__init__(seed_range)
         check_one_of("actions", actions, ("discrete", "continuous"))
         check_one_of("reward", reward, ("improvement", "final"))
         self.data, self.model = data, model
         self.widths = check_choices("widths", widths, 1)
         self.depths = check_choices("depths", depths, 0)
         self.splits = check_seeds("splits", splits)
-        self.seed_range = check_seeds("seed_range", seed_range)
         self.steps = whole("steps", steps, 1)
         self.updates_per_step = whole("updates_per_step", updates_per_step, 1)
         self.batch_size = whole("batch_size", batch_size, 1)
@@ -171,31 +169,18 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
             self.action_space = gym.spaces.Discrete(len(self.factors))
         else:
             self.action_space = gym.spaces.MultiDiscrete([len(self.factors)] * count)
-        self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a training.
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        _within("lr", options.get("lr", self.lr), LR)
 
-        Args:
-            seed: Seed of the generator that draws task seeds.
-            options: Nothing, or `task_seed` or `lr`.
-
-        Raises:
-            ConfigurationError: If `options` holds anything else.
-        """
-        self._running = False  # nor is it if this fails
-        named = task_option(options, ("lr",))
-        lr = _within("lr", (options or {}).get("lr", self.lr), LR)
-        super().reset(seed=seed)
-        self._task_seed = draw_task(self.np_random, self.seed_range, named)
+    def _begin(self, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         self._batches = np.random.default_rng(self._task_seed)
         self._width = int(self._batches.choice(self.widths))
         self._depth = int(self._batches.choice(self.depths))
         self._split = int(self._batches.integers(*self.splits))
         init_seed = int(self._batches.integers(2**32))
-        self._lr, self._momentum, self._weight_decay = lr, self.momentum, self.weight_decay
+        self._lr = _within("lr", options.get("lr", self.lr), LR)
+        self._momentum, self._weight_decay = self.momentum, self.weight_decay
         self._weights = initial_vector(self.model, *self._shape(), init_seed)
         self._velocity = np.zeros_like(self._weights)
         self._step = 0
@@ -207,7 +192,6 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
             )
             gradient = network.gradient.norm().item()
         self._log_loss = self._lowest = _log(loss)
-        self._running = True
         obs = self._observe([train_loss], self._log_loss, gradient, 0.0)
         return obs, {**self._info(), **self._task()}
 
@@ -218,8 +202,7 @@ class TrainingControlEnv(gym.Env[np.ndarray, Any]):
             ResetNeeded: If no episode is running.
             ValueError: If `action` is none of the action space.
         """
-        if not self._running:
-            raise ResetNeeded("no episode is running: call reset() before step()")
+        self._check_running()
         for control, factor in zip(self.controls, self._factors(action), strict=True):
             self._change(control, factor)
         self._step += 1
