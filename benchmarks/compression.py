@@ -23,7 +23,7 @@ of what they do.
   imported libraries take, read from the kernel's count of this process alone.
 
 Agreement is what `compress` prints at the last step: with the policy before that step, without any
-training after it. A student's is with its teacher.
+training after it. Of a student without a further step nothing is said.
 """
 
 import argparse

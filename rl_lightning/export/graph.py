@@ -170,7 +170,7 @@ def save(program: ExportedProgram, graph: PolicyGraph, format: Format, path: Pat
             f"{type(graph.policy).__name__} holds an operation that ONNX does not know: "
             f"{shortened(_first_cause(error))}; use --format torch"
         ) from error
-    for node in converted.model.graph:
+    for node in converted.model.graph.all_nodes():
         node.metadata_props.clear()
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     converted.save(path, external_data=size > MOST_BYTES_INSIDE)
