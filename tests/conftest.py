@@ -16,6 +16,13 @@ import torch
 torch.set_num_threads(1)
 
 
+def _no_group(*_, **__):
+    raise RuntimeError("no group of ranks in the process of all tests: see tests/alone.py")
+
+
+torch.distributed.init_process_group = _no_group
+
+
 @pytest.fixture(autouse=True)
 def _quiet():
     for name in ("lightning.pytorch", "lightning.fabric"):

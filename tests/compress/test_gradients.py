@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
+from alone import run_alone
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from rl_lightning.callbacks import CompressGradients
@@ -138,30 +138,31 @@ class Bucket:
         return True
 
 
-def test_powersgd_is_torchs(tmp_path):
+def as_torchs():
+    """In a group of ranks: torch's hook and ours, from the same basis."""
     generator = torch.Generator().manual_seed(3)
     ours = GradientCompressor("powersgd", rank=2)
     basis = torch.randn(9, 2, generator=generator)
     ours.load_state_dict({"updates": 2, "residuals": {}, "bases": {"w": basis}})
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        state = PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
-        state.iter = 2
-        state.p_memory_dict[0] = torch.zeros(12 * 2)
-        state.q_memory_dict[0] = basis.flatten().clone()
-        for _ in range(5):
-            matrix = torch.randn(12, 9, generator=generator)
-            vector = torch.randn(7, generator=generator)
-            bucket = Bucket(matrix, vector)
-            flat = powerSGD_hook(state, bucket).wait()
-            means = ours.average({"w": matrix, "b": vector})
-            torch.testing.assert_close(means["w"].flatten(), flat[: 12 * 9], rtol=1e-4, atol=1e-4)
-            assert torch.equal(means["b"], vector)
-            ours.finish_update()
-    finally:
-        dist.destroy_process_group()
+    state = PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+    state.iter = 2
+    state.p_memory_dict[0] = torch.zeros(12 * 2)
+    state.q_memory_dict[0] = basis.flatten().clone()
+    for _ in range(5):
+        matrix = torch.randn(12, 9, generator=generator)
+        vector = torch.randn(7, generator=generator)
+        bucket = Bucket(matrix, vector)
+        flat = powerSGD_hook(state, bucket).wait()
+        means = ours.average({"w": matrix, "b": vector})
+        torch.testing.assert_close(means["w"].flatten(), flat[: 12 * 9], rtol=1e-4, atol=1e-4)
+        assert torch.equal(means["b"], vector)
+        ours.finish_update()
     assert ours.bytes_per_update == 4 * ((12 + 9) * 2 + 7)
     assert ours.full_bytes == 4 * (12 * 9 + 7)
+
+
+def test_powersgd_is_torchs(tmp_path):
+    run_alone(__file__, "as_torchs", tmp_path)
 
 
 # --- means ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gymnasium as gym
 import pytest
 import torch
+from alone import run_alone
 from llm_tiny import KINDS, tiny_model
 from tensordict import TensorDict
 from torch import nn
@@ -384,29 +385,30 @@ def test_under_autocast_features_are_float32(encoder):
         torch.testing.assert_close(low, one(x), rtol=0.1, atol=0.15)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_under_ddp(encoder, kind, tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        one = encoder(kind, tune="lora")
-        x = one.preprocess((*TEXTS, "go"))
-        agent = nn.parallel.DistributedDataParallel(one)
-        optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
-        outputs = []
-        for _ in range(3):  # an unused parameter would raise in the second round
-            outputs.append(agent(x))
-            optimizer.zero_grad()
-            outputs[-1].square().mean().backward()
-            optimizer.step()
-        assert not torch.allclose(outputs[0], outputs[2])
-        small = ("lora_", "_extra_state", "moments")
-        assert all(any(part in k for part in small) for k in agent.state_dict())
-    finally:
-        # Before the group: what outlives it closes it, and waits with Python's lock for a thread of
-        # gloo's that may be waiting for that lock.
-        agent = outputs = None
-        torch.distributed.destroy_process_group()
+def learns_under_ddp(*models):
+    """In a group of ranks: three updates of each model and what its checkpoint would hold."""
+    for model in models:
+        three_updates(model)
+
+
+def three_updates(model):
+    one = LLMEncoder(SPEC, model, tune="lora")
+    x = one.preprocess((*TEXTS, "go"))
+    agent = nn.parallel.DistributedDataParallel(one)
+    optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
+    outputs = []
+    for _ in range(3):  # an unused parameter would raise in the second round
+        outputs.append(agent(x))
+        optimizer.zero_grad()
+        outputs[-1].square().mean().backward()
+        optimizer.step()
+    assert not torch.allclose(outputs[0], outputs[2])
+    small = ("lora_", "_extra_state", "moments")
+    assert all(any(part in k for part in small) for k in agent.state_dict())
+
+
+def test_under_ddp(tiny, tmp_path):
+    run_alone(__file__, "learns_under_ddp", tmp_path, *map(str, tiny.values()))
 
 
 # --- standardisation -----------------------------------------------------------------------------
