@@ -1,6 +1,6 @@
 """Exported policies against the agents they came of: one decision, and 64 at once.
 
-    python benchmarks/export_latency.py            # about a minute
+    python benchmarks/export_latency.py            # eight minutes, most of them for minilm
     python benchmarks/export_latency.py --kinds mlp cnn --repeats 50
 
 Each kind of policy, with random weights, is exported to both formats. Then `Agent.predict`, its

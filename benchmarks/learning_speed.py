@@ -4,12 +4,13 @@
     python benchmarks/learning_speed.py benchmarks/comparisons/NAME.yaml --plot
 
 A comparison names a `base` configuration and `arms`, each a piece of YAML that is laid over it:
-mappings entry by entry, everything else replaced. Every arm and seed is one `rl-lightning fit` on
-one thread. What counts is the first validation that reaches `threshold`; a run that never does
-counts as one that took longer than its budget. Results go to
+mappings entry by entry, everything else replaced. One that is `like` another names its file, and a
+`change` that is laid over the other's base: the same arms elsewhere. Every arm and seed is one
+`rl-lightning fit` on one thread. What counts is the first validation that reaches `threshold`; a
+run that never does counts as one that took longer than its budget. Results go to
 `benchmarks/results/comparisons/NAME.json` as soon as a run is done, and the curves, their middle
-and the quartiles of the seeds, to `docs/pictures/NAME.png`. Seeds that are there are not run
-again, unless the arm has changed.
+and the quartiles of the seeds, to `docs/pictures/NAME.png`. Seeds that are there are not run again,
+unless the arm has changed.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--plot", action="store_true", help="run nothing, draw what is there")
     args = parser.parse_args()
-    comparison = yaml.safe_load(args.comparison.read_text())
+    comparison = read(args.comparison)
     arms = comparison["arms"]
     if unknown := set(args.arms or ()) - set(arms):
         parser.error(f"--arms {sorted(unknown)}: the comparison has {sorted(arms)}")
@@ -76,6 +77,14 @@ def main() -> None:
     sys.exit(1 if any("error" in run for run in runs) else 0)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A comparison, with what it takes over of the one that it is `like`."""
+    comparison = yaml.safe_load(path.read_text())
+    if "like" in comparison:
+        return {**read(ROOT / comparison["like"]), **comparison}
+    return comparison
+
+
 def laid_over(base: Any, change: Any) -> Any:
     """`change` over `base`: mappings entry by entry, everything else replaced."""
     if not (isinstance(base, dict) and isinstance(change, dict)):
@@ -91,6 +100,7 @@ def laid_over(base: Any, change: Any) -> Any:
 def configuration(comparison: dict[str, Any], arm: str) -> dict[str, Any]:
     """The whole configuration of an arm."""
     base = yaml.safe_load((ROOT / comparison["base"]).read_text())
+    base = laid_over(base, comparison.get("change", {}))
     return laid_over(base, comparison["arms"][arm] or {})
 
 

@@ -5,6 +5,9 @@ import minigrid  # noqa: F401  registers the environments
 import numpy as np
 import pytest
 from comparisons.door_key import KINDS, Cells, QuickView, describe
+from minigrid.wrappers import ImgObsWrapper
+
+from rl_lightning.envs.describe import Describe
 
 DOOR_KEY = "MiniGrid-DoorKey-6x6-v0"
 
@@ -75,3 +78,25 @@ def test_cells_are_one_of_eight_kinds():
     names = ["unseen", "wall", "key", "goal", "open door", "closed door", "locked door"]
     assert [KINDS[k] for k in rows[0].argmax(-1)] == names
     assert (rows[1:].argmax(-1) == KINDS.index("empty")).all()
+
+
+def test_lights_flicker_and_mean_nothing():
+    plain, lit = (
+        Cells(Describe(ImgObsWrapper(QuickView(gym.make(DOOR_KEY))), describe, keep=True), n)
+        for n in (0, 6)
+    )
+    empty, others = KINDS.index("empty"), len(KINDS)
+    looks = []
+    for _ in range(2):
+        one, two = plain.reset(seed=1)[0], lit.reset(seed=1)[0]
+        assert one["text"] == two["text"]
+        assert lit.observation_space.contains(two)
+        parts = two["observation"].reshape(49, others + 6)
+        np.testing.assert_array_equal(parts[:, :others].ravel(), one["observation"])
+        np.testing.assert_array_equal(parts[:, others:].sum(1), parts[:, empty])
+        looks.append(
+            [two["observation"], lit.step(0)[0]["observation"], lit.step(1)[0]["observation"]]
+        )
+    for first, again in zip(*looks, strict=True):
+        np.testing.assert_array_equal(first, again)  # by the seed
+    assert (looks[0][0] != looks[0][2]).any()  # to the left and back again

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import learning_speed
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = sorted((ROOT / "benchmarks/comparisons").glob("*.yaml"))
@@ -61,7 +60,7 @@ def test_the_curve_of_a_run_that_was_stopped_early_goes_on_as_it_ended():
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_what_is_shown_was_measured_with_these_arms(path):
-    comparison = yaml.safe_load(path.read_text())
+    comparison = learning_speed.read(path)
     found = json.loads((ROOT / f"benchmarks/results/comparisons/{path.stem}.json").read_text())
     for run in found["runs"]:
         config = learning_speed.configuration(comparison, run["arm"])

@@ -86,25 +86,36 @@ def _visible(opaque: list[list[bool]]) -> np.ndarray:
 
 class Cells(gym.ObservationWrapper):
     """The view as one of eight kinds for each cell, as numbers that a small network reads easily:
-    uint8 `[n · n · 8]`, in place of the entry `observation`.
+    uint8 `[n · n · (8 + lights)]`, in place of the entry `observation`.
 
     Args:
         env: Its observations are a Dict with the view, uint8 `[n, n, 3]`, as `observation`.
+        lights: So many kinds of light flicker on free cells, drawn at every look: they mean
+            nothing, and no view is seen twice (the "noisy television" of Burda et al. 2019).
     """
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, lights: int = 0) -> None:
         super().__init__(env)
+        self.lights = lights
         spaces = dict(env.observation_space.spaces)  # type: ignore[attr-defined]
         width, height, _ = spaces["observation"].shape
-        spaces["observation"] = gym.spaces.Box(0, 1, (width * height * len(KINDS),), np.uint8)
+        kinds = len(KINDS) + lights
+        spaces["observation"] = gym.spaces.Box(0, 1, (width * height * kinds,), np.uint8)
         self.observation_space = gym.spaces.Dict(spaces)
 
     def observation(self, observation: Any) -> Any:
         kind, state = observation["observation"][..., 0], observation["observation"][..., 2]
-        return {**observation, "observation": _ONE_HOT[kind, state].ravel()}
+        cells = _ONE_HOT[kind, state]
+        if self.lights:
+            drawn = np.eye(self.lights, dtype=np.uint8)[
+                self.unwrapped.np_random.integers(self.lights, size=kind.shape)
+            ]
+            cells = np.concatenate([cells, drawn * cells[..., EMPTY_KIND, None]], axis=-1)
+        return {**observation, "observation": cells.ravel()}
 
 
 KINDS = ("unseen", "empty", "wall", "key", "goal", "open door", "closed door", "locked door")
+EMPTY_KIND = KINDS.index("empty")
 _ONE_HOT = np.zeros((len(IDX_TO_OBJECT), len(DOORS), len(KINDS)), np.uint8)
 for _kind, _object in IDX_TO_OBJECT.items():
     for _state, _word in DOORS.items():

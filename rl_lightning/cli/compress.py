@@ -48,7 +48,7 @@ from rl_lightning.nn.modes import EvalMode
 METHODS = MODEL_METHODS | {
     "prune-weights": "set the smallest weights to zero; --share says how many",
     "prune-nodes": "take nodes, channels out: smaller tensors; --share says how many",
-    "quantise": "store weights in --bits 16, 8, 4, 2 (ternary) or 1 (binary), for good",
+    "quantise": "store weights in --bits 16, 8 to 3, 2 (ternary) or 1 (binary), for good",
     "quantise-aware": "round weights to --bits in every step of the `fit` that goes on from it",
     "harden": "pack the weights that were trained by quantise-aware",
 }
@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--share", type=float, help="of weights, nodes or heads to take out, [0, 1)"
     )
-    parser.add_argument("--bits", type=int, help="of each weight: 16, 8, 4, 2 or 1")
+    parser.add_argument("--bits", type=int, help="of each weight: 16, or 8 to 1")
     parser.add_argument("--group_size", type=int, help="inputs that share a scale; all by default")
     parser.add_argument(
         "--scope", choices=("global", "layer"), help="compare weights of all layers, or of each"

@@ -27,7 +27,7 @@ class PackedLayer(nn.Module):
     Args:
         layer: The float layer, of which everything but the weight is taken.
         stored: Its weight, packed, see `rl_lightning.compress.rounding.pack_weight`.
-        bits: 1, 2, 4, 8 or 16.
+        bits: 1 to 8, or 16.
         group_size: As it was rounded with.
         cached: Keep the restored weight until the layer is moved, cast or loaded into. It is in no
             state dict. Whoever writes into `codes` or `scale` otherwise calls `forget`.

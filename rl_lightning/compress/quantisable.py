@@ -15,7 +15,7 @@ from rl_lightning.compress.straight_through import StraightThrough
 from rl_lightning.core.errors import ConfigurationError, nearest, shortened, whole
 from rl_lightning.nn.insides import is_heard
 
-BITS = (1, 2, 4, 8, 16, 32)
+BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Bits = int | Mapping[str, int | float]
 
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
     Attributes:
         layer: The float layer.
-        bits: 1, 2, 4, 8 or 16.
+        bits: 1 to 8, or 16.
         group_size: Inputs that share a scale; None: a whole row.
     """
 
@@ -315,8 +315,8 @@ def _width(name: str, value: Any) -> int:
     bits = whole(argument, value, 1)
     if bits not in BITS:
         raise ConfigurationError(
-            f"{argument} must be 1 (binary), 2 (ternary), 4, 8, 16 (half precision) or 32 (as it "
-            f"is), not {bits}"
+            f"{argument} must be 1 (binary), 2 (ternary), 3 to 8, 16 (half precision) or 32 (as "
+            f"it is), not {bits}"
         )
     return bits
 

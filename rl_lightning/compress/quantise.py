@@ -42,8 +42,8 @@ def quantise(
 
     Args:
         module: Changed in place. Optimizers of its weights have to be made anew.
-        bits: 1 (binary), 2 (ternary), 4, 8, 16 (half precision) or 32 (as it is), for all layers or
-            by name. A name means what is inside it, too; the longest that fits counts; layers
+        bits: 1 (binary), 2 (ternary), 3 to 8, 16 (half precision) or 32 (as it is), for all layers
+            or by name. A name means what is inside it, too; the longest that fits counts; layers
             without one stay. Layers that share a weight follow the one that is named.
         layers: Names of layers, or of what they are inside of; None means all.
         group_size: Inputs that share a scale, for 8 bits and fewer; None: a whole row.

@@ -4,7 +4,7 @@ A weight is a matrix `[R, N]`: a row for each output of a linear or convolutiona
 entry of an embedding's table, over N inputs. Each row, or each group of inputs within a row, has
 its own scale:
 
-- 8 and 4 bits: ŵ = s·q, q = round(w / s), s = max|w| / (2ᵇ⁻¹ − 1), symmetric: 0 stays 0, and
+- 8 to 3 bits: ŵ = s·q, q = round(w / s), s = max|w| / (2ᵇ⁻¹ − 1), symmetric: 0 stays 0, and
   |w − ŵ| ≤ s / 2, and in float16 and bfloat16 what rounding ŵ to that type adds, |ŵ| · eps / 2.
 - 2 bits, ternary (Li & Liu 2016, "Ternary Weight Networks", eq. 3 to 6): ŵ = s·q, q = sign(w) where
   |w| > Δ = 0.7 · mean|w|, otherwise 0; s is the mean of the kept |w|.
@@ -25,8 +25,10 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError
 
-WIDTHS = (1, 2, 4, 8)
-_OFFSET = {8: 128, 4: 8, 2: 1}  # codes are unsigned: q + offset
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+# What is no divisor of a byte is packed in parts of these widths, the lowest bits first.
+_PARTS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+_OFFSET = {2: 1} | {bits: 2 ** (bits - 1) for bits in range(3, 9)}  # codes are unsigned: q + offset
 
 
 class Rounded(NamedTuple):
@@ -46,7 +48,7 @@ def round_weight(weight: Tensor, bits: int, group_size: int | None = None) -> Ro
 
     Args:
         weight: `[R, N]`. What is not finite makes its group's restored weights NaN.
-        bits: 1 (binary), 2 (ternary), 4, 8 or 16.
+        bits: 1 (binary), 2 (ternary), 3 to 8, or 16.
         group_size: Inputs that share a scale; the last group may be shorter. None: a whole row.
 
     Returns:
@@ -132,12 +134,15 @@ def as_rows(weight: Tensor) -> Tensor:
 def pack(codes: Tensor, width: int) -> Tensor:
     """Several codes in a byte, the first in the lowest bits.
 
+    Codes whose width does not divide a byte are cut into parts that do: of 3 bits the two lowest
+    stand first, of all codes, then the highest.
+
     Args:
         codes: uint8 `[..., N]`, each below 2^width.
-        width: Bits of a code: 1, 2, 4 or 8.
+        width: Bits of a code: 1 to 8.
 
     Returns:
-        uint8 `[..., ⌈N · width / 8⌉]`; what the last byte has left over is 0.
+        uint8 `[..., B]`, see `packed_size`; what the last byte of a part has left over is 0.
 
     Raises:
         ConfigurationError: If a code needs more bits, or if `width` is none of these.
@@ -145,6 +150,16 @@ def pack(codes: Tensor, width: int) -> Tensor:
     _check_width(width)
     if codes.numel() and int(codes.max()) >= 2**width:
         raise ConfigurationError(f"a code is {int(codes.max())}, which {width} bits do not hold")
+    if len(_PARTS[width]) == 1:
+        return _pack(codes, width)
+    parts, rest = [], codes
+    for part in _PARTS[width]:
+        parts.append(_pack(rest & (2**part - 1), part))
+        rest = rest >> part
+    return torch.cat(parts, -1)
+
+
+def _pack(codes: Tensor, width: int) -> Tensor:
     share = 8 // width
     codes = F.pad(codes, (0, -codes.shape[-1] % share))
     packed = torch.zeros_like(codes[..., ::share])
@@ -153,12 +168,17 @@ def pack(codes: Tensor, width: int) -> Tensor:
     return packed
 
 
+def packed_size(count: int, width: int) -> int:
+    """Bytes of so many packed codes: ⌈count · width / 8⌉, or up to two more (3, 5, 6, 7 bits)."""
+    return sum(-(-count * part // 8) for part in _PARTS[width])
+
+
 def unpack(packed: Tensor, width: int, count: int) -> Tensor:
     """The codes that `pack` has packed.
 
     Args:
-        packed: uint8 `[..., ⌈count · width / 8⌉]`.
-        width: Bits of a code: 1, 2, 4 or 8.
+        packed: uint8 `[..., B]`.
+        width: Bits of a code: 1 to 8.
         count: N.
 
     Returns:
@@ -168,17 +188,22 @@ def unpack(packed: Tensor, width: int, count: int) -> Tensor:
         ConfigurationError: If `width` is none of these, or if there are not that many bytes.
     """
     _check_width(width)
-    if packed.shape[-1] != -(-count * width // 8):
+    if packed.shape[-1] != packed_size(count, width):
         raise ConfigurationError(
-            f"{count} codes of {width} bits take {-(-count * width // 8)} bytes, not "
+            f"{count} codes of {width} bits take {packed_size(count, width)} bytes, not "
             f"{packed.shape[-1]}"
         )
     if width == 8:
         return packed
     # Of a shift of uint8, torch.onnx writes an int8, which is combined with nothing else.
-    wide = packed.to(torch.int32)
-    places = [(wide >> shift) & (2**width - 1) for shift in range(0, 8, width)]
-    return torch.stack(places, -1).flatten(-2)[..., :count].to(torch.uint8)
+    wide, codes, above = packed.to(torch.int32), None, 0
+    for part in _PARTS[width]:
+        bytes_, wide = wide.split([size := packed_size(count, part), wide.shape[-1] - size], -1)
+        places = [(bytes_ >> shift) & (2**part - 1) for shift in range(0, 8, part)]
+        found = torch.stack(places, -1).flatten(-2)[..., :count] << above
+        codes, above = found if codes is None else codes | found, above + part
+    assert codes is not None
+    return codes.to(torch.uint8)
 
 
 def _check_width(width: int) -> None:
@@ -187,7 +212,7 @@ def _check_width(width: int) -> None:
 
 
 def pack_weight(weight: Tensor, bits: int, group_size: int | None = None) -> Rounded:
-    """`round_weight`, with its codes packed: uint8 `[R, ⌈N · bits / 8⌉]`, float16 of 16 bits."""
+    """`round_weight`, with its codes packed: uint8 `[R, B]` (see `pack`), float16 of 16 bits."""
     codes, scale = round_weight(weight, bits, group_size)
     return Rounded(codes if bits == 16 else pack(codes, bits), scale)
 

@@ -14,7 +14,7 @@ class StraightThrough(nn.Module):
     A parametrization for `torch.nn.utils.parametrize`.
 
     Args:
-        bits: 1, 2, 4, 8 or 16, see `rl_lightning.compress.rounding`.
+        bits: 1 to 8, or 16, see `rl_lightning.compress.rounding`.
         group_size: Inputs that share a scale; None: a whole row.
     """
 

@@ -38,7 +38,7 @@ def test_the_gradient_passes_as_if_nothing_was_rounded():
     assert w.grad.tolist() == [[1.0, 2.0, 3.0]]
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2, 1])
 @pytest.mark.parametrize("group_size", [None, 3])
 def test_hardened_is_what_was_trained(bits, group_size):
     net = Net()

@@ -71,7 +71,7 @@ def by_rounding(module, bits, group_size=None):
     return module
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [16, 8, 6, 5, 4, 3, 2, 1])
 @pytest.mark.parametrize("group_size", [None, 5])
 def test_packed_layers_compute_with_the_rounded_weights(bits, group_size):
     module = zoo()
@@ -90,7 +90,7 @@ def test_packed_layers_compute_with_the_rounded_weights(bits, group_size):
 def test_more_bits_are_nearer():
     batch, exact = zoo_input(), zoo()
     errors = []
-    for bits in (16, 8, 4, 2):
+    for bits in (16, 8, 7, 6, 5, 4, 3, 2):
         module = zoo()
         quantise(module, bits)
         errors.append((module(*batch) - exact(*batch)).abs().mean().item())
@@ -113,7 +113,9 @@ def test_bags_of_every_kind(mode, padding_idx, last):
     assert torch.equal(module[0](ids, offsets, weights), expected[0](ids, offsets, weights))
 
 
-@pytest.mark.parametrize(("bits", "most"), [(16, 0.52), (8, 0.3), (4, 0.16), (2, 0.1), (1, 0.07)])
+@pytest.mark.parametrize(
+    ("bits", "most"), [(16, 0.52), (8, 0.3), (5, 0.2), (4, 0.16), (3, 0.13), (2, 0.1), (1, 0.07)]
+)
 def test_files_are_small(tmp_path, bits, most):
     module = mlp(256)
     sizes = []
@@ -127,7 +129,7 @@ def test_files_are_small(tmp_path, bits, most):
         assert small <= most * whole
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [16, 8, 6, 5, 4, 3, 2, 1])
 def test_saved_is_loaded_bit_for_bit(tmp_path, bits):
     module, batch = zoo(), zoo_input()
     record = quantise(module, bits, group_size=4)
@@ -382,7 +384,7 @@ def test_records_of_strangers_are_checked_before_anything_changes():
         (wrong(record, layers={"0": entry, 7: entry}), "layer 7, and here there is none"),
         (wrong(record, layers={"0": {**entry, "kind": "Conv1d"}}), "here it is a Linear"),
         (wrong(record, layers={"0": {**entry, "kind": ["x"]}}), "here it is a Linear"),
-        (wrong(record, layers={"0": {**entry, "bits": 3}}), "bits of 0 must be 1 .binary.*not 3"),
+        (wrong(record, layers={"0": {**entry, "bits": 9}}), "bits of 0 must be 1 .binary.*not 9"),
         (wrong(record, layers={"0": {**entry, "bits": "8"}}), "bits of 0 must be a whole number"),
         (wrong(record, layers={"0": {**entry, "bits": 32}}), "32 bits: leave it out"),
         (wrong(record, layers={"0": {**entry, "group_size": 0}}), "group_size of 0 must be at"),
@@ -397,7 +399,7 @@ def test_records_of_strangers_are_checked_before_anything_changes():
 
 def test_wrong_arguments_are_named():
     for arguments, message in [
-        ({"bits": 3}, "bits must be 1 .binary., 2 .ternary., 4, 8, 16 .* not 3"),
+        ({"bits": 9}, "bits must be 1 .binary., 2 .ternary., 3 to 8, 16 .* not 9"),
         ({"bits": "8"}, "bits must be a whole number"),
         ({"bits": {"0": 8.5}}, "bits of 0 must be a whole number"),
         ({"bits": {"actor": 8}}, "bits: there is no actor; nearest: "),

@@ -5,6 +5,7 @@ from rl_lightning.compress.rounding import (
     as_rows,
     pack,
     pack_weight,
+    packed_size,
     restore_weight,
     round_weight,
     rounded,
@@ -52,7 +53,7 @@ def test_groups_have_their_own_scales_and_the_last_may_be_short():
     assert round_weight(w, 2, 2).scale[0].tolist() == pytest.approx([7.0, 0.7, 14.0])
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3])
 @pytest.mark.parametrize("group_size", [None, 5, 64])
 def test_the_error_is_at_most_half_a_scale(bits, group_size):
     w = torch.randn(20, 33) * torch.logspace(-6, 6, 20)[:, None]
@@ -63,7 +64,7 @@ def test_the_error_is_at_most_half_a_scale(bits, group_size):
     assert bool((error > 0.4 * bound).any())  # and it is not zero for want of rounding
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, 1, 16])
+@pytest.mark.parametrize("bits", [8, 5, 4, 3, 2, 1, 16])
 @pytest.mark.parametrize("group_size", [None, 3])
 def test_a_row_is_rounded_by_itself(bits, group_size):
     w = torch.randn(6, 10)
@@ -71,13 +72,16 @@ def test_a_row_is_rounded_by_itself(bits, group_size):
     assert torch.equal(whole, torch.cat([rounded(row[None], bits, group_size) for row in w]))
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("width", range(1, 9))
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 8, 9, 17])
 def test_packing_is_exact_whatever_the_length(width, count):
     codes = torch.randint(0, 2**width, (2, 3, count), dtype=torch.uint8)
     packed = pack(codes, width)
     assert packed.dtype == torch.uint8
-    assert packed.shape == (2, 3, -(-count * width // 8))
+    assert packed.shape == (2, 3, packed_size(count, width))
+    least = -(-count * width // 8)
+    assert least <= packed_size(count, width) <= least + (0 if 8 % width == 0 else 2)
+    assert count % 8 or packed_size(count, width) == least
     assert torch.equal(unpack(packed, width, count), codes)
 
 
@@ -85,18 +89,21 @@ def test_packing_by_hand():
     assert pack(torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8), 2).tolist() == [0b00111001, 1]
     assert pack(torch.tensor([15, 1, 2], dtype=torch.uint8), 4).tolist() == [0x1F, 2]
     assert pack(torch.tensor([1, 0, 1], dtype=torch.uint8), 1).tolist() == [0b101]
+    # The two lower bits of three codes, then their third.
+    assert pack(torch.tensor([7, 1, 4], dtype=torch.uint8), 3).tolist() == [0b000111, 0b101]
+    assert pack(torch.tensor([17, 2], dtype=torch.uint8), 5).tolist() == [0x21, 0b01]
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigurationError, match="a code is 4, which 2 bits do not hold"):
         pack(torch.tensor([4], dtype=torch.uint8), 2)
-    with pytest.raises(ConfigurationError, match="width=3"):
-        pack(torch.tensor([4], dtype=torch.uint8), 3)
+    with pytest.raises(ConfigurationError, match="width=9"):
+        pack(torch.tensor([4], dtype=torch.uint8), 9)
     with pytest.raises(ConfigurationError, match="5 codes of 4 bits take 3 bytes, not 2"):
         unpack(torch.zeros(2, dtype=torch.uint8), 4, 5)
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [16, *range(8, 0, -1)])
 @pytest.mark.parametrize("shape", [(5, 7), (3, 2, 5), (2, 0), (0, 4)])
 def test_packed_weights_are_the_rounded_ones(bits, shape):
     w = torch.randn(shape)
@@ -112,7 +119,7 @@ def test_half_precision_is_float16():
 
 
 def test_what_is_not_finite_stays_visible():
-    for bits in (8, 4, 2, 1):
+    for bits in range(1, 9):
         restored = rounded(torch.tensor([[1.0, float("nan")], [1.0, 2.0]]), bits)
         assert bool(restored[0].isnan().all())
         assert bool(restored[1].isfinite().all())
@@ -129,7 +136,7 @@ def test_means_of_half_precision_do_not_overflow(bits):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_the_error_in_half_precision_is_half_a_scale_and_its_own_rounding(dtype, bits):
     w = (torch.randn(40, 33) * torch.logspace(-7, 4, 40)[:, None]).to(dtype)
     scale, restored = round_weight(w, bits).scale.double(), rounded(w, bits).double()
@@ -140,7 +147,7 @@ def test_the_error_in_half_precision_is_half_a_scale_and_its_own_rounding(dtype,
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_the_smallest_and_the_largest_numbers_keep_a_scale(dtype, bits):
     info = torch.finfo(dtype)
     tiny = info.smallest_normal * info.eps

@@ -13,6 +13,7 @@ from training import fit
 
 from rl_lightning.agents import DDPG, PPO, SAC
 from rl_lightning.compress import count, quantise
+from rl_lightning.compress.quantisable import BITS
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.data.resume.environments import Snapshots
@@ -24,7 +25,8 @@ from rl_lightning.envs.optimise.compression_baselines import (
     UniformBits,
     UniformPruning,
 )
-from rl_lightning.envs.optimise.quantize_net import FEATURES, Quantisable, within_budget
+from rl_lightning.envs.optimise.quantising import Quantisable, filled, within_budget
+from rl_lightning.envs.optimise.quantize_net import FEATURES
 from rl_lightning.envs.optimise.training import accuracy_of
 
 NAME = "QuantizeNet-v0"
@@ -126,6 +128,10 @@ def test_the_divergence_as_reward():
     assert [row[-1] for row in seen[1:-1]] == [0, 0, 0]
     assert seen[-1][-1] == -2 * infos[-1]["divergence"] < 0
     assert env.unwrapped.judge([32] * 4)["divergence"] == pytest.approx(0, abs=1e-6)
+    logarithm = trace(make(reward="log_divergence", reward_scale=2.0), seed=0)[0][-1][-1]
+    assert logarithm == pytest.approx(-2 * math.log(infos[-1]["divergence"]))
+    same = make(reward="log_divergence", reward_scale=1.0, bits=[8, 32], budget=32)
+    assert trace(same, [1], seed=0)[0][-1][-1] == pytest.approx(-math.log(1e-6))
 
 
 def test_what_is_shared_counts_once_and_what_is_not_called_is_left():
@@ -149,7 +155,7 @@ def test_all_as_it_is():
 
 
 def by_hand():
-    bits = np.array([1, 2, 4, 8, 16, 32])
+    bits = np.array(BITS)
     return Quantisable(["a", "b", "c"], [], np.outer([10, 20, 30], bits), rest=5)
 
 
@@ -177,6 +183,55 @@ def test_bits_are_lowered_in_turn_from_the_last_layer(bits, budget, expected):
     assert within_budget(by_hand(), bits, (1, 2, 4, 8), budget) == expected
 
 
+@pytest.mark.parametrize(
+    ("bits", "budget", "expected"),
+    [
+        ([1, 1, 1], 1, [1, 1, 1]),
+        ([1, 1, 1], 1.5, [2, 2, 1]),  # 10 + 20 of 30; the last would take 30 more
+        ([1, 1, 1], 2, [2, 2, 2]),
+        ([1, 4, 1], 2.5, [4, 4, 1]),  # 20 and 20 of 30 more, 10 and 0 of the others
+        ([8, 1, 8], 5.9, [8, 1, 8]),  # nothing fits: [8, 2, 8] takes the 360 of 6
+        ([1, 1, 1], 20, [8, 8, 8]),
+    ],
+)
+def test_bits_are_raised_in_turn_from_the_first_layer(bits, budget, expected):
+    found = filled(by_hand(), bits, (1, 2, 4, 8), budget)
+    assert found == expected
+    assert by_hand().size_of(found) <= by_hand().uniform_size(budget)
+
+
+def test_with_fill_nothing_is_left_over_and_choices_are_relative():
+    plain, env = make(budget=4.0), make(budget=4.0, fill=True)
+    trace(plain, [1], seed=0)
+    assert plain.unwrapped.bits_of_layers == [2] * 4
+    for actions in ([0], [1], [2], [3]):
+        trace(env, actions, seed=0)
+        assert env.unwrapped.bits_of_layers == [4] * 4
+
+
+def test_the_baseline_is_what_uniform_bits_come_to():
+    for reward in ("accuracy", "divergence", "log_divergence"):
+        plain, env = (make(budget=2.0, reward=reward, baseline=b) for b in ("none", "uniform"))
+        assert play(env, UniformBits(), 3)["return"] == 0
+        rewards = [play(one, Uniform(), 3)["return"] for one in (plain, env)]
+        uniform = play(plain, UniformBits(), 3)["return"]
+        assert rewards[1] == pytest.approx(rewards[0] - uniform)
+        assert rewards[0] != uniform
+
+
+def test_probes_tell_what_each_width_of_a_layer_does_by_itself():
+    env = make(probes=True, bits=[2, 8], budget=8)
+    seen, _ = trace(env, [0], seed=0)
+    net = env.unwrapped
+    assert len(seen[0]) == len(FEATURES) + 2
+    for layer in range(4):
+        for place, bits in enumerate((2, 8)):
+            alone = [bits if i == layer else 32 for i in range(4)]
+            found = math.log10(max(net.judge(alone)["divergence"], 1e-6))
+            assert seen[layer][len(FEATURES) + place] == pytest.approx(found, rel=1e-5)
+    assert seen[4][len(FEATURES) : len(FEATURES) + 2] == [0, 0]
+
+
 def test_the_step_tells_what_was_chosen_and_the_attribute_what_came_out():
     env = make(budget=4.0)
     _, infos = trace(env, [3], seed=0)
@@ -202,12 +257,12 @@ def test_what_is_seen():
     env = make(budget=4.0)
     seen, infos = trace(env, ACTIONS, seed=0)
     found = env.unwrapped.quantisable()
-    budget = found.uniform_size(4)
+    budget, sizes = found.uniform_size(4), dict(zip(BITS, found.sizes.T, strict=True))
     assert feature(seen, "index") == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert feature(seen, "size") == pytest.approx([*found.sizes[:, 3] / budget, 0])
-    rest = [found.sizes[i + 1 :, 0].sum() / budget for i in range(5)]
+    assert feature(seen, "size") == pytest.approx([*sizes[8] / budget, 0])
+    rest = [sizes[1][i + 1 :].sum() / budget for i in range(5)]
     assert feature(seen, "rest") == pytest.approx(rest)
-    chosen = [found.sizes[0, 3], found.sizes[1, 2], found.sizes[2, 1], found.sizes[3, 2]]
+    chosen = [sizes[8][0], sizes[4][1], sizes[2][2], sizes[4][3]]
     spent = (found.rest + np.cumsum([0, *chosen])) / budget
     assert feature(seen, "spent") == pytest.approx(spent)
     assert feature(seen, "previous") == pytest.approx([1, 0.6, 0.4, 0.2, 0.4])
@@ -228,7 +283,11 @@ def test_what_is_seen():
         {"bits": [2, 4, 8, 16]},
         {"budget": 3.0},
         {"reward": "divergence"},
+        {"reward": "log_divergence"},
         {"reward_scale": 1.0},
+        {"probes": True},
+        {"fill": True, "budget": 5.0},
+        {"baseline": "uniform"},
     ],
 )
 def test_every_argument_counts(change):
@@ -297,8 +356,8 @@ def test_agents_train_on_it(agent):
         ({"splits": 3}, "splits must be two whole numbers"),
         ({"seed_range": [5, 5]}, r"seed_range\[1\] must be at least 6"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"bits": [4]}, r"bits must be two or more of 1, 2, 4, 8, 16, 32, not \[4\]"),
-        ({"bits": [3, 4]}, r"bits must be two or more of 1, 2, 4, 8, 16, 32, not \[3, 4\]"),
+        ({"bits": [4]}, r"bits must be two or more of 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, not \[4\]"),
+        ({"bits": [9, 4]}, r"bits must be two or more of 1, .* 8, 16, 32, not \[9, 4\]"),
         ({"bits": [4, 8], "budget": 3}, r"budget=3 cannot be met: .*\[4, 8\], 4, is the lowest"),
         ({"budget": 0}, "budget must be above 0"),
         ({"budget": 33}, "budget must be between 1 and 32"),

@@ -66,11 +66,8 @@ class UniformBits(Plan):
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _quantising(env, "UniformBits", task_seed)
-        found = net.quantisable()
-        most = found.uniform_size(net.budget)
-        layers = len(found.names)
-        bits = max(b for b in net.bits if found.size_of([b] * layers) <= most)
-        return self._follow([net.action_of(bits)] * layers)
+        bits = net.uniform_bits()
+        return self._follow([net.action_of(bits)] * len(net.quantisable().names))
 
 
 class GreedyBits(Plan):

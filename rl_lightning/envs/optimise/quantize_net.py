@@ -3,29 +3,27 @@
 After Wang et al. (2019), "HAQ: Hardware-aware automated quantization with mixed precision".
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
 
-from rl_lightning.compress import count, quantisable
-from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.quantisable import BITS
-from rl_lightning.compress.rounding import as_rows, pack_weight, rounded
 from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
-from rl_lightning.envs.optimise.layers import (
-    LAYER_FEATURES,
-    LayerDescription,
-    describe_layers,
-    shared_target,
+from rl_lightning.envs.optimise.layers import LAYER_FEATURES
+from rl_lightning.envs.optimise.quantising import (
+    Network,
+    Quantisable,
+    filled,
+    judged,
+    probed_target,
+    quantisable_of,
+    quantisable_target,
+    within_budget,
 )
 from rl_lightning.envs.optimise.targets import build_target
 from rl_lightning.envs.optimise.tasks import (
@@ -34,34 +32,10 @@ from rl_lightning.envs.optimise.tasks import (
     check_choices,
     check_positive,
 )
-from rl_lightning.envs.optimise.training import accuracy_of, by_itself
 
 FEATURES = ("index", *LAYER_FEATURES, "size", "spent", "rest", "previous")
-
-
-class Quantisable(NamedTuple):
-    """What can be quantised of a network, and what that saves.
-
-    Attributes:
-        names: Of the layers, in the network's order.
-        layers: Their descriptions.
-        sizes: Bytes of their weights at each of `BITS`, `[L, 6]`.
-        rest: Bytes of everything else.
-    """
-
-    names: list[str]
-    layers: list[LayerDescription]
-    sizes: np.ndarray
-    rest: int
-
-    def size_of(self, bits: Sequence[int]) -> int:
-        """Bytes of the network with these widths, as stored."""
-        rows = [row[BITS.index(b)] for row, b in zip(self.sizes, bits, strict=True)]
-        return self.rest + int(sum(rows))
-
-    def uniform_size(self, bits: float) -> float:
-        """Bytes of the network with all layers at one width; between two widths, linearly."""
-        return self.rest + float(np.interp(bits, BITS, self.sizes.sum(0)))
+LEAST = 1e-6
+"""Nats below which a divergence counts as these, where its logarithm is taken."""
 
 
 class QuantizeNetEnv(LayerByLayerEnv):
@@ -83,14 +57,23 @@ class QuantizeNetEnv(LayerByLayerEnv):
     inputs, outputs, stride, kernel and pixels, weights and multiply-accumulates as decimal
     logarithms; as shares of the budget: this layer's size at the most bits, what earlier choices
     have spent, and the later layers' size at the fewest; and logarithm of the bits chosen before.
-    After the last step the layer's features are 0.
+    After the last step the layer's features are 0. With `probes` there follows, for each of
+    `bits`, the decimal logarithm of the divergence (below) with this layer alone at that width:
+    layers · widths evaluations, once for each network. Without, networks of one shape look alike.
+
+    With `fill`, choices are relative: after the lowering, layers are raised to their next larger
+    choice in turn, from the first to the last and over again, while any fits, so that no part of
+    the budget that could be used is left over.
 
     Only the last step, which terminates the episode, is rewarded, by the validation part:
     `reward_scale` · (accuracy − original accuracy), or with `reward: divergence` −`reward_scale` ·
     KL(original ‖ quantised) in nats, which tells networks of equal accuracy apart and follows test
-    accuracy more closely than the loss, which also falls where a network only gets less sure. HAQ
+    accuracy more closely than the loss, which also falls where a network only gets less sure;
+    `log_divergence` is −`reward_scale` · log KL, whose differences are ratios, alike in networks
+    that bear rounding well and badly. HAQ
     (equation 5) has 0.1 for accuracies in per cent, which is 10 for shares. Unlike there, the
-    network is not trained on before it is judged.
+    network is not trained on before it is judged. `baseline: uniform` subtracts what uniform bits
+    within the budget would be rewarded by, which makes several networks comparable.
 
     `info` holds `bits`, of the step's layer as it was chosen; at both ends `task_seed`, `width`,
     `depth`, `split` and `original_accuracy`; at the last `accuracy`, `loss`, `divergence`, `size`
@@ -106,12 +89,15 @@ class QuantizeNetEnv(LayerByLayerEnv):
         splits: Half-open range of seeds of the division of the data.
         seed_range: Half-open range of task seeds.
         epochs: Of training the network before anything is quantised, once, see `trained_target`.
-        bits: Widths to choose from: of 1, 2, 4, 8, 16 and 32 (as it is).
+        bits: Widths to choose from: of 1 to 8, 16 and 32 (as it is).
         budget: In bits: as many bytes as all layers take at this width, between two supported
             widths linearly. With 4, what uniform 4-bit quantisation takes.
         actions: `discrete` or `continuous`.
-        reward: `accuracy` or `divergence`.
+        reward: `accuracy`, `divergence` or `log_divergence`.
         reward_scale: What either is multiplied by.
+        probes: Whether observations tell what each width of a layer does by itself.
+        fill: Whether what is left over of the budget is used up.
+        baseline: What is subtracted: `none`, or `uniform`.
 
     Raises:
         ConfigurationError: If an argument is out of its range, or the budget cannot be met.
@@ -129,12 +115,16 @@ class QuantizeNetEnv(LayerByLayerEnv):
         bits: Sequence[int] = (1, 2, 4, 8),
         budget: float = 4.0,
         actions: Literal["discrete", "continuous"] = "discrete",
-        reward: Literal["accuracy", "divergence"] = "accuracy",
+        reward: Literal["accuracy", "divergence", "log_divergence"] = "accuracy",
         reward_scale: float = 10.0,
+        probes: bool = False,
+        fill: bool = False,
+        baseline: Literal["none", "uniform"] = "none",
         render_mode: None = None,
     ) -> None:
         check_one_of("actions", actions, ("discrete", "continuous"))
-        check_one_of("reward", reward, ("accuracy", "divergence"))
+        check_one_of("reward", reward, ("accuracy", "divergence", "log_divergence"))
+        check_one_of("baseline", baseline, ("none", "uniform"))
         super().__init__(data, model, widths, depths, 0, splits, seed_range, epochs)
         self.bits = tuple(sorted(check_choices("bits", bits, 1)))
         if len(self.bits) < 2 or not set(self.bits) <= set(BITS):
@@ -144,10 +134,13 @@ class QuantizeNetEnv(LayerByLayerEnv):
         check_range("budget", budget, 1.0, 32.0)
         self.actions, self.reward = actions, reward
         self.reward_scale = check_positive("reward_scale", reward_scale)
+        self.probes, self.fill, self.baseline = bool(probes), bool(fill), baseline
         self.render_mode = render_mode
+        self._uniform_scores: dict[str, float] = {}
         self._check_budget()
 
-        self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32)
+        shape = (len(FEATURES) + self.probes * len(self.bits),)
+        self.observation_space = gym.spaces.Box(-LIMIT, LIMIT, shape, np.float32)
         if actions == "continuous":
             self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
         else:
@@ -170,22 +163,32 @@ class QuantizeNetEnv(LayerByLayerEnv):
         found, reward = self.quantisable(), 0.0
         last = len(self.bits_of_layers) == len(found.names)
         if last:
-            self.bits_of_layers = within_budget(found, self.bits_of_layers, self.bits, self.budget)
+            limits = (self.bits, self.budget)
+            self.bits_of_layers = within_budget(found, self.bits_of_layers, *limits)
+            if self.fill:
+                self.bits_of_layers = filled(found, self.bits_of_layers, *limits)
             weights = [layer.weights for layer in found.layers]
             info |= {**self._task(), **self.judge(self.bits_of_layers)}
             info["mean_bits"] = float(np.average(self.bits_of_layers, weights=weights))
             info["size"] = found.size_of(self.bits_of_layers) / found.uniform_size(32)
-            if self.reward == "accuracy":
-                gained = info["accuracy"] - self._original
-            else:
-                gained = -info["divergence"]
-            reward = self.reward_scale * gained
+            base = self._uniform_score() if self.baseline == "uniform" else 0.0
+            reward = self.reward_scale * (self._score(info) - base)
         self._running = not last
         return self._observe(), reward, last, False, info
 
     def quantisable(self) -> Quantisable:
         """What can be quantised of the episode's network."""
-        return _quantisable(*self._network())
+        return quantisable_target(*self._network())
+
+    def uniform_bits(self) -> int:
+        """The most bits that all layers of the episode's network can have within the budget."""
+        found = self.quantisable()
+        most, layers = found.uniform_size(self.budget), len(found.names)
+        return max(b for b in self.bits if found.size_of([b] * layers) <= most)
+
+    def probed(self) -> np.ndarray:
+        """Divergence of the episode's network with one layer alone at each width, `[L, bits]`."""
+        return probed_target(self._network(), self.bits)
 
     def action_of(self, bits: int) -> Any:
         """The action that chooses this width, or the nearest smaller one, or the smallest."""
@@ -203,25 +206,24 @@ class QuantizeNetEnv(LayerByLayerEnv):
         Args:
             bits: Of each layer; any of `BITS`, whatever the budget.
         """
-        network, splits = self.target()
-        with by_itself(), torch.no_grad():
-            weights = {
-                f"{name}.weight": _weight(*self._network(), name, b)
-                for name, b in zip(self.quantisable().names, bits, strict=True)
-            }
-            logits = functional_call(network, weights, (splits.x_val,))
-            before, now = _original(*self._network()), logits.log_softmax(1)
-            found = {
-                "accuracy": accuracy_of(logits, splits.y_val),
-                "loss": F.cross_entropy(logits, splits.y_val).item(),
-                "divergence": F.kl_div(now, before, reduction="batchmean", log_target=True).item(),
-            }
-            if splits.x_test is not None and splits.y_test is not None:
-                logits = functional_call(network, weights, (splits.x_test,))
-                found["test_accuracy"] = accuracy_of(logits, splits.y_test)
-        return found
+        return judged(self._network(), bits)
 
-    def _network(self) -> tuple[str, str, int, int, int, int]:
+    def _score(self, judged: Mapping[str, float]) -> float:
+        if self.reward == "accuracy":
+            return judged["accuracy"] - self._original
+        if self.reward == "divergence":
+            return -judged["divergence"]
+        return -math.log(max(judged["divergence"], LEAST))
+
+    def _uniform_score(self) -> float:
+        """What uniform bits of the episode's network would be rewarded by, before scaling."""
+        name = f"{self._width} {self._depth} {self._split}"
+        if name not in self._uniform_scores:
+            bits = [self.uniform_bits()] * len(self.quantisable().names)
+            self._uniform_scores[name] = self._score(self.judge(bits))
+        return self._uniform_scores[name]
+
+    def _network(self) -> Network:
         """What names the episode's network."""
         return self.model, self.data, self._width, self._depth, self._split, self.epochs
 
@@ -261,75 +263,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
         spent = found.rest + float(sum(row[BITS.index(b)] for row, b in chosen))
         rest = float(fewest[now + 1 :].sum()) / budget
         previous = float(np.log2(self.bits_of_layers[-1] if now else 32)) / 5
-        return bounded([now / len(found.names), *own, size, spent / budget, rest, previous])
-
-
-def within_budget(
-    found: Quantisable, bits: Sequence[int], choices: Sequence[int], budget: float
-) -> list[int]:
-    """Widths lowered in turn until the network is small enough.
-
-    Args:
-        found: Its layers.
-        bits: Of each layer, of the choices.
-        choices: In rising order; with all layers at the first of them the budget is met.
-        budget: In bits, see `Quantisable.uniform_size`.
-    """
-    lowered, most = list(bits), found.uniform_size(budget)
-    while found.size_of(lowered) > most:
-        for i in reversed(range(len(lowered))):
-            lowered[i] = choices[max(choices.index(lowered[i]) - 1, 0)]
-            if found.size_of(lowered) <= most:
-                break
-    return lowered
-
-
-def quantisable_of(network: nn.Module, x: Tensor) -> Quantisable:
-    """What can be quantised of a network, and what that saves.
-
-    Args:
-        network: Unchanged.
-        x: One input, `[1, ...]`.
-    """
-    with by_itself(), torch.no_grad():
-        described = describe_layers(network, x)
-        layers: dict[str, Any] = {n: m for n, m in quantisable(network).items() if n in described}
-        sizes = [
-            [_bytes_at(layer.weight, bits) for bits in BITS]
-            for layer in layers.values()
-        ]  # fmt: skip
-        table = np.array(sizes, np.int64).reshape(-1, len(BITS))
-        rest = count(network, x).bytes - int(table[:, -1].sum())
-        return Quantisable(list(layers), [described[name] for name in layers], table, rest)
-
-
-def _bytes_at(weight: Tensor, bits: int) -> int:
-    if bits == 32:
-        return stored_bytes(weight)
-    return sum(map(stored_bytes, pack_weight(as_rows(weight), bits)))
-
-
-@lru_cache(maxsize=32)
-def _quantisable(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> Quantisable:
-    network, splits = shared_target(model, data, width, depth, split, epochs)
-    return quantisable_of(network, splits.x_val[:1])
-
-
-@lru_cache(maxsize=4096)
-def _weight(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int, name: str, bits: int
-) -> Tensor:
-    """A layer's weight as the packed layer that `quantise` makes restores it."""
-    network, _ = shared_target(model, data, width, depth, split, epochs)
-    weight: Any = network.get_submodule(name).weight
-    return weight.detach() if bits == 32 else rounded(weight, bits)
-
-
-@lru_cache(maxsize=32)
-def _original(model: str, data: str, width: int, depth: int, split: int, epochs: int) -> Tensor:
-    """Log-probabilities of the whole network on the validation part, `[N, classes]`."""
-    network, splits = shared_target(model, data, width, depth, split, epochs)
-    with by_itself(), torch.no_grad():
-        return network(splits.x_val).log_softmax(1)
+        probes = [0.0] * (self.probes * len(self.bits))
+        if self.probes and now < len(found.names):
+            probes = np.log10(self.probed()[now].clip(min=LEAST)).tolist()
+        seen = [now / len(found.names), *own, size, spent / budget, rest, previous, *probes]
+        return bounded(seen)
