@@ -28,6 +28,10 @@ def test_everything_is_compared_with_the_best_that_is_no_agent_and_sees_no_gradi
     assert found["agent, 2 × x"][name] == [0.1, 0.1]
     assert found["agent, 2 × x"]["seeds"] == [0.5, 0.7]
     assert "seeds" not in found["good"]
+    found = optimise_tasks.summed_up("ParameterTuning-v0", rows, "random")
+    assert found["good"]["best_accuracy − random"] == [0.3, 0.0]
+    with pytest.raises(SystemExit, match="--against bad: there is random, good"):
+        optimise_tasks.summed_up("ParameterTuning-v0", rows, "bad")
 
 
 def test_a_configuration_s_environment_and_agents(tmp_path):

@@ -58,7 +58,7 @@ class Splits(NamedTuple):
         return found.hexdigest()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def load_data(data: str, split: int = 0) -> Splits:
     """Data by name, divided by the seed `split`.
 

@@ -184,7 +184,7 @@ class NodeCosts:
         return round(cost)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def shared_target(
     model: str, data: str, width: int, depth: int, split: int, epochs: int
 ) -> tuple[nn.Module, Splits]:
@@ -194,7 +194,7 @@ def shared_target(
     return network.requires_grad_(True), splits
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def original_accuracy(
     model: str, data: str, width: int, depth: int, split: int, epochs: int
 ) -> float:

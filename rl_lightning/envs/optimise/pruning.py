@@ -220,7 +220,7 @@ def scaled(
     return largest(times, fits, lowest)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def prunable_target(
     model: str, data: str, width: int, depth: int, split: int, epochs: int,
     importance: str, resource: str,

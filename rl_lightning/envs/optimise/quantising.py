@@ -154,7 +154,7 @@ def probed_target(named: Network, bits: tuple[int, ...]) -> np.ndarray:
     )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def quantisable_target(
     model: str, data: str, width: int, depth: int, split: int, epochs: int
 ) -> Quantisable:
@@ -172,7 +172,7 @@ def _weight(
     return weight.detach() if bits == 32 else rounded(weight, bits)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _log_probabilities(
     model: str, data: str, width: int, depth: int, split: int, epochs: int
 ) -> Tensor:
