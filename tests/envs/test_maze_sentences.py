@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs import make_env
@@ -16,7 +17,7 @@ from rl_lightning.envs.optimise.sentences import (
     sentences,
 )
 from rl_lightning.envs.optimise.targets import build_target, trained_target
-from rl_lightning.envs.optimise.training import Recipe, accuracy_of
+from rl_lightning.envs.optimise.training import Recipe, accuracy_of, train_head, train_on
 from rl_lightning.llm.load import load_backbone
 
 
@@ -81,6 +82,19 @@ def test_a_head_of_stretched_features_takes_them_as_they_come(splits, reader):
     expected = reader.head(stretched)
     reader.absorb(mean, deviation)
     torch.testing.assert_close(reader(splits.x_val[:50]), expected, rtol=1e-3, atol=1e-4)
+    reader.release(mean, deviation)
+    torch.testing.assert_close(reader.head(stretched), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_training_on_goes_on_from_what_the_head_has_learned(splits, reader):
+    x, y, recipe = splits.x_train[:200], splits.y_train[:200], Recipe(epochs=30)
+    train_head(reader, x, y, recipe, seed=0)
+    with torch.no_grad():
+        learned = F.cross_entropy(reader(x), y)
+        train_on(reader, x, y, Recipe(epochs=1, lr=1e-6))
+        torch.testing.assert_close(F.cross_entropy(reader(x), y), learned, rtol=1e-2, atol=1e-3)
+        train_on(reader, x, y, Recipe(epochs=20))
+        assert F.cross_entropy(reader(x), y) < 0.95 * learned
 
 
 def test_training_leaves_the_transformer_as_it_is(tmp_path, monkeypatch):

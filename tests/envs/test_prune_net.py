@@ -23,6 +23,7 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.data import ReplayDataModule, RolloutDataModule
 from rl_lightning.data.resume.environments import Snapshots
 from rl_lightning.envs import make_env, make_vector_env
+from rl_lightning.envs.optimise import prune_net
 from rl_lightning.envs.optimise.baselines import Uniform, play
 from rl_lightning.envs.optimise.compression_baselines import (
     GlobalMagnitude,
@@ -415,6 +416,29 @@ def test_places_tell_layers_apart():
     ]
     with pytest.raises(ConfigurationError, match=r"places=2 .* 3 groups"):
         make(places=2)
+
+
+class HalfFrozen(nn.Module):
+    """Two hidden layers, of which the first does not learn."""
+
+    def __init__(self, in_shape, classes, width, depth):
+        super().__init__()
+        self.first = nn.Linear(64, width).requires_grad_(False)
+        self.second, self.head = nn.Linear(width, width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+def test_fine_tuning_leaves_what_is_frozen(monkeypatch):
+    tuned = []
+    monkeypatch.setattr(prune_net, "train_on", lambda network, *given: tuned.append(network))
+    env = make(model=f"{__name__}.HalfFrozen", finetune_epochs=1)
+    trace(env, seed=0)
+    learns = {name: p.requires_grad for name, p in tuned[0].named_parameters()}
+    assert not learns.pop("first.weight")
+    assert not learns.pop("first.bias")
+    assert all(learns.values())
 
 
 def test_fine_tuning_is_training_and_changes_no_reward():

@@ -191,7 +191,7 @@ def shared_target(
     """`trained_target`, once in a process: nothing may change the network."""
     recipe = Recipe(epochs=epochs)
     network, splits = trained_target(model, data, width, depth, split, recipe=recipe)
-    return network.requires_grad_(True), splits
+    return network, splits
 
 
 @lru_cache(maxsize=128)

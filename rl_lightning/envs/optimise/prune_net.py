@@ -29,7 +29,7 @@ from rl_lightning.envs.optimise.pruning import (
 )
 from rl_lightning.envs.optimise.targets import build_target
 from rl_lightning.envs.optimise.tasks import LIMIT, bounded, check_positive
-from rl_lightning.envs.optimise.training import Recipe, accuracy_and_loss, by_itself, train
+from rl_lightning.envs.optimise.training import Recipe, accuracy_and_loss, by_itself, train_on
 
 FEATURES = ("index", *LAYER_FEATURES, "cost", "reduced", "rest", "previous")
 CALIBRATION = 128
@@ -284,7 +284,7 @@ class PruneNetEnv(LayerByLayerEnv):
             found["test_accuracy"] = tested["accuracy"]
             if self.finetune_epochs:
                 recipe = Recipe(epochs=self.finetune_epochs, lr=1e-3)
-                train(small, splits.x_train, splits.y_train, recipe)
+                train_on(small, splits.x_train, splits.y_train, recipe)
                 tested = accuracy_and_loss(small, splits.x_test, splits.y_test)
                 found["finetuned_test_accuracy"] = tested["accuracy"]
         return found

@@ -83,7 +83,7 @@ def pruned(
         x: Calibration inputs, `[N, ...]`.
         fit: Whether weights that read removed nodes are fitted, see `reconstruct`.
     """
-    small = copy.deepcopy(network).requires_grad_(True)
+    small = copy.deepcopy(network)
     removals = [(g, list(r)) for g, r in zip(groups, removed, strict=True) if r]
     if not removals:
         return small

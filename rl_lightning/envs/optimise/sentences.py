@@ -157,6 +157,13 @@ class SentenceReader(nn.Module):
         first.weight /= deviation
         first.bias -= first.weight @ mean
 
+    @torch.no_grad()
+    def release(self, mean: Tensor, deviation: Tensor) -> None:
+        """The opposite of `absorb`: have the head take stretched features, to learn from them."""
+        first: Any = self.head[0]
+        first.bias += first.weight @ mean
+        first.weight *= deviation
+
 
 def sentence_reader(
     in_shape: tuple[int, ...], classes: int, width: int, depth: int, seed: int

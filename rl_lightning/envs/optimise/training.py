@@ -132,6 +132,17 @@ def train(
     return sum(losses) / len(losses)
 
 
+def train_on(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
+    """Train what was trained before, see `train` and, of a sentence model, `train_head`."""
+    if isinstance(network, SentenceReader):
+        with by_itself():
+            _, mean, deviation = network.stretched(x)
+            network.release(mean, deviation)
+        train_head(network, x, y, recipe, seed=0)
+    else:
+        train(network, x, y, recipe)
+
+
 def train_head(reader: SentenceReader, x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> None:
     """Train what answers for a sentence model, on what that makes of each row, read once.
 
