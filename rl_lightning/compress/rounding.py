@@ -198,8 +198,9 @@ def unpack(packed: Tensor, width: int, count: int) -> Tensor:
     # Of a shift of uint8, torch.onnx writes an int8, which is combined with nothing else.
     wide, codes, above = packed.to(torch.int32), None, 0
     for part in _PARTS[width]:
-        bytes_, wide = wide.split([size := packed_size(count, part), wide.shape[-1] - size], -1)
-        places = [(bytes_ >> shift) & (2**part - 1) for shift in range(0, 8, part)]
+        size = packed_size(count, part)
+        own, wide = wide.split([size, wide.shape[-1] - size], -1)
+        places = [(own >> shift) & (2**part - 1) for shift in range(0, 8, part)]
         found = torch.stack(places, -1).flatten(-2)[..., :count] << above
         codes, above = found if codes is None else codes | found, above + part
     assert codes is not None

@@ -27,7 +27,7 @@ class Quantisable(NamedTuple):
     Attributes:
         names: Of the layers, in the network's order.
         layers: Their descriptions.
-        sizes: Bytes of their weights at each of `BITS`, `[L, 6]`.
+        sizes: Bytes of their weights, `[L, W]`, at each of `BITS`.
         rest: Bytes of everything else.
     """
 
@@ -144,20 +144,23 @@ def judged(named: Network, bits: Sequence[int]) -> dict[str, float]:
 
 @lru_cache(maxsize=256)
 def probed_target(named: Network, bits: tuple[int, ...]) -> np.ndarray:
-    """Divergence of a target with one layer alone at each width, `[L, bits]`."""
+    """Divergence of a target with one layer alone at each width, `[L, W]`, read-only."""
     layers = range(len(quantisable_target(*named).names))
-    return np.array(
+    found = np.array(
         [
             [judged(named, [b if i == j else 32 for j in layers])["divergence"] for b in bits]
             for i in layers
         ]
     )
+    found.flags.writeable = False
+    return found
 
 
 @lru_cache(maxsize=128)
 def quantisable_target(
     model: str, data: str, width: int, depth: int, split: int, epochs: int
 ) -> Quantisable:
+    """What can be quantised of a target, once in a process."""
     network, splits = shared_target(model, data, width, depth, split, epochs)
     return quantisable_of(network, splits.x_val[:1])
 
