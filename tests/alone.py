@@ -28,7 +28,7 @@ def run_alone(file: str, name: str, folder: Path, *arguments: str) -> None:
     ended = subprocess.run(
         command, env=env, text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert ended.returncode == 0, f"exit status {ended.returncode}: {ended.stdout[-3000:]}"
 
 
 def _main(store: str, file: str, name: str, *arguments: str) -> None:

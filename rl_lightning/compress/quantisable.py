@@ -57,17 +57,17 @@ def straight_through(layer: nn.Module) -> StraightThrough | None:
 
 
 def quantisable(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can be quantised, by name; of layers that share a weight the first.
+    """The layers that can be quantised, by name; of layers that share a weight the first, and none
+    where that weight is also another module's.
 
     Returns:
         `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.Embedding` and `nn.EmbeddingBag`, not their
         subclasses, in the order of `named_modules`.
     """
     layers, _ = _divide(module)
-    first: dict[int, str] = {}
-    for name, layer in layers.items():
-        first.setdefault(id(original(layer)), name)
-    return {name: layers[name] for name in first.values()}
+    groups = [group for group in _shared(module, layers) if all(n in layers for n in group)]
+    first = {group[0] for group in groups}
+    return {name: layer for name, layer in layers.items() if name in first}
 
 
 def choose(

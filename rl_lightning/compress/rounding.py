@@ -26,8 +26,6 @@ from torch import Tensor
 from rl_lightning.core.errors import ConfigurationError
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
-# What is no divisor of a byte is packed in parts of these widths, the lowest bits first.
-_PARTS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 _OFFSET = {2: 1} | {bits: 2 ** (bits - 1) for bits in range(3, 9)}  # codes are unsigned: q + offset
 
 
@@ -132,17 +130,14 @@ def as_rows(weight: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor, width: int) -> Tensor:
-    """Several codes in a byte, the first in the lowest bits.
-
-    Codes whose width does not divide a byte are cut into parts that do: of 3 bits the two lowest
-    stand first, of all codes, then the highest.
+    """A stream of bits: codes one after the other, each from its lowest bit on, in bytes likewise.
 
     Args:
         codes: uint8 `[..., N]`, each below 2^width.
         width: Bits of a code: 1 to 8.
 
     Returns:
-        uint8 `[..., B]`, see `packed_size`; what the last byte of a part has left over is 0.
+        uint8 `[..., ⌈N · width / 8⌉]`; what the last byte has left over is 0.
 
     Raises:
         ConfigurationError: If a code needs more bits, or if `width` is none of these.
@@ -150,16 +145,9 @@ def pack(codes: Tensor, width: int) -> Tensor:
     _check_width(width)
     if codes.numel() and int(codes.max()) >= 2**width:
         raise ConfigurationError(f"a code is {int(codes.max())}, which {width} bits do not hold")
-    if len(_PARTS[width]) == 1:
-        return _pack(codes, width)
-    parts, rest = [], codes
-    for part in _PARTS[width]:
-        parts.append(_pack(rest & (2**part - 1), part))
-        rest = rest >> part
-    return torch.cat(parts, -1)
-
-
-def _pack(codes: Tensor, width: int) -> Tensor:
+    if 8 % width:  # a code may lie in two bytes: bit by bit
+        codes = torch.stack([(codes >> place) & 1 for place in range(width)], -1).flatten(-2)
+        width = 1
     share = 8 // width
     codes = F.pad(codes, (0, -codes.shape[-1] % share))
     packed = torch.zeros_like(codes[..., ::share])
@@ -168,16 +156,11 @@ def _pack(codes: Tensor, width: int) -> Tensor:
     return packed
 
 
-def packed_size(count: int, width: int) -> int:
-    """Bytes of so many packed codes: ⌈count · width / 8⌉, or up to two more (3, 5, 6, 7 bits)."""
-    return sum(-(-count * part // 8) for part in _PARTS[width])
-
-
 def unpack(packed: Tensor, width: int, count: int) -> Tensor:
     """The codes that `pack` has packed.
 
     Args:
-        packed: uint8 `[..., B]`.
+        packed: uint8 `[..., ⌈count · width / 8⌉]`.
         width: Bits of a code: 1 to 8.
         count: N.
 
@@ -188,23 +171,24 @@ def unpack(packed: Tensor, width: int, count: int) -> Tensor:
         ConfigurationError: If `width` is none of these, or if there are not that many bytes.
     """
     _check_width(width)
-    if packed.shape[-1] != packed_size(count, width):
+    if packed.shape[-1] != -(-count * width // 8):
         raise ConfigurationError(
-            f"{count} codes of {width} bits take {packed_size(count, width)} bytes, not "
+            f"{count} codes of {width} bits take {-(-count * width // 8)} bytes, not "
             f"{packed.shape[-1]}"
         )
     if width == 8:
         return packed
     # Of a shift of uint8, torch.onnx writes an int8, which is combined with nothing else.
-    wide, codes, above = packed.to(torch.int32), None, 0
-    for part in _PARTS[width]:
-        size = packed_size(count, part)
-        own, wide = wide.split([size, wide.shape[-1] - size], -1)
-        places = [(own >> shift) & (2**part - 1) for shift in range(0, 8, part)]
-        found = torch.stack(places, -1).flatten(-2)[..., :count] << above
-        codes, above = found if codes is None else codes | found, above + part
-    assert codes is not None
-    return codes.to(torch.uint8)
+    wide = packed.to(torch.int32)
+    part = 1 if 8 % width else width
+    places = [(wide >> shift) & (2**part - 1) for shift in range(0, 8, part)]
+    parts = torch.stack(places, -1).flatten(-2)[..., : count * width // part]
+    if part != width:
+        bits = parts.unflatten(-1, (count, width)).unbind(-1)
+        parts = bits[0]
+        for place in range(1, width):
+            parts = parts | (bits[place] << place)
+    return parts.to(torch.uint8)
 
 
 def _check_width(width: int) -> None:
@@ -213,7 +197,7 @@ def _check_width(width: int) -> None:
 
 
 def pack_weight(weight: Tensor, bits: int, group_size: int | None = None) -> Rounded:
-    """`round_weight`, with its codes packed: uint8 `[R, B]` (see `pack`), float16 of 16 bits."""
+    """`round_weight`, with its codes packed: uint8 `[R, ⌈N · bits / 8⌉]`, float16 of 16 bits."""
     codes, scale = round_weight(weight, bits, group_size)
     return Rounded(codes if bits == 16 else pack(codes, bits), scale)
 

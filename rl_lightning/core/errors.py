@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 
 class ConfigurationError(ValueError):
     """A wrong argument, an impossible combination, or a file that is not what it should be.
@@ -43,7 +45,7 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
     """
     if value is None:
         return
-    if isinstance(value, str):
+    if isinstance(value, str | list | tuple | dict):
         raise ConfigurationError(f"{name} must be a number, not {value!r}")
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
@@ -72,6 +74,17 @@ def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(choices)}")
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or false as such: the text "false" would count as true.
+
+    Raises:
+        ConfigurationError: If it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigurationError(f"{name} must be true or false, not {value!r}")
+    return bool(value)
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, of whatever type."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -85,7 +98,8 @@ def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
         ConfigurationError: If it is no whole number, None included, or outside the range.
     """
     if not is_whole(value):
-        raise ConfigurationError(f"{name} must be a whole number, at least {low}, not {value}")
+        given = repr(value) if isinstance(value, str) else value
+        raise ConfigurationError(f"{name} must be a whole number, at least {low}, not {given}")
     if value < low:
         raise ConfigurationError(f"{name} must be at least {low}, not {int(value)}")
     if value > high:

@@ -515,3 +515,17 @@ def test_what_is_held_but_not_replaced_is_no_matter():
     fake_quantise(outer, 8)  # the layers stay the objects they are
     with pytest.raises(ConfigurationError, match=r"0\.held of Sequential"):
         harden(outer)
+
+
+def test_a_weight_that_is_another_module_s_too_is_not_offered():
+    class Own(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+    layers = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
+    layers["own"] = Own(layers["b"].weight)
+    layers["d"] = nn.Linear(4, 4)
+    layers["d"].weight = layers["c"].weight
+    assert list(quantisable(layers)) == ["a", "c"]
+    assert list(quantise(layers, 4)["layers"]) == ["a", "c", "d"]

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.core.errors import ConfigurationError, whole, whole_seed
+from rl_lightning.core.errors import ConfigurationError, flag, whole, whole_seed
 from rl_lightning.envs.optimise.prune_net import PruneNetEnv
 from rl_lightning.envs.optimise.pruning import (
     largest,
@@ -53,7 +53,7 @@ class GlobalMagnitude(Plan):
     """
 
     def __init__(self, normalised: bool = False) -> None:
-        self.normalised = bool(normalised)
+        self.normalised = flag("normalised", normalised)
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "GlobalMagnitude", task_seed)
@@ -102,6 +102,8 @@ class GreedyBits(Plan):
                     lower = [net.bits[q - (i == j)] for j, q in enumerate(place)]
                     saved = max(size - found.size_of(lower), 1e-9)
                     steps.append(((rise[i][p - 1] - rise[i][p]) / saved, i))
+            if not steps:  # of short rows more bits may be fewer bytes
+                return self._follow([net.action_of(net.uniform_bits())] * layers)
             place[min(steps)[1]] -= 1
         return self._follow([net.action_of(net.bits[p]) for p in place])
 

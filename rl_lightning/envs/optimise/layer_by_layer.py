@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from torch import nn
 
 from rl_lightning.core.errors import whole
@@ -32,9 +33,7 @@ class LayerByLayerEnv(TaskEnv):
         epochs: Of training the network, once, see `trained_target`.
     """
 
-    _width: int
-    _depth: int
-    _split: int
+    _width = _depth = _split = 0
     _original: float
 
     def __init__(
@@ -65,9 +64,18 @@ class LayerByLayerEnv(TaskEnv):
         return self._observe(), {**info, **self._task()}
 
     def target(self) -> tuple[nn.Module, Splits]:
-        """The episode's whole network and its data, shared: nothing may change them."""
-        names = (self._width, self._depth, self._split)
-        return shared_target(self.model, self.data, *names, self.epochs)
+        """The episode's whole network and its data, shared: nothing may change them.
+
+        Raises:
+            ResetNeeded: Before the first episode.
+        """
+        return shared_target(self.model, self.data, *self._names(), self.epochs)
+
+    def _names(self) -> tuple[int, int, int]:
+        """Width, depth and split of the episode's network."""
+        if not self._width:
+            raise ResetNeeded("no episode has begun: call reset() first")
+        return self._width, self._depth, self._split
 
     def _whole(self) -> dict[str, Any]:
         """Forget the episode before; what `info` says of a whole network."""

@@ -56,15 +56,16 @@ class LayerDescription(NamedTuple):
 
     def features(self) -> list[float]:
         """The `LAYER_FEATURES`: counts as decimal logarithms, so that they are of one size."""
-        counts = (self.pixels, self.weights, self.macs)
+        numbers = (self.inputs, self.outputs, self.pixels, self.weights, self.macs)
+        inputs, outputs, *counts = (math.log10(max(n, 1)) for n in numbers)
         return [
             float(self.convolution),
             float(self.depthwise),
-            math.log10(self.inputs),
-            math.log10(self.outputs),
+            inputs,
+            outputs,
             float(self.stride),
             float(self.kernel),
-            *(math.log10(max(n, 1)) for n in counts),
+            *counts,
         ]
 
 

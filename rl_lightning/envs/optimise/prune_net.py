@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, flag, whole
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
@@ -159,10 +159,11 @@ class PruneNetEnv(LayerByLayerEnv):
             raise ConfigurationError("lowest must be below 1: nothing could go")
         self.resource, self.round_to = resource, whole("round_to", round_to, 1)
         self.actions, self.levels = actions, whole("levels", levels, 2)
-        self.importance, self.reconstruct, self.reward = importance, bool(reconstruct), reward
+        self.importance, self.reward = importance, reward
+        self.reconstruct = flag("reconstruct", reconstruct)
         self.judged_on, self.baseline = judged_on, baseline
         self.reward_scale = check_positive("reward_scale", reward_scale)
-        self.fill = bool(fill)
+        self.fill = flag("fill", fill)
         self.around, self.reach = around, check_positive("reach", reach)
         if self.reach <= 1:
             raise ConfigurationError(f"reach must be above 1, not {reach}")
@@ -224,7 +225,7 @@ class PruneNetEnv(LayerByLayerEnv):
 
     def prunable(self) -> Prunable:
         """What can be pruned of the episode's network."""
-        names = (self._width, self._depth, self._split, self.epochs)
+        names = (*self._names(), self.epochs)
         return prunable_target(self.model, self.data, *names, self.importance, self.resource)
 
     def fits(self, shares: Sequence[float]) -> bool:

@@ -1,5 +1,6 @@
 """What can be quantised of a network, what that saves, and widths that fit a budget."""
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -8,15 +9,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rl_lightning.compress import count, quantisable
 from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.quantisable import BITS
 from rl_lightning.compress.rounding import as_rows, pack_weight, rounded
+from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs.optimise.layers import LayerDescription, describe_layers, shared_target
 from rl_lightning.envs.optimise.training import accuracy_of, by_itself
 
+MOST = 100.0
+"""What losses and divergences without bounds are told as, in nats."""
 Network = tuple[str, str, int, int, int, int]
 """What names a target: model, data, width, depth, split, epochs."""
 
@@ -31,8 +34,8 @@ class Quantisable(NamedTuple):
         rest: Bytes of everything else.
     """
 
-    names: list[str]
-    layers: list[LayerDescription]
+    names: Sequence[str]
+    layers: Sequence[LayerDescription]
     sizes: np.ndarray
     rest: int
 
@@ -45,31 +48,54 @@ class Quantisable(NamedTuple):
         """Bytes of the network with all layers at one width; between two widths, linearly."""
         return self.rest + float(np.interp(bits, BITS, self.sizes.sum(0)))
 
+    def column(self, bits: int) -> np.ndarray:
+        """Bytes of each layer at a width, `[L]`."""
+        return self.sizes[:, BITS.index(bits)]
+
+    def uniform_bits(self, choices: Sequence[int], budget: float) -> int | None:
+        """The most bits that all layers can have within a budget; None if there are none."""
+        most = self.uniform_size(budget)
+        fitting = [b for b in choices if self.rest + self.column(b).sum() <= most]
+        return max(fitting, default=None)
+
 
 def within_budget(
     found: Quantisable, bits: Sequence[int], choices: Sequence[int], budget: float
 ) -> list[int]:
     """Widths lowered in turn until the network is small enough.
 
+    A layer is lowered to the next smaller choice that saves something: of short rows, whose scales
+    are most of their bytes, not every one does.
+
     Args:
         found: Its layers.
         bits: Of each layer, of the choices.
-        choices: In rising order; with all layers at the first of them the budget is met.
+        choices: In rising order; one of them meets the budget with all layers.
         budget: In bits, see `Quantisable.uniform_size`.
     """
     lowered, most = list(bits), found.uniform_size(budget)
-    while found.size_of(lowered) > most:
+    going = True
+    while going and found.size_of(lowered) > most:
+        going = False
         for i in reversed(range(len(lowered))):
-            lowered[i] = choices[max(choices.index(lowered[i]) - 1, 0)]
+            row = found.sizes[i]
+            smaller = [b for b in choices if b < lowered[i]
+                       and row[BITS.index(b)] < row[BITS.index(lowered[i])]]  # fmt: skip
+            if smaller:
+                lowered[i], going = smaller[-1], True
             if found.size_of(lowered) <= most:
                 break
+    if found.size_of(lowered) > most:  # a wider choice is smaller: what uniform bits take
+        uniform = found.uniform_bits(choices, budget)
+        assert uniform is not None, "the budget was checked"
+        return [uniform] * len(lowered)
     return lowered
 
 
 def filled(
     found: Quantisable, bits: Sequence[int], choices: Sequence[int], budget: float
 ) -> list[int]:
-    """Widths raised in turn, from the first layer on, while the network fits the budget.
+    """Widths raised in turn, from the first layer on, to the next larger choice that fits.
 
     Args:
         found: Its layers.
@@ -78,16 +104,31 @@ def filled(
         budget: In bits, see `Quantisable.uniform_size`.
     """
     raised, most = list(bits), found.uniform_size(budget)
-    fits = True
-    while fits:
-        fits = False
+    going = True
+    while going:
+        going = False
         for i, now in enumerate(raised):
-            if now == choices[-1]:
-                continue
-            higher = [*raised[:i], choices[choices.index(now) + 1], *raised[i + 1 :]]
-            if found.size_of(higher) <= most:
-                raised, fits = higher, True
+            larger = ([*raised[:i], b, *raised[i + 1 :]] for b in choices if b > now)
+            fitting = next((one for one in larger if found.size_of(one) <= most), None)
+            if fitting is not None:
+                raised, going = fitting, True
     return raised
+
+
+def check_fits(found: Quantisable, choices: Sequence[int], budget: float, named: str) -> None:
+    """Refuse a network without layers, or that no uniform width brings within the budget.
+
+    Raises:
+        ConfigurationError: That says which.
+    """
+    if not found.names:
+        raise ConfigurationError(f"{named} has no layer that can be quantised")
+    if found.uniform_bits(choices, budget) is None:
+        least = min(choices, key=lambda b: found.column(b).sum())
+        raise ConfigurationError(
+            f"budget={budget:g} cannot be met: of bits={list(choices)}, {least} is the lowest "
+            f"possible budget for {named}; allow fewer bits, or raise it"
+        )
 
 
 def quantisable_of(network: nn.Module, x: Tensor) -> Quantisable:
@@ -106,7 +147,8 @@ def quantisable_of(network: nn.Module, x: Tensor) -> Quantisable:
         ]  # fmt: skip
         table = np.array(sizes, np.int64).reshape(-1, len(BITS))
         rest = count(network, x).bytes - int(table[:, -1].sum())
-        return Quantisable(list(layers), [described[name] for name in layers], table, rest)
+        table.flags.writeable = False
+        return Quantisable(tuple(layers), tuple(described[name] for name in layers), table, rest)
 
 
 def _bytes_at(weight: Tensor, bits: int) -> int:
@@ -123,23 +165,55 @@ def judged(named: Network, bits: Sequence[int]) -> dict[str, float]:
         named: The target.
         bits: Of each layer.
     """
-    network, splits = shared_target(*named)
+    names = quantisable_target(*named).names
+    if len(bits) != len(names) or not set(bits) <= set(BITS):
+        raise ConfigurationError(
+            f"bits={list(bits)}: give one of {', '.join(map(str, BITS))} for each of {len(names)} "
+            "layers"
+        )
+    network, splits = _written_on(*named), shared_target(*named)[1]
     with by_itself(), torch.no_grad():
-        weights = {
-            f"{name}.weight": _weight(*named, name, b)
-            for name, b in zip(quantisable_target(*named).names, bits, strict=True)
-        }
-        logits = functional_call(network, weights, (splits.x_val,))
-        before, now = _log_probabilities(*named), logits.log_softmax(1)
+        for name, b in zip(names, bits, strict=True):
+            network.get_submodule(name).weight.copy_(_weight(*named, name, b))  # type: ignore[operator]
+        logits = network(splits.x_val)
         found = {
             "accuracy": accuracy_of(logits, splits.y_val),
-            "loss": F.cross_entropy(logits, splits.y_val).item(),
-            "divergence": F.kl_div(now, before, reduction="batchmean", log_target=True).item(),
+            "loss": told(F.cross_entropy(logits, splits.y_val)),
+            "divergence": divergence(_log_probabilities(*named), logits.log_softmax(1)),
         }
         if splits.x_test is not None and splits.y_test is not None:
-            logits = functional_call(network, weights, (splits.x_test,))
-            found["test_accuracy"] = accuracy_of(logits, splits.y_test)
+            found["test_accuracy"] = accuracy_of(network(splits.x_test), splits.y_test)
     return found
+
+
+def divergence(before: Tensor, now: Tensor) -> float:
+    """Mean KL(before ‖ now) over rows, in nats; at most `MOST`.
+
+    Args:
+        before: Log-probabilities, `[N, C]`; what is impossible there counts nothing.
+        now: Likewise.
+    """
+    terms = before.exp() * (before - now)
+    return told(torch.where(before == -torch.inf, 0.0, terms).sum(1).mean())
+
+
+def told(value: Tensor) -> float:
+    """A number that is reported: `MOST` in the place of larger ones and of none."""
+    return min(value.item(), MOST) if bool(value.isfinite()) else MOST
+
+
+@lru_cache(maxsize=128)
+def _written_on(
+    model: str, data: str, width: int, depth: int, split: int, epochs: int
+) -> nn.Module:
+    """A copy of a target whose weights are written over for each judgement.
+
+    Torch's `functional_call` would do without, and leaves another tensor behind in a network where
+    a layer stands under two names.
+    """
+    network, _ = shared_target(model, data, width, depth, split, epochs)
+    with by_itself():  # or a validation's copy could not be written on
+        return copy.deepcopy(network)
 
 
 @lru_cache(maxsize=256)

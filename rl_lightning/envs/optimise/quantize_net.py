@@ -11,13 +11,14 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lightning.compress.quantisable import BITS
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, flag
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
 from rl_lightning.envs.optimise.quantising import (
     Network,
     Quantisable,
+    check_fits,
     filled,
     judged,
     probed_target,
@@ -134,7 +135,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
         check_range("budget", budget, 1.0, 32.0)
         self.actions, self.reward = actions, reward
         self.reward_scale = check_positive("reward_scale", reward_scale)
-        self.probes, self.fill, self.baseline = bool(probes), bool(fill), baseline
+        self.probes, self.fill = flag("probes", probes), flag("fill", fill)
+        self.baseline = baseline
         self.render_mode = render_mode
         self._uniform_scores: dict[str, float] = {}
         self._check_budget()
@@ -148,6 +150,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def _whole(self) -> dict[str, Any]:
         self.bits_of_layers: list[int] = []
+        named = self._named(self._width, self._depth)
+        check_fits(self.quantisable(), self.bits, self.budget, named)
         return {"bits": 32}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -182,9 +186,9 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def uniform_bits(self) -> int:
         """The most bits that all layers of the episode's network can have within the budget."""
-        found = self.quantisable()
-        most, layers = found.uniform_size(self.budget), len(found.names)
-        return max(b for b in self.bits if found.size_of([b] * layers) <= most)
+        bits = self.quantisable().uniform_bits(self.bits, self.budget)
+        assert bits is not None, "reset has checked the budget"
+        return bits
 
     def probed(self) -> np.ndarray:
         """Divergence of the episode's network with one layer alone at each width, `[L, bits]`."""
@@ -225,7 +229,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def _network(self) -> Network:
         """What names the episode's network."""
-        return self.model, self.data, self._width, self._depth, self._split, self.epochs
+        return (self.model, self.data, *self._names(), self.epochs)
 
     def _bits(self, action: Any) -> int:
         choices = len(self.bits)
@@ -240,22 +244,15 @@ class QuantizeNetEnv(LayerByLayerEnv):
         for width, depth in ((w, d) for w in self.widths for d in self.depths):
             network = build_target(self.model, splits.in_shape, splits.classes, width, depth)
             found = quantisable_of(network, splits.x_val[:1])
-            if not found.names:
-                raise ConfigurationError(
-                    f"model={self.model!r} of width {width} and depth {depth} has no layer that "
-                    "can be quantised"
-                )
-            least = found.uniform_size(self.bits[0])
-            if least > found.uniform_size(self.budget):
-                raise ConfigurationError(
-                    f"budget={self.budget:g} cannot be met: the fewest of bits={list(self.bits)}, "
-                    f"{self.bits[0]}, is the lowest possible budget; allow fewer bits, or raise it"
-                )
+            check_fits(found, self.bits, self.budget, self._named(width, depth))
+
+    def _named(self, width: int, depth: int) -> str:
+        return f"model={self.model!r} of width {width} and depth {depth}"
 
     def _observe(self) -> np.ndarray:
         found, now = self.quantisable(), len(self.bits_of_layers)
         budget = found.uniform_size(self.budget)
-        fewest, most = (found.sizes[:, BITS.index(b)] for b in (self.bits[0], self.bits[-1]))
+        fewest, most = found.column(self.bits[0]), found.column(self.bits[-1])
         own, size = [0.0] * len(LAYER_FEATURES), 0.0
         if now < len(found.names):
             own, size = found.layers[now].features(), float(most[now]) / budget

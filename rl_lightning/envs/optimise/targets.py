@@ -21,7 +21,7 @@ from rl_lightning.envs.optimise.sentences import SentenceReader, sentence_reader
 from rl_lightning.envs.optimise.training import Recipe, by_itself, checked, train, train_head
 
 MODELS = ("mlp", "cnn", "minilm")
-VERSION = 1  # of what `train` does; another one has cached networks trained again
+VERSION = 2  # of what `train` does; another one has cached networks trained again
 
 
 def build_target(

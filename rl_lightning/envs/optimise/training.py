@@ -13,6 +13,7 @@ from rl_lightning.core.errors import ConfigurationError, check_range, whole, who
 from rl_lightning.envs.optimise.sentences import SentenceReader
 
 LOSS_LIMIT = 10.0
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _ONE_ROW = (
     "BatchNorm cannot be trained on one row at a time: give two training rows and a batch_size of "
@@ -107,6 +108,10 @@ def train(
     with by_itself(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout in a network of the user's own
         network.train()
+        for layer in network.modules():  # what is frozen of a norm are its statistics, too
+            own = list(layer.parameters(recurse=False))
+            if isinstance(layer, _BATCH_NORMS) and own and not any(p.requires_grad for p in own):
+                layer.eval()
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         done = 0
@@ -123,6 +128,11 @@ def train(
                         raise ConfigurationError(_ONE_ROW.format(error)) from error
                     raise
                 loss = F.cross_entropy(logits, y[rows])
+                if not loss.requires_grad:
+                    raise ConfigurationError(
+                        "the network cannot be trained: none of its parameters that learn takes "
+                        "part in what it computes"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -175,8 +185,7 @@ def batches(order: Tensor, size: int, joined: bool) -> list[Tensor]:
 
 
 def _normalises_batches(network: nn.Module) -> bool:
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-    return any(isinstance(layer, kinds) for layer in network.modules())
+    return any(isinstance(layer, _BATCH_NORMS) for layer in network.modules())
 
 
 def checked(recipe: Recipe) -> Recipe:
