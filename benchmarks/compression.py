@@ -4,6 +4,9 @@
         --tune_with="--model.lr_schedule constant --model.clip_schedule constant" \\
         --student configs/distill/cartpole.yaml --keep checkpoints/smaller/cartpole \\
         --out benchmarks/results/compression/cartpole.json
+    python benchmarks/compression.py configs/dqn/lunarlander.yaml \\
+        --arms full "nodes 50 %" "nodes 80 %" int8 int4 ternary \\
+        --keep checkpoints/smaller/lunarlander --out benchmarks/results/compression/lunarlander.json
     python benchmarks/compression.py configs/ppo/textmaze.yaml \\
         --student configs/distill/textmaze.yaml --keep checkpoints/smaller/textmaze \\
         --out benchmarks/results/compression/textmaze.json
