@@ -139,7 +139,7 @@ def test_mistakes_get_a_sentence(typed, trained, tmp_path):
         "--method", "quantise", "--bits", "8", "--scope", "layer"
     )
     assert "invalid choice: 'squeeze'" in refused("--method", "squeeze")
-    assert "bits must be 1" in refused("--method", "quantise", "--bits", "3")
+    assert "bits must be 1" in refused("--method", "quantise", "--bits", "9")
     assert "nowhere" in refused("--method", "quantise", "--bits", "8", "--layers", "nowhere")
     assert "no layer is trained under quantisation" in refused("--method", "harden")
     (tmp_path / "small.ckpt").write_text("precious")
