@@ -38,7 +38,7 @@ def test_the_graph_holds_packed_weights(bits, format, around, tmp_path):
     export_policy(policy(bits), tmp_path / "out", format)  # which compares it with the agent
     name = {"onnx": "policy.onnx", "torch": "policy.pt2"}[format]
     size = (tmp_path / "out" / name).stat().st_size
-    around *= 1 + 0.25 * (bits in (3, 5)) + 0.5 * (bits == 7)  # which are put together of parts
+    around *= 1 + 0.25 * (bits in (3, 5)) + 0.5 * (bits == 7)  # which are put together bit by bit
     assert WEIGHTS * bits / 8 < size < WEIGHTS * bits / 8 + around
 
 

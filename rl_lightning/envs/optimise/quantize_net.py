@@ -63,8 +63,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
     layers · widths evaluations, once for each network. Without, networks of one shape look alike.
 
     With `fill`, choices are relative: after the lowering, layers are raised to their next larger
-    choice in turn, from the first to the last and over again, while any fits, so that no part of
-    the budget that could be used is left over.
+    choice that fits, in turn, from the first to the last and over again, so that no part of the
+    budget that could be used is left over.
 
     Only the last step, which terminates the episode, is rewarded, by the validation part:
     `reward_scale` · (accuracy − original accuracy), or with `reward: divergence` −`reward_scale` ·
@@ -209,6 +209,10 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
         Args:
             bits: Of each layer; any of `BITS`, whatever the budget.
+
+        Raises:
+            ConfigurationError: If there are not as many, or of other widths.
+            ResetNeeded: Before the first episode.
         """
         return judged(self._network(), bits)
 
