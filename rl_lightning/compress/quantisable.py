@@ -10,12 +10,12 @@ from torch.nn.utils import parametrize
 
 from rl_lightning.compress.packed import KINDS, PackedLayer
 from rl_lightning.compress.replacing import replace
-from rl_lightning.compress.rounding import Rounded, as_rows, pack_weight
+from rl_lightning.compress.rounding import WIDTHS, Rounded, as_rows, pack_weight
 from rl_lightning.compress.straight_through import StraightThrough
 from rl_lightning.core.errors import ConfigurationError, nearest, shortened, whole
 from rl_lightning.nn.insides import is_heard
 
-BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
+BITS = (*WIDTHS, 16, 32)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Bits = int | Mapping[str, int | float]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rl_lightning.core.errors import ConfigurationError
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+WIDTHS = tuple(range(1, 9))
 _OFFSET = {2: 1} | {bits: 2 ** (bits - 1) for bits in range(3, 9)}  # codes are unsigned: q + offset
 
 

@@ -6,8 +6,6 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 
 class ConfigurationError(ValueError):
     """A wrong argument, an impossible combination, or a file that is not what it should be.
@@ -45,7 +43,7 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
     """
     if value is None:
         return
-    if isinstance(value, str | list | tuple | dict):
+    if isinstance(value, str):
         raise ConfigurationError(f"{name} must be a number, not {value!r}")
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
@@ -72,17 +70,6 @@ def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(choices)}")
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or false as such: the text "false" would count as true.
-
-    Raises:
-        ConfigurationError: If it is neither.
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ConfigurationError(f"{name} must be true or false, not {value!r}")
-    return bool(value)
 
 
 def is_whole(value: Any) -> bool:

@@ -205,12 +205,12 @@ def test_ppo_trains_on_it(actions):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"data": "wine"}, "data must be a list of different data sets, not 'wine'"),
+        ({"data": "wine"}, "data must be a list, not 'wine'"),
         ({"data": ["wine", "wine"]}, "data must be a list of different data sets"),
         ({"data": ["mnist"]}, "use one of digits"),
         ({"model": "resnet"}, "use one of mlp, cnn"),
         ({"depth": -1}, "depth must be at least 0"),
-        ({"splits": 3}, "splits must be two whole numbers"),
+        ({"splits": 3}, "splits must be a list, not"),
         ({"seed_range": [5, 5]}, r"seed_range\[1\] must be at least 6"),
         ({"trials": 0}, "trials must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),

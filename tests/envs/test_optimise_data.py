@@ -463,3 +463,42 @@ def test_what_validation_loads_first_can_be_trained_on(data):
         splits = load_data(data, 7)
     network = build_target("mlp", splits.in_shape, splits.classes, 4, 1)
     network(splits.x_val).sum().backward()  # torch refuses that for tensors of inference mode
+
+
+class FrozenNorm(nn.Module):
+    """A norm that does not learn, behind a layer that does; and one without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 5), nn.Linear(5, 3)
+        self.norm = nn.BatchNorm1d(5).requires_grad_(False)
+        self.plain = nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, x):
+        return self.head(self.plain(self.norm(self.first(x.flatten(1)).relu())))
+
+
+def test_statistics_of_a_frozen_norm_are_frozen():
+    with torch.random.fork_rng(devices=[]):
+        network, x = FrozenNorm(), torch.randn(20, 64)
+    train(network, x, torch.arange(20) % 3, Recipe(epochs=1))
+    assert network.norm.running_mean.abs().sum() == 0
+    assert network.plain.running_mean.abs().sum() > 0
+    assert not network.norm.training
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 3).requires_grad_(False)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_what_learns_nothing_is_refused():
+    with torch.random.fork_rng(devices=[]):
+        network = Unused()
+    with pytest.raises(ConfigurationError, match="none of its parameters that learn takes part"):
+        train(network, torch.zeros(20, 64), torch.arange(20) % 3)

@@ -29,7 +29,7 @@ from rl_lightning.envs.optimise.compression_baselines import (
 )
 from rl_lightning.envs.optimise.quantising import Quantisable, divergence, filled, within_budget
 from rl_lightning.envs.optimise.quantize_net import FEATURES
-from rl_lightning.envs.optimise.training import accuracy_of
+from rl_lightning.envs.optimise.training import LOSS_LIMIT, accuracy_of
 
 NAME = "QuantizeNet-v0"
 SMALL = {"widths": [6], "depths": [3], "epochs": 2}
@@ -253,6 +253,9 @@ def test_of_short_rows_more_bits_may_be_fewer_bytes():
     assert within_budget(found, [8, 32], (8, 16, 32), 16) == [16, 16]
     assert within_budget(found, [8, 32], (8, 32), 32) == [32, 32]
     # 7 and 8 take the same: 8 is not lowered for nothing.
+    assert found.lower(0, 8, (7, 8, 16)) is None
+    assert found.lower(0, 32, (7, 8, 16)) == 16
+    assert by_hand().lower(0, 8, (2, 4, 8)) == 4
     assert within_budget(found, [8, 16], (7, 8, 16), 8) == [8, 16]
     assert filled(found, [8, 16], (7, 8, 16, 32), 8) == [32, 32]
 
@@ -294,13 +297,13 @@ def test_layers_of_two_names_are_judged_as_quantise_makes_them():
     assert all(isinstance(layer.weight, nn.Parameter) for layer in (network.a, network.b))
 
 
-def test_a_divergence_without_bounds_is_told_as_a_hundred():
+def test_a_divergence_without_bounds_is_told_as_ten():
     before = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
     now = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]).log()
     assert divergence(before, now) == pytest.approx(math.log(2))
     assert divergence(before, before) == 0
-    assert divergence(before, torch.tensor([[1.0, 0.0, 0.0]]).log()) == 100
-    assert divergence(before, torch.full((1, 3), math.nan)) == 100
+    assert divergence(before, torch.tensor([[1.0, 0.0, 0.0]]).log()) == LOSS_LIMIT == 10
+    assert divergence(before, torch.full((1, 3), math.nan)) == LOSS_LIMIT
 
 
 def test_what_cannot_be_judged_is_refused():
@@ -458,7 +461,7 @@ def test_agents_train_on_it(agent):
         ({"model": f"{HERE}.Nothing"}, "has no layer that can be quantised"),
         ({"widths": []}, "widths must be a list"),
         ({"depths": [-1]}, "depths must be at least 0"),
-        ({"splits": 3}, "splits must be two whole numbers"),
+        ({"splits": 3}, "splits must be a list, not"),
         ({"seed_range": [5, 5]}, r"seed_range\[1\] must be at least 6"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"bits": [4]}, r"bits must be two or more of 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, not \[4\]"),
@@ -469,8 +472,9 @@ def test_agents_train_on_it(agent):
         ),
         ({"budget": 0}, "budget must be above 0"),
         ({"budget": [4]}, r"budget must be a number, not \[4\]"),
-        ({"probes": "false"}, "probes must be true or false, not 'false'"),
-        ({"fill": 2}, "fill must be true or false, not 2"),
+        ({"probes": "false"}, "probes must be True or False, not 'false'"),
+        ({"bit": [4, 8]}, "QuantizeNetEnv has no argument 'bit'; nearest are bits"),
+        ({"fill": 2}, "fill must be True or False, not 2"),
         ({"budget": 33}, "budget must be between 1 and 32"),
         ({"actions": "box"}, "actions='box': use one of discrete, continuous"),
         ({"reward": "error"}, "reward='error': use one of accuracy, divergence"),

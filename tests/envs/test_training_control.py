@@ -356,7 +356,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path):
         ({"widths": [0]}, "widths must be at least 1"),
         ({"depths": 2}, "depths must be a list"),
         ({"splits": [3, 3]}, r"splits\[1\] must be at least 4"),
-        ({"seed_range": 5}, "seed_range must be two whole numbers"),
+        ({"seed_range": 5}, "seed_range must be a list, not"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"updates_per_step": 0}, "updates_per_step must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

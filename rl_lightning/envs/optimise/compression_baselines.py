@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl_lightning.core.errors import ConfigurationError, flag, whole, whole_seed
+from rl_lightning.core.errors import ConfigurationError, whole, whole_seed
 from rl_lightning.envs.optimise.prune_net import PruneNetEnv
 from rl_lightning.envs.optimise.pruning import (
     largest,
@@ -53,7 +53,7 @@ class GlobalMagnitude(Plan):
     """
 
     def __init__(self, normalised: bool = False) -> None:
-        self.normalised = flag("normalised", normalised)
+        self.normalised = bool(normalised)
 
     def begin(self, env: gym.Env, task_seed: int) -> dict[str, Any]:
         net = _pruning(env, "GlobalMagnitude", task_seed)
@@ -89,23 +89,22 @@ class GreedyBits(Plan):
         layers, most = len(found.names), found.uniform_size(net.budget)
         before = net.judge([32] * layers)["loss"]
         rise = [
-            [net.judge([b if i == j else 32 for j in range(layers)])["loss"] - before
-             for b in net.bits]
+            {b: net.judge([b if i == j else 32 for j in range(layers)])["loss"] - before
+             for b in net.bits}
             for i in range(layers)
         ]  # fmt: skip
         self.evaluations = layers * len(net.bits) + 1
-        place = [len(net.bits) - 1] * layers
-        while found.size_of([net.bits[p] for p in place]) > most:
-            size, steps = found.size_of([net.bits[p] for p in place]), []
-            for i, p in enumerate(place):
-                if p:
-                    lower = [net.bits[q - (i == j)] for j, q in enumerate(place)]
-                    saved = max(size - found.size_of(lower), 1e-9)
-                    steps.append(((rise[i][p - 1] - rise[i][p]) / saved, i))
-            if not steps:  # of short rows more bits may be fewer bytes
-                return self._follow([net.action_of(net.uniform_bits())] * layers)
-            place[min(steps)[1]] -= 1
-        return self._follow([net.action_of(net.bits[p]) for p in place])
+        bits = [net.bits[-1]] * layers
+        while (size := found.size_of(bits)) > most:
+            steps = []
+            for i, now in enumerate(bits):
+                lower = found.lower(i, now, net.bits)
+                if lower is not None:
+                    saved = size - found.size_of([*bits[:i], lower, *bits[i + 1 :]])
+                    steps.append(((rise[i][lower] - rise[i][now]) / saved, i, lower))
+            _, i, lower = min(steps)  # there is one: at their smallest, layers meet the budget
+            bits[i] = lower
+        return self._follow([net.action_of(b) for b in bits])
 
 
 class RandomSearch(Plan):

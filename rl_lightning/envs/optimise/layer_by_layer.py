@@ -9,7 +9,7 @@ from torch import nn
 
 from rl_lightning.core.errors import whole
 from rl_lightning.envs.optimise.data import Splits
-from rl_lightning.envs.optimise.layers import original_accuracy, shared_target
+from rl_lightning.envs.optimise.layers import Target, original_accuracy, shared_target
 from rl_lightning.envs.optimise.tasks import (
     TaskEnv,
     check_choices,
@@ -43,8 +43,8 @@ class LayerByLayerEnv(TaskEnv):
         widths: Sequence[int],
         depths: Sequence[int],
         least_depth: int,
-        splits: tuple[int, int] | list[int],
-        seed_range: tuple[int, int] | list[int],
+        splits: Sequence[int],
+        seed_range: Sequence[int],
         epochs: int,
     ) -> None:
         super().__init__(seed_range)
@@ -58,8 +58,7 @@ class LayerByLayerEnv(TaskEnv):
         drawn = np.random.default_rng(self._task_seed)
         self._width, self._depth = int(drawn.choice(self.widths)), int(drawn.choice(self.depths))
         self._split = int(drawn.integers(*self.splits))
-        names = (self._width, self._depth, self._split)
-        self._original = original_accuracy(self.model, self.data, *names, self.epochs)
+        self._original = original_accuracy(self._named_target())
         info = self._whole()
         return self._observe(), {**info, **self._task()}
 
@@ -69,13 +68,14 @@ class LayerByLayerEnv(TaskEnv):
         Raises:
             ResetNeeded: Before the first episode.
         """
-        return shared_target(self.model, self.data, *self._names(), self.epochs)
+        return shared_target(self._named_target())
 
-    def _names(self) -> tuple[int, int, int]:
-        """Width, depth and split of the episode's network."""
+    def _named_target(self) -> Target:
+        """What names the episode's network."""
         if not self._width:
             raise ResetNeeded("no episode has begun: call reset() first")
-        return self._width, self._depth, self._split
+        names = (self._width, self._depth, self._split)
+        return Target(self.model, self.data, *names, self.epochs)
 
     def _whole(self) -> dict[str, Any]:
         """Forget the episode before; what `info` says of a whole network."""

@@ -185,21 +185,27 @@ class NodeCosts:
         return round(cost)
 
 
+class Target(NamedTuple):
+    """What a trained network is known by, see `trained_target`."""
+
+    model: str
+    data: str
+    width: int
+    depth: int
+    split: int
+    epochs: int
+
+
 @lru_cache(maxsize=128)
-def shared_target(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> tuple[nn.Module, Splits]:
+def shared_target(target: Target) -> tuple[nn.Module, Splits]:
     """`trained_target`, once in a process: nothing may change the network."""
-    recipe = Recipe(epochs=epochs)
-    network, splits = trained_target(model, data, width, depth, split, recipe=recipe)
-    return network, splits
+    model, data, width, depth, split, epochs = target
+    return trained_target(model, data, width, depth, split, recipe=Recipe(epochs=epochs))
 
 
 @lru_cache(maxsize=128)
-def original_accuracy(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> float:
+def original_accuracy(target: Target) -> float:
     """Accuracy of `shared_target` on the validation part, once in a process."""
-    network, splits = shared_target(model, data, width, depth, split, epochs)
+    network, splits = shared_target(target)
     with by_itself(), torch.no_grad():
         return accuracy_of(network(splits.x_val), splits.y_val)

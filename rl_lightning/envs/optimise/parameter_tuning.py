@@ -5,7 +5,7 @@ dimension of objective landscapes"): one action per direction and sign, or a vec
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class ParameterTuningEnv(TaskEnv):
         width: int = 8,
         depth: int = 1,
         split: int = 0,
-        seed_range: tuple[int, int] | list[int] = (0, 1_000_000),
+        seed_range: Sequence[int] = (0, 1_000_000),
         directions: int = 16,
         direction_seed: int = 0,
         steps: int = 100,

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, flag, whole
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, whole
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
@@ -121,8 +121,8 @@ class PruneNetEnv(LayerByLayerEnv):
         model: str = "cnn",
         widths: Sequence[int] = (16,),
         depths: Sequence[int] = (12,),
-        splits: tuple[int, int] | list[int] = (0, 1),
-        seed_range: tuple[int, int] | list[int] = (0, 1_000_000),
+        splits: Sequence[int] = (0, 1),
+        seed_range: Sequence[int] = (0, 1_000_000),
         epochs: int = 30,
         budget: float = 0.5,
         resource: Literal["flops", "bytes"] = "flops",
@@ -159,11 +159,10 @@ class PruneNetEnv(LayerByLayerEnv):
             raise ConfigurationError("lowest must be below 1: nothing could go")
         self.resource, self.round_to = resource, whole("round_to", round_to, 1)
         self.actions, self.levels = actions, whole("levels", levels, 2)
-        self.importance, self.reward = importance, reward
-        self.reconstruct = flag("reconstruct", reconstruct)
+        self.importance, self.reconstruct, self.reward = importance, reconstruct, reward
         self.judged_on, self.baseline = judged_on, baseline
         self.reward_scale = check_positive("reward_scale", reward_scale)
-        self.fill = flag("fill", fill)
+        self.fill = fill
         self.around, self.reach = around, check_positive("reach", reach)
         if self.reach <= 1:
             raise ConfigurationError(f"reach must be above 1, not {reach}")
@@ -225,8 +224,7 @@ class PruneNetEnv(LayerByLayerEnv):
 
     def prunable(self) -> Prunable:
         """What can be pruned of the episode's network."""
-        names = (*self._names(), self.epochs)
-        return prunable_target(self.model, self.data, *names, self.importance, self.resource)
+        return prunable_target(self._named_target(), self.importance, self.resource)
 
     def fits(self, shares: Sequence[float]) -> bool:
         """Whether a network of which these shares stay, one for each group, is in the budget."""

@@ -15,6 +15,7 @@ from rl_lightning.core.errors import ConfigurationError
 from rl_lightning.envs.optimise.layers import (
     LayerDescription,
     NodeCosts,
+    Target,
     describe_layers,
     shared_target,
     together,
@@ -221,10 +222,7 @@ def scaled(
 
 
 @lru_cache(maxsize=128)
-def prunable_target(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int,
-    importance: str, resource: str,
-) -> Prunable:  # fmt: skip
+def prunable_target(target: Target, importance: str, resource: str) -> Prunable:
     """`prunable` of `shared_target`, once in a process."""
-    network, splits = shared_target(model, data, width, depth, split, epochs)
+    network, splits = shared_target(target)
     return prunable(network, splits.x_val[:2], importance, resource)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl_lightning.compress import count, quantisable
@@ -15,13 +14,13 @@ from rl_lightning.compress.count import stored_bytes
 from rl_lightning.compress.quantisable import BITS
 from rl_lightning.compress.rounding import as_rows, pack_weight, rounded
 from rl_lightning.core.errors import ConfigurationError
-from rl_lightning.envs.optimise.layers import LayerDescription, describe_layers, shared_target
-from rl_lightning.envs.optimise.training import accuracy_of, by_itself
-
-MOST = 100.0
-"""What losses and divergences without bounds are told as, in nats."""
-Network = tuple[str, str, int, int, int, int]
-"""What names a target: model, data, width, depth, split, epochs."""
+from rl_lightning.envs.optimise.layers import (
+    LayerDescription,
+    Target,
+    describe_layers,
+    shared_target,
+)
+from rl_lightning.envs.optimise.training import accuracy_of, by_itself, limited, scores_of
 
 
 class Quantisable(NamedTuple):
@@ -55,17 +54,22 @@ class Quantisable(NamedTuple):
     def uniform_bits(self, choices: Sequence[int], budget: float) -> int | None:
         """The most bits that all layers can have within a budget; None if there are none."""
         most = self.uniform_size(budget)
-        fitting = [b for b in choices if self.rest + self.column(b).sum() <= most]
-        return max(fitting, default=None)
+        return max((b for b in choices if self.uniform_size(b) <= most), default=None)
+
+    def lower(self, layer: int, bits: int, choices: Sequence[int]) -> int | None:
+        """The next smaller choice for a layer that saves bytes; None if there is none.
+
+        Not every one does: of short rows, scales are most of what is stored.
+        """
+        sizes = dict(zip(BITS, self.sizes[layer].tolist(), strict=True))
+        smaller = (b for b in choices if b < bits and sizes[b] < sizes[bits])
+        return max(smaller, default=None)
 
 
 def within_budget(
     found: Quantisable, bits: Sequence[int], choices: Sequence[int], budget: float
 ) -> list[int]:
-    """Widths lowered in turn until the network is small enough.
-
-    A layer is lowered to the next smaller choice that saves something: of short rows, whose scales
-    are most of their bytes, not every one does.
+    """Widths lowered in turn until the network is small enough, see `Quantisable.lower`.
 
     Args:
         found: Its layers.
@@ -78,14 +82,12 @@ def within_budget(
     while going and found.size_of(lowered) > most:
         going = False
         for i in reversed(range(len(lowered))):
-            row = found.sizes[i]
-            smaller = [b for b in choices if b < lowered[i]
-                       and row[BITS.index(b)] < row[BITS.index(lowered[i])]]  # fmt: skip
-            if smaller:
-                lowered[i], going = smaller[-1], True
+            lower = found.lower(i, lowered[i], choices)
+            if lower is not None:
+                lowered[i], going = lower, True
             if found.size_of(lowered) <= most:
                 break
-    if found.size_of(lowered) > most:  # a wider choice is smaller: what uniform bits take
+    if found.size_of(lowered) > most:  # only wider choices are smaller still
         uniform = found.uniform_bits(choices, budget)
         assert uniform is not None, "the budget was checked"
         return [uniform] * len(lowered)
@@ -118,16 +120,22 @@ def filled(
 def check_fits(found: Quantisable, choices: Sequence[int], budget: float, named: str) -> None:
     """Refuse a network without layers, or that no uniform width brings within the budget.
 
+    Args:
+        found: Its layers.
+        choices: Widths.
+        budget: In bits, see `Quantisable.uniform_size`.
+        named: What the message calls it.
+
     Raises:
         ConfigurationError: That says which.
     """
     if not found.names:
         raise ConfigurationError(f"{named} has no layer that can be quantised")
     if found.uniform_bits(choices, budget) is None:
-        least = min(choices, key=lambda b: found.column(b).sum())
         raise ConfigurationError(
-            f"budget={budget:g} cannot be met: of bits={list(choices)}, {least} is the lowest "
-            f"possible budget for {named}; allow fewer bits, or raise it"
+            f"budget={budget:g} cannot be met: of bits={list(choices)}, "
+            f"{min(choices, key=found.uniform_size)} is the lowest possible budget for {named}; "
+            "allow fewer bits, or raise it"
         )
 
 
@@ -157,72 +165,51 @@ def _bytes_at(weight: Tensor, bits: int) -> int:
     return sum(map(stored_bytes, pack_weight(as_rows(weight), bits)))
 
 
-def judged(named: Network, bits: Sequence[int]) -> dict[str, float]:
+def judged(target: Target, bits: Sequence[int]) -> dict[str, float]:
     """What widths of a target's layers come to: `accuracy`, `loss` and `divergence` on the
     validation part; `test_accuracy` if there is a test part.
 
     Args:
-        named: The target.
+        target: Which.
         bits: Of each layer.
+
+    Raises:
+        ConfigurationError: If there are not as many, or of other widths.
     """
-    names = quantisable_target(*named).names
+    names = quantisable_target(target).names
     if len(bits) != len(names) or not set(bits) <= set(BITS):
         raise ConfigurationError(
             f"bits={list(bits)}: give one of {', '.join(map(str, BITS))} for each of {len(names)} "
             "layers"
         )
-    network, splits = _written_on(*named), shared_target(*named)[1]
+    network, splits = _written_on(target), shared_target(target)[1]
     with by_itself(), torch.no_grad():
         for name, b in zip(names, bits, strict=True):
-            network.get_submodule(name).weight.copy_(_weight(*named, name, b))  # type: ignore[operator]
+            layer: Any = network.get_submodule(name)
+            layer.weight.copy_(_weight(target, name, b))
         logits = network(splits.x_val)
         found = {
-            "accuracy": accuracy_of(logits, splits.y_val),
-            "loss": told(F.cross_entropy(logits, splits.y_val)),
-            "divergence": divergence(_log_probabilities(*named), logits.log_softmax(1)),
+            **scores_of(logits, splits.y_val),
+            "divergence": divergence(_log_probabilities(target), logits.log_softmax(1)),
         }
         if splits.x_test is not None and splits.y_test is not None:
             found["test_accuracy"] = accuracy_of(network(splits.x_test), splits.y_test)
     return found
 
 
-def divergence(before: Tensor, now: Tensor) -> float:
-    """Mean KL(before ‖ now) over rows, in nats; at most `MOST`.
-
-    Args:
-        before: Log-probabilities, `[N, C]`; what is impossible there counts nothing.
-        now: Likewise.
-    """
-    terms = before.exp() * (before - now)
-    return told(torch.where(before == -torch.inf, 0.0, terms).sum(1).mean())
-
-
-def told(value: Tensor) -> float:
-    """A number that is reported: `MOST` in the place of larger ones and of none."""
-    return min(value.item(), MOST) if bool(value.isfinite()) else MOST
-
-
-@lru_cache(maxsize=128)
-def _written_on(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> nn.Module:
-    """A copy of a target whose weights are written over for each judgement.
-
-    Torch's `functional_call` would do without, and leaves another tensor behind in a network where
-    a layer stands under two names.
-    """
-    network, _ = shared_target(model, data, width, depth, split, epochs)
-    with by_itself():  # or a validation's copy could not be written on
-        return copy.deepcopy(network)
+@lru_cache(maxsize=1024)
+def uniformly_judged(target: Target, bits: int) -> dict[str, float]:
+    """`judged` with all layers at one width, once in a process; nothing may change it."""
+    return judged(target, [bits] * len(quantisable_target(target).names))
 
 
 @lru_cache(maxsize=256)
-def probed_target(named: Network, bits: tuple[int, ...]) -> np.ndarray:
+def probed_target(target: Target, bits: tuple[int, ...]) -> np.ndarray:
     """Divergence of a target with one layer alone at each width, `[L, W]`, read-only."""
-    layers = range(len(quantisable_target(*named).names))
+    layers = range(len(quantisable_target(target).names))
     found = np.array(
         [
-            [judged(named, [b if i == j else 32 for j in layers])["divergence"] for b in bits]
+            [judged(target, [b if i == j else 32 for j in layers])["divergence"] for b in bits]
             for i in layers
         ]
     )
@@ -230,30 +217,45 @@ def probed_target(named: Network, bits: tuple[int, ...]) -> np.ndarray:
     return found
 
 
+def divergence(before: Tensor, now: Tensor) -> float:
+    """Mean KL(before ‖ now) over rows, in nats; at most `LOSS_LIMIT`.
+
+    Args:
+        before: Log-probabilities, `[N, C]`; what is impossible there counts nothing.
+        now: Likewise.
+    """
+    terms = before.exp() * (before - now)
+    return limited(torch.where(before == -torch.inf, 0.0, terms).sum(1).mean())
+
+
 @lru_cache(maxsize=128)
-def quantisable_target(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> Quantisable:
+def quantisable_target(target: Target) -> Quantisable:
     """What can be quantised of a target, once in a process."""
-    network, splits = shared_target(model, data, width, depth, split, epochs)
+    network, splits = shared_target(target)
     return quantisable_of(network, splits.x_val[:1])
 
 
+@lru_cache(maxsize=128)
+def _written_on(target: Target) -> nn.Module:
+    """A copy of a target whose weights are written over for each judgement.
+
+    Torch's `functional_call` would do without, and leaves another tensor behind in a network where
+    a layer stands under two names.
+    """
+    with by_itself():  # or a validation's copy could not be written on
+        return copy.deepcopy(shared_target(target)[0])
+
+
 @lru_cache(maxsize=4096)
-def _weight(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int, name: str, bits: int
-) -> Tensor:
+def _weight(target: Target, name: str, bits: int) -> Tensor:
     """A layer's weight as the packed layer that `quantise` makes restores it."""
-    network, _ = shared_target(model, data, width, depth, split, epochs)
-    weight: Any = network.get_submodule(name).weight
-    return weight.detach() if bits == 32 else rounded(weight, bits)
+    layer: Any = shared_target(target)[0].get_submodule(name)
+    return layer.weight.detach() if bits == 32 else rounded(layer.weight, bits)
 
 
 @lru_cache(maxsize=128)
-def _log_probabilities(
-    model: str, data: str, width: int, depth: int, split: int, epochs: int
-) -> Tensor:
-    """Log-probabilities of the whole network on the validation part, `[N, classes]`."""
-    network, splits = shared_target(model, data, width, depth, split, epochs)
+def _log_probabilities(target: Target) -> Tensor:
+    """Of the whole network on the validation part, `[N, classes]`."""
+    network, splits = shared_target(target)
     with by_itself(), torch.no_grad():
         return network(splits.x_val).log_softmax(1)

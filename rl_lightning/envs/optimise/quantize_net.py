@@ -11,12 +11,11 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lightning.compress.quantisable import BITS
-from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range, flag
+from rl_lightning.core.errors import ConfigurationError, check_one_of, check_range
 from rl_lightning.envs.optimise.data import load_data
 from rl_lightning.envs.optimise.layer_by_layer import LayerByLayerEnv
 from rl_lightning.envs.optimise.layers import LAYER_FEATURES
 from rl_lightning.envs.optimise.quantising import (
-    Network,
     Quantisable,
     check_fits,
     filled,
@@ -24,6 +23,7 @@ from rl_lightning.envs.optimise.quantising import (
     probed_target,
     quantisable_of,
     quantisable_target,
+    uniformly_judged,
     within_budget,
 )
 from rl_lightning.envs.optimise.targets import build_target
@@ -110,8 +110,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
         model: str = "cnn",
         widths: Sequence[int] = (16,),
         depths: Sequence[int] = (12,),
-        splits: tuple[int, int] | list[int] = (0, 1),
-        seed_range: tuple[int, int] | list[int] = (0, 1_000_000),
+        splits: Sequence[int] = (0, 1),
+        seed_range: Sequence[int] = (0, 1_000_000),
         epochs: int = 30,
         bits: Sequence[int] = (1, 2, 4, 8),
         budget: float = 4.0,
@@ -135,10 +135,8 @@ class QuantizeNetEnv(LayerByLayerEnv):
         check_range("budget", budget, 1.0, 32.0)
         self.actions, self.reward = actions, reward
         self.reward_scale = check_positive("reward_scale", reward_scale)
-        self.probes, self.fill = flag("probes", probes), flag("fill", fill)
-        self.baseline = baseline
+        self.probes, self.fill, self.baseline = probes, fill, baseline
         self.render_mode = render_mode
-        self._uniform_scores: dict[str, float] = {}
         self._check_budget()
 
         shape = (len(FEATURES) + self.probes * len(self.bits),)
@@ -182,7 +180,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def quantisable(self) -> Quantisable:
         """What can be quantised of the episode's network."""
-        return quantisable_target(*self._network())
+        return quantisable_target(self._named_target())
 
     def uniform_bits(self) -> int:
         """The most bits that all layers of the episode's network can have within the budget."""
@@ -192,7 +190,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def probed(self) -> np.ndarray:
         """Divergence of the episode's network with one layer alone at each width, `[L, bits]`."""
-        return probed_target(self._network(), self.bits)
+        return probed_target(self._named_target(), self.bits)
 
     def action_of(self, bits: int) -> Any:
         """The action that chooses this width, or the nearest smaller one, or the smallest."""
@@ -214,7 +212,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
             ConfigurationError: If there are not as many, or of other widths.
             ResetNeeded: Before the first episode.
         """
-        return judged(self._network(), bits)
+        return judged(self._named_target(), bits)
 
     def _score(self, judged: Mapping[str, float]) -> float:
         if self.reward == "accuracy":
@@ -225,15 +223,7 @@ class QuantizeNetEnv(LayerByLayerEnv):
 
     def _uniform_score(self) -> float:
         """What uniform bits of the episode's network would be rewarded by, before scaling."""
-        name = f"{self._width} {self._depth} {self._split}"
-        if name not in self._uniform_scores:
-            bits = [self.uniform_bits()] * len(self.quantisable().names)
-            self._uniform_scores[name] = self._score(self.judge(bits))
-        return self._uniform_scores[name]
-
-    def _network(self) -> Network:
-        """What names the episode's network."""
-        return (self.model, self.data, *self._names(), self.epochs)
+        return self._score(uniformly_judged(self._named_target(), self.uniform_bits()))
 
     def _bits(self, action: Any) -> int:
         choices = len(self.bits)

@@ -7,7 +7,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from rl_lightning.core.arguments import check_arguments, check_names
 from rl_lightning.core.errors import ConfigurationError, check_range, shortened, whole, whole_seed
+from rl_lightning.core.signatures import Signature, signature_of
 
 LIMIT = 10.0
 """Bound of every entry of an observation."""
@@ -94,11 +96,17 @@ class TaskEnv(gym.Env[np.ndarray, Any]):
         own_options: Options of `reset` beside `task_seed`.
     """
 
+    __signature__ = Signature()
     metadata = {"render_modes": []}  # noqa: RUF012
     own_options: tuple[str, ...] = ()
     _task_seed: int
 
-    def __init__(self, seed_range: tuple[int, int] | list[int]) -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_names(cls, kwargs)
+        check_arguments(cls, signature_of(cls).bind_partial(*args, **kwargs).arguments)
+        return super().__new__(cls)
+
+    def __init__(self, seed_range: Sequence[int]) -> None:
         self.seed_range = check_seeds("seed_range", seed_range)
         self._running = False
 

@@ -69,22 +69,33 @@ def accuracy_of(logits: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def accuracy_and_loss(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """`accuracy`, and `loss`: cross-entropy, at most `LOSS_LIMIT`, which is also that of no number.
+    """`scores_of` a network's logits of rows `[N, ...]` and their classes `[N]`."""
+    return scores_of(network(x), y)
 
-    A pruned or quantised network may be wrong with any confidence.
+
+def scores_of(logits: Tensor, y: Tensor) -> dict[str, float]:
+    """`accuracy`, and `loss`: cross-entropy, `limited`.
+
+    Args:
+        logits: `[N, C]`.
+        y: Classes `[N]`.
     """
-    logits = network(x)
-    loss = F.cross_entropy(logits, y).item()
-    told = min(loss, LOSS_LIMIT) if math.isfinite(loss) else LOSS_LIMIT
-    return {"accuracy": accuracy_of(logits, y), "loss": told}
+    return {"accuracy": accuracy_of(logits, y), "loss": limited(F.cross_entropy(logits, y))}
+
+
+def limited(nats: Tensor) -> float:
+    """A loss or a divergence, at most `LOSS_LIMIT`, which is also that of no number: a pruned or
+    quantised network may be wrong with any confidence."""
+    return min(nats.item(), LOSS_LIMIT) if bool(nats.isfinite()) else LOSS_LIMIT
 
 
 def train(
     network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe | None = None, seed: int = 0
 ) -> float:
-    """Train a network in place by AdamW with a cosine schedule.
+    """Train a network in place by AdamW with a cosine schedule: all of it that has `requires_grad`.
 
-    Torch's global generator is afterwards as before.
+    Of a BatchNorm whose own parameters are frozen, statistics are frozen, too. Torch's global
+    generator is afterwards as before.
 
     Args:
         network: Logits of inputs.
@@ -97,7 +108,8 @@ def train(
         The mean loss of the last pass.
 
     Raises:
-        ConfigurationError: If the recipe is impossible, or there is one row only for BatchNorm.
+        ConfigurationError: If the recipe is impossible, if there is one row only for BatchNorm, or
+            if nothing that learns takes part in the logits.
     """
     recipe = checked(recipe or Recipe())
     size = min(recipe.batch_size or len(x), len(x))
@@ -108,7 +120,7 @@ def train(
     with by_itself(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout in a network of the user's own
         network.train()
-        for layer in network.modules():  # what is frozen of a norm are its statistics, too
+        for layer in network.modules():
             own = list(layer.parameters(recurse=False))
             if isinstance(layer, _BATCH_NORMS) and own and not any(p.requires_grad for p in own):
                 layer.eval()
@@ -145,15 +157,14 @@ def train(
 def train_on(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
     """Train what was trained before, see `train` and, of a sentence model, `train_head`."""
     if isinstance(network, SentenceReader):
-        with by_itself():
-            _, mean, deviation = network.stretched(x)
-            network.release(mean, deviation)
-        train_head(network, x, y, recipe, seed=0)
+        train_head(network, x, y, recipe, seed=0, learned=True)
     else:
         train(network, x, y, recipe)
 
 
-def train_head(reader: SentenceReader, x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> None:
+def train_head(
+    reader: SentenceReader, x: Tensor, y: Tensor, recipe: Recipe, seed: int, learned: bool = False
+) -> None:
     """Train what answers for a sentence model, on what that makes of each row, read once.
 
     Args:
@@ -162,9 +173,12 @@ def train_head(reader: SentenceReader, x: Tensor, y: Tensor, recipe: Recipe, see
         y: Classes `[N]`.
         recipe: How.
         seed: Of the order of rows.
+        learned: Whether the head has learned before, and goes on from there.
     """
     with by_itself():
         features, mean, deviation = reader.stretched(x)
+        if learned:
+            reader.release(mean, deviation)
         train(reader.head, features, y, recipe, seed)
         reader.absorb(mean, deviation)
 
