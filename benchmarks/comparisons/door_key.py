@@ -97,6 +97,7 @@ class Cells(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, lights: int = 0) -> None:
         super().__init__(env)
         self.lights = lights
+        self._each = np.eye(lights, dtype=np.uint8)
         spaces = dict(env.observation_space.spaces)  # type: ignore[attr-defined]
         width, height, _ = spaces["observation"].shape
         kinds = len(KINDS) + lights
@@ -107,9 +108,7 @@ class Cells(gym.ObservationWrapper):
         kind, state = observation["observation"][..., 0], observation["observation"][..., 2]
         cells = _ONE_HOT[kind, state]
         if self.lights:
-            drawn = np.eye(self.lights, dtype=np.uint8)[
-                self.unwrapped.np_random.integers(self.lights, size=kind.shape)
-            ]
+            drawn = self._each[self.unwrapped.np_random.integers(self.lights, size=kind.shape)]
             cells = np.concatenate([cells, drawn * cells[..., EMPTY_KIND, None]], axis=-1)
         return {**observation, "observation": cells.ravel()}
 

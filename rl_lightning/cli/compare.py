@@ -15,6 +15,8 @@ from rl_lightning.nn.modes import EvalMode
 
 TOLERANCE = 0.05
 """Of actions of a Box: how far apart equal ones are, as a share of the range of each number."""
+AT_A_STRETCH = 250
+"""Steps of each environment: first steps of many episodes would say little of how episodes end."""
 
 
 class Situation(NamedTuple):
@@ -37,13 +39,15 @@ class Situation(NamedTuple):
 def watch(agent: Any, data: Any, steps: int, keeps_raw: bool = False) -> list[Situation]:
     """What a greedy policy meets in at least so many steps of the environments it is judged in.
 
+    As few environments are stepped as play `AT_A_STRETCH` each.
+
     Args:
         agent: In eval mode.
         data: Makes the environments.
         steps: Environment steps.
         keeps_raw: Whether situations have their raw observations, too.
     """
-    num_envs = min(data.val_num_envs, data.val_episodes, steps)
+    num_envs = min(data.val_num_envs, data.val_episodes, -(-steps // AT_A_STRETCH))
     env = data.make_eval_env(num_envs)
     situations: list[Situation] = []
     bar = tqdm(total=steps, desc="watching", unit=" steps", delay=2.0, leave=False)

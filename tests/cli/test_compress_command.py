@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rl_lightning import Agent
-from rl_lightning.cli.compare import compare_actions
+from rl_lightning.cli.compare import compare_actions, watch
+from rl_lightning.data import RLDataModule
 
 COMMON = (
     *("--config", "config.yaml", "--trainer.logger", "false"),
@@ -56,6 +57,14 @@ def trained(typed, tmp_path, monkeypatch):
 def shrink(typed, path, method, *more, status=None):
     words = ("--ckpt_path", path, "--method", method, "--observations", "60")
     return typed("compress", *words, *METHODS.get(method, ()), *more, status=status)
+
+
+def test_more_than_the_beginnings_of_episodes_is_watched(trained):
+    path = trained("PPO")
+    agent, data = Agent.load_from_checkpoint(path).eval(), RLDataModule.load_from_checkpoint(path)
+    for steps, stretch, envs in ((100, 100, 1), (400, 200, 2), (1_000, 500, 2)):
+        seen = watch(agent, data, steps)
+        assert (len(seen), len(seen[0].action)) == (stretch, envs)
 
 
 @pytest.mark.parametrize("method", METHODS)
