@@ -4,10 +4,16 @@
         --tune_with="--model.lr_schedule constant --model.clip_schedule constant" \\
         --student configs/distill/cartpole.yaml --keep checkpoints/smaller/cartpole \\
         --out benchmarks/results/compression/cartpole.json
-    python benchmarks/compression.py configs/dqn/lunarlander.yaml \\
+    python benchmarks/compression.py configs/dqn/lunarlander.yaml --tune 50_000 \\
+        --tune_with="--model.lr_schedule constant --model.optimizer.init_args.lr 1e-4" \\
+        --student configs/distill/lunarlander.yaml --keep checkpoints/smaller/lunarlander \\
+        --out benchmarks/results/compression/lunarlander.json
+    python benchmarks/compression.py configs/sac/lunarlander.yaml \\
+        --train_with="--model.network.init_args.hidden [256,256]" \\
         --arms full "nodes 50 %" "nodes 80 %" int8 int4 ternary \\
-        --keep checkpoints/smaller/lunarlander --out benchmarks/results/compression/lunarlander.json
-    python benchmarks/compression.py configs/ppo/textmaze.yaml \\
+        --keep checkpoints/smaller/lunarlander-sac \\
+        --out benchmarks/results/compression/lunarlander-sac.json
+    python benchmarks/compression.py configs/ppo/textmaze.yaml --tune 102_400 \\
         --student configs/distill/textmaze.yaml --keep checkpoints/smaller/textmaze \\
         --out benchmarks/results/compression/textmaze.json
 
@@ -47,66 +53,15 @@ from pathlib import Path
 from typing import Any
 
 from common import prepare_process
+from compression_arms import ARMS, STUDENT, TEXT_ARMS, TUNE, VALUE_ARMS, arms_of
 from tqdm import tqdm
-
-TUNE, STUDENT = "tune", "student"
-# By the kind of policy, the ways of making it smaller: `compress` with these arguments, or training
-# on (TUNE), step after step; from the policy itself, or (STUDENT) from one that it has taught.
-STUDENTS: dict[str, tuple[str, ...]] = {
-    "distilled": (STUDENT,),
-    "distilled, int8": (STUDENT, "quantise --bits 8"),
-    "distilled, int4": (STUDENT, "quantise --bits 4"),
-}
-ARMS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "weights 50 %": ("prune-weights --share 0.5",),
-    "weights 80 %": ("prune-weights --share 0.8",),
-    "weights 90 %": ("prune-weights --share 0.9",),
-    "weights 50 %, tuned": ("prune-weights --share 0.5", TUNE),
-    "weights 80 %, tuned": ("prune-weights --share 0.8", TUNE),
-    "weights 90 %, tuned": ("prune-weights --share 0.9", TUNE),
-    "nodes 50 %": ("prune-nodes --share 0.5",),
-    "nodes 80 %": ("prune-nodes --share 0.8",),
-    "nodes 90 %": ("prune-nodes --share 0.9",),
-    "nodes 50 %, tuned": ("prune-nodes --share 0.5", TUNE),
-    "nodes 80 %, tuned": ("prune-nodes --share 0.8", TUNE),
-    "nodes 90 %, tuned": ("prune-nodes --share 0.9", TUNE),
-    "int8": ("quantise --bits 8",),
-    "int4": ("quantise --bits 4",),
-    "ternary": ("quantise --bits 2",),
-    "binary": ("quantise --bits 1",),
-    "int4, trained": ("quantise-aware --bits 4", TUNE, "harden"),
-    "ternary, trained": ("quantise-aware --bits 2", TUNE, "harden"),
-    "binary, trained": ("quantise-aware --bits 1", TUNE, "harden"),
-    "nodes 50 %, tuned, int8": ("prune-nodes --share 0.5", TUNE, "quantise --bits 8"),
-    **STUDENTS,
-}
-CUT, INT8 = "cut-vocabulary", "quantise --bits 8 --part language-model"
-TEXT_ARMS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "int8 of the language model": (INT8,),
-    "vocabulary cut": (CUT,),
-    "vocabulary cut, int8": (CUT, INT8, "quantise --bits 8"),
-    "vocabulary cut, int4 in groups": (
-        CUT, "quantise --bits 4 --group_size 32 --part language-model", "quantise --bits 8",
-    ),
-    "vocabulary cut, half the heads": (CUT, "prune-heads --share 0.5"),
-    "vocabulary cut, half the layers": (CUT, "prune-layers --keep_layers 0"),
-    **STUDENTS,
-}  # fmt: skip
-
-
-def arms_of(config: str, student: str | None) -> dict[str, tuple[str, ...]]:
-    """The ways for the policy of a configuration."""
-    arms = TEXT_ARMS if "LLMEncoder" in Path(config).read_text() else ARMS
-    return {name: way for name, way in arms.items() if student or STUDENT not in way}
 
 
 def make(seed: int, names: list[str], arguments: Any, bar: Any) -> None:
     """Train one seed, and make its policy smaller in these ways, where that was not done yet."""
     home = arguments.keep / str(seed)
     whole = home / "trained"
-    train(whole, arguments.config, seed)
+    train(whole, arguments.config, seed, *shlex.split(arguments.train_with))
     for name in names:
         folder = home / slug(name)
         if not (folder / "last.ckpt").is_file():
@@ -138,10 +93,15 @@ def smaller(steps: tuple[str, ...], full: Path, seed: int, arguments: Any, folde
             path = taught / "last.ckpt"
         elif step == TUNE:
             frames = _frames(path) + arguments.tune
+            own = folder / "0-model"  # of a language model whose vocabulary was cut
+            encoder = "--model.init_args.encoder.init_args"
+            named = (f"{encoder}.model", str(own), f"{encoder}.pretrained", "false")
             cli(
                 *("fit", "--config", arguments.config, "--ckpt_path", str(path)),
                 *("--data.total_frames", str(frames), "--trainer.logger", "false"),
                 *("--checkpoint.dirpath", str(folder / str(number))),
+                *(named if own.is_dir() else ()),
+                *shlex.split(arguments.train_with),
                 *shlex.split(arguments.tune_with),
             )
             path = folder / str(number) / "last.ckpt"
@@ -276,7 +236,7 @@ def decision_seconds(agent: Any, data: Any, count: int) -> float:
     """The median time from so many raw observations to their actions."""
     obs, state = observations(data, count), agent.initial_state(count)
     times, began = [], time.perf_counter()
-    while len(times) < 20 or (len(times) < 200 and time.perf_counter() - began < 10):
+    while len(times) < 20 or (len(times) < 200 and time.perf_counter() - began < 4):
         forget_texts(agent)
         start = time.perf_counter()
         agent.act(agent.preprocess(obs), explore=False, state=state)
@@ -320,6 +280,7 @@ def run(arguments: Any) -> dict[str, Any] | None:
         return None
     result: dict[str, Any] = {
         "config": arguments.config,
+        "train_with": arguments.train_with,
         "tune": arguments.tune,
         "tune_with": arguments.tune_with,
         "runs": [],
@@ -375,11 +336,14 @@ def main() -> None:
     )
     parser.add_argument("config", nargs="?", help="configuration to train and make smaller")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--train_with", default="", help="more arguments of its `fit`")
     parser.add_argument("--tune", type=int, default=32_768, help="frames of training afterwards")
     parser.add_argument("--tune_with", default="", help="more arguments of that `fit`")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--student", help="configuration of Distill, to be taught by each seed")
-    parser.add_argument("--arms", nargs="+", choices={**ARMS, **TEXT_ARMS}, help="only these")
+    parser.add_argument(
+        "--arms", nargs="+", choices={**ARMS, **VALUE_ARMS, **TEXT_ARMS}, help="only these"
+    )
     parser.add_argument("--only_make", action="store_true", help="make them, to be judged later")
     parser.add_argument("--keep", type=Path, help="folder for the checkpoints")
     parser.add_argument("--out", type=Path)

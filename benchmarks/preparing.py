@@ -106,6 +106,9 @@ PREPARE = {
     "distill-cartpole": (
         ("checkpoints/ppo-cartpole/best.ckpt", ("fit --config configs/ppo/cartpole.yaml",)),
     ),
+    "distill-lunarlander": (
+        ("checkpoints/dqn-lunarlander/last.ckpt", ("fit --config configs/dqn/lunarlander.yaml",)),
+    ),
     "distill-textmaze": (
         ("checkpoints/ppo-textmaze/best.ckpt", ("fit --config configs/ppo/textmaze.yaml",)),
     ),

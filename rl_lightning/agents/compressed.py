@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from rl_lightning.agents.language_parts import language_models
 from rl_lightning.agents.owned import check_own_models
 from rl_lightning.compress import restructure
 from rl_lightning.core.errors import ConfigurationError, shortened
@@ -40,11 +41,6 @@ class PolicyCall(nn.Module):
         if isinstance(self.policy, ContinuousNetwork):
             return (self.policy.actor(self.policy.features(x)),)
         return tuple(self._inspect(x).values())
-
-
-def language_models(policy: nn.Module) -> list[str]:
-    """Names of the language models inside a policy."""
-    return [name for name, part in policy.named_modules() if isinstance(part, Backbone)]
 
 
 def changed_layers(record: Any) -> list[str]:
@@ -101,6 +97,24 @@ class CompressedModule(L.LightningModule):
         self._forget([record])
         self._renew_target()
         return record
+
+    def follow_features(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Standardise what a changed language model says to where it was, feature by feature.
+
+        Rounding and pruning shift and stretch features, which the layers behind them were not
+        taught; what moves their mean alone costs nothing to undo (the bias correction of Nagel et
+        al. 2019, section 4.2, done where features are standardised, and of the deviation, too).
+
+        Args:
+            before: Features of some observations, `language_parts.features`.
+            after: Of the same ones, by this agent's policy as it is now.
+        """
+        names = before.keys() & after.keys()
+        for name in names:
+            encoder: Any = self.policy.get_submodule(name)
+            encoder.norm.follow(before[name], after[name])
+        if names:
+            self._renew_target()
 
     def _changed_by_name(self, records: Sequence[Any]) -> list[str]:
         """What records change in language models that are loaded by name."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.agents import Agent
-from rl_lightning.agents.compressed import PolicyCall, language_models
+from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning.agents.language_parts import features, language_models
 from rl_lightning.agents.owned import whole_state, with_moved_models
 from rl_lightning.cli.compare import compare, watch
 from rl_lightning.cli.compress_language import (
@@ -47,7 +48,8 @@ from rl_lightning.nn.modes import EvalMode
 
 METHODS = MODEL_METHODS | {
     "prune-weights": "set the smallest weights to zero; --share says how many",
-    "prune-nodes": "take nodes, channels out: smaller tensors; --share says how many",
+    "prune-nodes": "take nodes, channels (of a language model: of its feed-forward layers) out: "
+    "smaller tensors; --share says how many",
     "quantise": "store weights in --bits 16, 8 to 3, 2 (ternary) or 1 (binary), for good",
     "quantise-aware": "round weights to --bits in every step of the `fit` that goes on from it",
     "harden": "pack the weights that were trained by quantise-aware",
@@ -88,6 +90,9 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
     with listening(agent) as heard:
         seen = watch(agent, data, steps, keeps_raw=about_model)
     before, stored_before = _cost(agent, seen[0].x), _stored(agent, about_model)
+    # With another vocabulary a model says the same; changed otherwise, something else.
+    texts_of = [one.obs for one in seen] if about_model and given.method != CUT else []
+    said = features(agent.policy, texts_of)
     with contextlib.ExitStack() as undo:
         if folder is not None and needs_own(agent, given):
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -98,6 +103,7 @@ def compress(args: Sequence[str], trusted: Sequence[str]) -> None:
         x, optimizer = seen[0].shown(agent), _restored(agent, checkpoint)
         for operator in operators(agent, given) if about_model else [_operator(given)]:
             agent.compress(lambda policy, do=operator: do(policy, x, optimizer))
+        agent.follow_features(said, features(agent.policy, texts_of))
         found = compare(agent, seen)
         after = _cost(agent, seen[0].shown(agent))
         print(

@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rl_lightning.agents import Agent
-from rl_lightning.agents.compressed import PolicyCall, language_models
+from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning.agents.language_parts import ModelCall, language_models
 from rl_lightning.agents.load import build_agent
 from rl_lightning.agents.owned import own_language_model, the_language_model
 from rl_lightning.compress import (
@@ -18,6 +20,7 @@ from rl_lightning.compress import (
     layer_lists,
     prune_heads,
     prune_layers,
+    prune_nodes,
     prune_weights,
     quantise,
 )
@@ -34,7 +37,7 @@ MODEL_METHODS = {
     "prune-heads": "take attention heads out of the language model; --share says how many",
     "prune-layers": "keep the language model's layers of --keep_layers alone",
 }
-EITHER = ("prune-weights", "quantise", "quantise-aware")
+EITHER = ("prune-weights", "prune-nodes", "quantise", "quantise-aware")
 """Methods for the language model or for what is around it, as --part says."""
 Operator = Callable[[PolicyCall, Any, Any], dict[str, Any]]
 
@@ -50,8 +53,9 @@ def is_of_language_model(given: Any) -> bool:
     if own and part not in (None, LANGUAGE_MODEL):
         raise ConfigurationError(f"--part: {method} is of the language model; leave it out")
     if part == LANGUAGE_MODEL and not own and method not in EITHER:
-        way = "use prune-heads or prune-layers" if method == "prune-nodes" else "leave it out"
-        raise ConfigurationError(f"--part: {method} takes no language model by itself; {way}")
+        raise ConfigurationError(
+            f"--part: {method} takes no language model by itself; leave it out"
+        )
     about = own or part == LANGUAGE_MODEL
     for name, value, fits in (
         ("texts", given.texts, method == CUT),
@@ -83,7 +87,7 @@ def check_language_model(agent: Any, given: Any) -> Backbone:
             f"{CUT}: a GeneratingPolicy writes freely, with any token; quantise it, or let it "
             "choose among texts (ScoringPolicy)"
         )
-    if method in ("prune-heads", "prune-layers") and tune == "lora":
+    if method in ("prune-heads", "prune-layers", "prune-nodes") and tune == "lora":
         raise ConfigurationError(
             f"{method}: adapters are around the layers (tune: lora); merge them first: rl-lightning"
             " export --format huggingface writes a model to train with"
@@ -205,6 +209,13 @@ def operators(agent: Any, given: Any) -> list[Operator]:
         raise ConfigurationError(
             f"--layers: {shortened(outside[0])} is not inside {', '.join(models)}"
         )
+    if method == "prune-nodes":
+        parts = {m: [n for n in layers if f"{n}.".startswith(f"{m}.")] for m in models}
+        return [
+            partial(_prune_nodes, share=given.share, name=m, layers=named if given.layers else None)
+            for m, named in parts.items()
+            if named
+        ]
     if method == "prune-weights":
         every = _inside(policy, maskable(policy, None))
         named = [n for n in every if any(f"{n}.".startswith(f"{name}.") for name in layers)]
@@ -219,6 +230,30 @@ def _keep_layers(
     policy: PolicyCall, x: Any, optimizer: Any, *, keep: list[int], layers: str
 ) -> dict[str, Any]:
     return prune_layers(policy, keep, layers, _list(optimizer))
+
+
+def _prune_nodes(
+    policy: PolicyCall,
+    x: Any,
+    optimizer: Any,
+    *,
+    share: float,
+    name: str,
+    layers: list[str] | None,
+) -> dict[str, Any]:
+    """Nodes of the feed-forward layers of a language model: others are its output, or its heads'.
+
+    Args:
+        policy: Changed.
+        x: The policy's observations, not read: a language model is followed on ids of its own.
+        optimizer: Cut along, if any.
+        share: Of nodes to take out.
+        name: Of the `Backbone`.
+        layers: Names of the layers, in the policy; None for all that can be pruned.
+    """
+    call = ModelCall(policy.policy, name)
+    ids = torch.arange(8).view(2, 4) % call.backbone.model.get_input_embeddings().weight.shape[0]
+    return prune_nodes(call, share, ids, layers=layers, optimizers=_list(optimizer))
 
 
 def _list(optimizer: Any) -> list[Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.agents import Agent
-from rl_lightning.agents.compressed import CompressedModule, changed_layers, language_models
+from rl_lightning.agents.compressed import CompressedModule, changed_layers
+from rl_lightning.agents.language_parts import language_models
 from rl_lightning.core.errors import ConfigurationError, check_one_of
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.llm.export import save_merged

@@ -178,7 +178,13 @@ def _chosen(
         if refused:
             raise ConfigurationError(f"nodes of {name!r} cannot be pruned: {refused[0]}")
         if not mine:
-            kind = type(module.get_submodule(name)).__name__
+            layer = module.get_submodule(name)
+            if isinstance(layer, PackedLayer):
+                raise ConfigurationError(
+                    f"nodes of {name!r} cannot be pruned: its weights are stored in few bits: "
+                    "prune first, then quantise"
+                )
+            kind = type(layer).__name__
             raise ConfigurationError(
                 f"nodes of {name!r} ({kind}) cannot be pruned: only linear and convolutional "
                 "layers that the call runs have nodes to take out"

@@ -275,7 +275,7 @@ def _attentions(model: nn.Module) -> dict[str, Attention]:
     if not found:
         raise ConfigurationError(
             f"{type(model).__name__} has no attention laid out as BERT's or Llama's, with plain "
-            "linear layers: merge adapters into it first, or prune its nodes or weights"
+            "linear layers: merge adapters into it first, quantise it later, or prune its weights"
         )
     return found
 

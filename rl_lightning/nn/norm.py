@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from rl_lightning.core.errors import check_range
 from rl_lightning.core.ranks import world_size
 
+FEW = 8
+"""Different inputs that it takes to know how much they vary."""
+
 
 class RunningMoments(nn.Module):
     """Mean and variance of a stream of vectors, merged batch by batch in float64.
@@ -104,10 +107,14 @@ class RunningMoments(nn.Module):
             self.moments = self.moments.float()
             return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def start_sharing(self) -> None:
+        """Go on from the moments as they are now: they are said to be those of every rank."""
         self._shared = self.moments.clone()
         self._pending = torch.zeros_like(self.moments)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.start_sharing()
 
 
 class RunningNorm(nn.Module):
@@ -130,6 +137,41 @@ class RunningNorm(nn.Module):
 
     def synchronize(self) -> None:
         self.running.synchronize()
+
+    def follow(self, before: Tensor, after: Tensor) -> None:
+        """Normalise inputs that have changed to where they were before.
+
+        What μ and σ did to inputs of mean m and deviation s, μ′ and σ′ do to those of m′ and s′:
+        σ′ = σ s′ / s and μ′ = m′ − (m − μ) s′ / s. Equal inputs leave them as they are, bit for
+        bit. The ratio s′ / s is taken as between 1 / 20 and 20, as 1 of an input that did not
+        vary, and as 1 of all if fewer than `FEW` different ones are known. An input that is not
+        finite is left alone.
+
+        Of several ranks each has to do the same, and all have to have the same moments.
+
+        Args:
+            before: Some inputs, `[N, D]`.
+            after: The same ones as they are now, `[N, D]`.
+        """
+        moments = self.running.moments
+        if not self.running.count:  # nothing is normalised yet
+            return
+        before, after = before.to(moments), after.to(moments)
+        former, now = before.mean(0), after.mean(0)
+        was = before.std(0, correction=0)
+        varied = was > 1e-3 * self.running.variance.sqrt()
+        places = ((before - former) / was)[:, varied].round(
+            decimals=2
+        )  # the same, but for rounding
+        known = bool(varied.any()) and len(places.unique(dim=0)) >= FEW
+        ratio = (after.std(0, correction=0) / was.clamp_min(1e-30)).clamp(0.05, 20.0)
+        ratio = torch.where(varied, ratio, 1.0) if known else torch.ones_like(ratio)
+        # In this order μ stays exactly where nothing has changed.
+        mean = moments[1] + (now - former) + (former - moments[1]) * (1.0 - ratio)
+        right = mean.isfinite() & ratio.isfinite()
+        moments[1] = torch.where(right, mean, moments[1])
+        moments[2] = torch.where(right, moments[2] * ratio.square(), moments[2])
+        self.running.start_sharing()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, D]` → `[N, D]`, float32."""

@@ -9,7 +9,8 @@ import torch
 from llm_tiny import tiny_model
 
 from rl_lightning import DQN, IQL, PPO, SAC, TD3, ActorCritic, EnvSpec, LLMEncoder
-from rl_lightning.agents.compressed import PolicyCall, language_models
+from rl_lightning.agents.compressed import PolicyCall
+from rl_lightning.agents.language_parts import language_models
 from rl_lightning.compress import fake_quantise, harden, prune_nodes, prune_weights, quantise
 from rl_lightning.core.errors import ConfigurationError
 

@@ -167,7 +167,7 @@ def test_adapters_train_on_around_packed_weights(words, tmp_path):
     inside = {name for name in changed if ".backbone." in name}
     assert inside
     assert all(".lora_" in name for name in inside)
-    for method in ("prune-heads", "prune-layers", "quantise-aware"):
+    for method in ("prune-heads", "prune-layers", "prune-nodes", "quantise-aware"):
         with pytest.raises(ConfigurationError, match=r"tune: lora"):
             check_language_model(agent, argparse.Namespace(method=method))
 
@@ -195,6 +195,26 @@ def test_all_weights_train_on_under_rounding_and_with_their_moments(words, tmp_p
     former = said(agent)
     agent.compress(harden)
     assert torch.equal(said(agent), former)
+
+
+def test_moments_are_cut_with_the_nodes(words, tmp_path):
+    path = trained(lambda s: PPO(s, partial(LLMEncoder, model=words, tune="full")), tmp_path / "a")
+    nodes = ("--share", "0.5", "--part", "language-model")
+    compress(path, tmp_path / "b", "prune-nodes", *nodes)
+    agents = [Agent.load_from_checkpoint(p) for p in (path, tmp_path / "b")]
+    (record,) = agents[1].compression
+    moments = []
+    for agent, file in zip(agents, (path, tmp_path / "b"), strict=True):
+        state = read_checkpoint(file)["optimizer_states"][0]["state"]
+        names = {id(p): n for n, p in agent.named_parameters()}
+        parameters = [p for g in agent.configure_optimizers().param_groups for p in g["params"]]
+        moments.append({names[id(p)]: state[i]["exp_avg"] for i, p in enumerate(parameters)})
+    (weight,) = [n for n in record["tensors"] if n.endswith("layer.0.output.dense.weight")]
+    kept = record["tensors"][weight]["keep"][1]
+    assert len(kept) == 16
+    assert torch.equal(moments[1][weight], moments[0][weight][:, kept])
+    assert moments[1][weight].any()
+    train_on(agents[1], tmp_path / "b")
 
 
 def compress(path, out, method, *words):
@@ -248,6 +268,25 @@ def test_what_is_shared_is_compressed_once(words, tmp_path):
     assert all(name.startswith("policy.encoder.parts.0.backbone.") for name in record["layers"])
 
 
+def test_nodes_that_are_shared_go_once(words, tmp_path):
+    part = partial(LLMEncoder, model=words)
+    new = owned(PPO(PAIR, partial(DictEncoder, encoders={"a": part, "b": part})), tmp_path / "own")
+    pruned(new, 0.5)
+    assert [len(record["nodes_left"]) for record in new.compression] == [2]
+    one, two = models(new)
+    assert one.model is two.model
+    assert one.model.encoder.layer[0].intermediate.dense.out_features == 16
+    again, obs = rebuilt(checkpoint_of(new)), {"a": TEXTS, "b": TEXTS[::-1]}
+    assert torch.equal(said(again, obs), said(new, obs))
+
+
+def pruned(agent, share):
+    """Take nodes out of an agent's language model, as the command line does."""
+    given = argparse.Namespace(method="prune-nodes", share=share, layers=None)
+    for operator in operators(agent, given):
+        agent.compress(lambda policy, do=operator: do(policy, None, None))
+
+
 def test_several_language_models_are_refused(words, tmp_path):
     other = tiny_model("bert", tmp_path / "other", layers=1)
     parts = {"a": partial(LLMEncoder, model=words), "b": partial(LLMEncoder, model=other)}
@@ -295,6 +334,26 @@ def test_actions_are_scored_in_the_kept_tokens(tmp_path, kind, tune):
     x, y = (a.preprocess(TEXTS) for a in (agent, new))
     torch.testing.assert_close(new.encoder(y), agent.encoder(x))
     assert torch.equal(said(rebuilt(checkpoint_of(new))), said(new))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_models_that_write_lose_nodes(tmp_path, kind):
+    model = tiny_model(kind, tmp_path / kind, layers=2)
+    encoder = partial(TextActionEncoder, model=model, actions=["north", "east"])
+    new = owned(PPO(TEXT, encoder, ScoringPolicy), tmp_path / "own")
+    before, whole = said(new), sum(p.numel() for p in models(new)[0].parameters())
+    pruned(new, 0.5)
+    assert sum(p.numel() for p in models(new)[0].parameters()) < whole
+    assert not torch.equal(said(new), before)
+    assert torch.equal(said(rebuilt(checkpoint_of(new))), said(new))
+
+
+def test_layers_of_another_kind_have_no_nodes_to_take_out(tmp_path):
+    model = tiny_model("gpt2", tmp_path / "gpt2", layers=1)
+    encoder = partial(TextActionEncoder, model=model, actions=["north", "east"])
+    new = owned(PPO(TEXT, encoder, ScoringPolicy), tmp_path / "own")
+    with pytest.raises(ConfigurationError, match="no layer can be pruned by nodes"):
+        pruned(new, 0.5)
 
 
 def test_a_guide_is_found_inside_its_encoder(tmp_path):

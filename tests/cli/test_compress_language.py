@@ -119,20 +119,83 @@ def test_texts_of_a_file_are_kept(shrink, before, tmp_path):
         ((*BITS[:3], "4", *LM, "--group_size", "4"), lambda m: quantise(m, 4, group_size=4)),
         (("--method", "prune-layers", "--keep_layers", "1"), lambda m: prune_layers(m, [1])),
         (("--method", "prune-heads", "--share", "0.5"), lambda m: prune_heads(m, 0.5)),
+        (("--method", "prune-nodes", "--share", "0.5", *LM), lambda m: half_the_nodes(m)),
     ],
-    ids=["8 bits", "4 bits", "layers", "heads"],
+    ids=["8 bits", "4 bits", "layers", "heads", "nodes"],
 )
 def test_it_is_what_the_operator_makes_of_the_plain_model(shrink, before, words, change):
     shrink(*words)
     agent, expected = Agent.load_from_checkpoint("small.ckpt"), copy.deepcopy(before)
     expected.encoder.cache.clear()
     change(backbone(expected).model)
-    assert torch.equal(features(agent), features(expected))
-    assert not torch.equal(features(agent), features(before))
+    said = [one.encoder.preprocess_raw(TEXTS) for one in (agent, expected, before)]
+    assert torch.equal(said[0], said[1])
+    assert not torch.equal(said[0], said[2])
     own = dict(backbone(agent).model.state_dict())
     for name, tensor in backbone(expected).model.state_dict().items():
         assert torch.equal(own.pop(name), tensor), name
     assert not own
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(*BITS[:3], "4", *LM), ("--method", "prune-layers", "--keep_layers", "1")],
+    ids=["4 bits", "layers"],
+)
+def test_what_it_says_is_standardised_to_where_it_was(shrink, original, before, words):
+    from rl_lightning.cli.compare import watch
+
+    shrink(*words)
+    agent, plain = Agent.load_from_checkpoint("small.ckpt"), copy.deepcopy(before)
+    data = RolloutDataModule.load_from_checkpoint(original)
+    texts = [text for one in watch(plain, data, 20, keeps_raw=True) for text in one.obs]
+    now, was = features(agent, texts), features(before, texts)
+    assert 1 < len(set(texts)) < 8  # too few to know how much a feature varies
+    at = now.abs().amax(0) < 10.0  # others are clipped
+    assert at.float().mean() > 0.8
+    torch.testing.assert_close(now.mean(0)[at], was.mean(0)[at], atol=1e-4, rtol=0)
+    former = before.encoder.norm(agent.encoder.preprocess_raw(texts))
+    assert not torch.allclose(former.mean(0), was.mean(0), atol=1e-2)
+
+
+def half_the_nodes(model):
+    """Half of the nodes of each feed-forward layer gone by hand, the larger ones kept."""
+    for layer in model.encoder.layer:
+        wide, back = layer.intermediate.dense, layer.output.dense
+        norms = (wide.weight.square().sum(1) + back.weight.square().sum(0)).sqrt()
+        kept = norms.argsort()[len(norms) // 2 :].sort().values
+        for owner, name, dim in ((wide, "weight", 0), (wide, "bias", 0), (back, "weight", 1)):
+            tensor = getattr(owner, name).detach().index_select(dim, kept)
+            setattr(owner, name, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def test_nodes_of_one_layer_alone(shrink, before):
+    path = "policy.encoder.backbone.model.encoder.layer.1.intermediate.dense"
+    shrink("--method", "prune-nodes", "--share", "0.25", *LM, "--layers", path)
+    agent = Agent.load_from_checkpoint("small.ckpt")
+    wide = [layer.intermediate.dense.out_features for layer in backbone(agent).model.encoder.layer]
+    assert wide[1] == wide[0] * 3 // 4
+    said = shrink(
+        *(
+            "--method",
+            "prune-nodes",
+            "--share",
+            "0.5",
+            *LM,
+            "--layers",
+            path.replace("te.dense", "t"),
+        ),
+        out="b.ckpt",
+        status=2,
+    )
+    assert "no layer" in said
+    heads = path.replace("intermediate.dense", "attention.self.query")
+    said = shrink(
+        *("--method", "prune-nodes", "--share", "0.5", *LM, "--layers", heads),
+        out="b.ckpt",
+        status=2,
+    )
+    assert "attention" in said
 
 
 def test_some_layers_alone_can_be_quantised(shrink):
@@ -285,7 +348,11 @@ def test_what_is_not_written_leaves_nothing(shrink, tmp_path):
         (("--method", "prune-layers", "--keep_layers", "a"), "must be numbers of layers from 0"),
         (("--method", "prune-layers", "--keep_layers", "1,0"), "rising"),
         (("--method", "prune-layers", "--layers", "1"), "--keep_layers lists those that stay"),
-        (("--method", "prune-nodes", "--share", "0.5", *LM), "use prune-heads or prune-layers"),
+        (("--method", "prune-nodes", *LM), "--share: prune-nodes needs it"),
+        (
+            ("--method", "prune-nodes", "--share", "0.5", *LM, "--layers", "policy.actor.0"),
+            "policy.actor.0 is not inside policy.encoder.backbone",
+        ),
         (("--method", "harden", *LM), "--part: harden takes no language model by itself"),
         (("--method", "quantise-aware", "--bits", "8", *LM), "(tune: frozen); use quantise"),
     ],

@@ -1,6 +1,7 @@
 """Running statistics against the statistics of everything at once."""
 
 import numpy as np
+import pytest
 import torch
 
 from rl_lightning.data.collect.reward_norm import RewardNorm
@@ -24,6 +25,74 @@ def test_normalised_and_clipped():
     y = norm(torch.randn(500, 2) * 3 + 7)
     assert y.abs().max() == 1.5
     assert RunningNorm(2)(torch.tensor([[3.0, 4.0]])).tolist() == [[3.0, 4.0]]  # nothing seen yet
+
+
+def test_inputs_that_have_changed_are_normalised_to_where_they_were():
+    torch.manual_seed(0)
+    norm, x = RunningNorm(3), torch.randn(50, 3) * torch.tensor([1.0, 2.0, 3.0])
+    norm.update(torch.randn(200, 3) * 2 + 1)
+    before, moments = norm(x), norm.running.moments.clone()
+    norm.follow(x, x.clone())
+    assert torch.equal(norm.running.moments, moments)  # bit for bit: nothing has changed
+    stretched = x * torch.tensor([0.5, 4.0, 1.0]) + torch.tensor([3.0, 0.0, -7.0])
+    norm.follow(x, stretched)
+    torch.testing.assert_close(norm(stretched), before, rtol=1e-4, atol=1e-5)
+    assert norm.running.count == 200
+    # By hand: what lay 1 above the mean at σ = 2 lies 2 above it at σ = 4.
+    norm = RunningNorm(1)
+    norm.update(torch.tensor([[-2.0], [2.0]]))
+    former = torch.arange(8.0).view(8, 1) - 2.5  # of mean 1
+    norm.follow(former, former * 2 + 5)
+    assert norm.running.mean.item() == 5.0  # 7 − (1 − 0) · 2
+    assert norm.running.variance.item() == 16.0
+
+
+@pytest.mark.parametrize("few", [1, 2, 7])
+def test_of_few_different_inputs_the_mean_alone_is_known(few):
+    norm = RunningNorm(1)
+    norm.update(torch.tensor([[-1.0], [1.0]]))
+    x = torch.arange(float(few)).repeat(30).view(-1, 1)
+    norm.follow(x, x * 3 + 2)
+    assert norm.running.variance.item() == 1.0
+    assert norm.running.mean.item() == pytest.approx((few - 1) + 2)  # m′ − m = 2 m + 2
+
+
+def test_inputs_that_stand_still_or_break_are_not_stretched():
+    norm = RunningNorm(4)
+    norm.update(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+    still, moving = torch.zeros(8, 4), torch.linspace(-1, 1, 8).view(8, 1).repeat(1, 4)
+    norm.follow(still, moving)  # it did not vary: only its mean can follow
+    assert norm.running.variance.tolist() == [1.0] * 4
+    norm.follow(moving, still + 5)  # it does no more: not to infinity
+    assert norm.running.mean.tolist() == pytest.approx([5.0] * 4)
+    assert norm.running.variance.tolist() == pytest.approx([0.05**2] * 4)
+    former, broken = norm.running.moments.clone(), moving.clone()
+    broken[0, 0], broken[3, 1] = torch.nan, torch.inf
+    norm.follow(moving, broken)
+    assert torch.equal(norm.running.moments[:, :2], former[:, :2])
+    assert norm.running.moments.isfinite().all()
+
+
+def test_all_ranks_go_on_from_what_has_followed(monkeypatch):
+    from rl_lightning.nn import norm as module
+
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    both = lambda out, own: [each.copy_(own) for each in out]  # noqa: E731  (they saw the same)
+    monkeypatch.setattr(module.dist, "all_gather", both)
+    norm, x = RunningNorm(1), torch.arange(10.0).view(10, 1)
+    norm.update(x)
+    norm.synchronize()
+    norm.follow(x, x * 2 + 7)
+    followed = norm.running.moments.clone()
+    assert followed[1].item() == 16.0
+    norm.synchronize()
+    assert torch.equal(norm.running.moments, followed)
+
+
+def test_what_has_seen_nothing_stays_as_it_is():
+    norm, x = RunningNorm(2), torch.arange(20.0).view(10, 2)
+    norm.follow(x, x * 2 + 1)
+    assert torch.equal(norm(x), x.clamp(-10, 10))
 
 
 def test_statistics_travel_in_the_state_dict():
