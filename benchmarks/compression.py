@@ -25,7 +25,7 @@ of what they do.
 
 - the return of the greedy policy in `--episodes` episodes;
 - the bytes of a file of all of its weights and nothing else, those of a frozen language model
-  included, which checkpoints leave out;
+  included, which checkpoints leave out; and those of a file without its critics, of what acts;
 - the time from a raw observation, or 64 of them, to actions, all caches of texts empty; weights
   in few bits are computed in float32;
 - the peak memory that loading it, making the environments and deciding took on top of what the
@@ -203,6 +203,7 @@ def measure(checkpoint: Path, episodes: int) -> None:
         "return": found["val/return"],
         "success": found.get("val/success"),
         "bytes": file_bytes(agent.policy),
+        "acting_bytes": file_bytes(agent.policy, acting=True),
         "parameters": cost.parameters,
         "nonzero": cost.nonzero,
         "milliseconds": 1e3 * times[1],
@@ -253,8 +254,9 @@ def forget_texts(agent: Any) -> None:
             part.cache.clear()
 
 
-def file_bytes(policy: Any) -> int:
-    """Of all weights of a policy, with those that its checkpoints leave out."""
+def file_bytes(policy: Any, acting: bool = False) -> int:
+    """Of all weights of a policy, with those that its checkpoints leave out; or of what acts alone,
+    without critics."""
     import torch
 
     from rl_lightning.llm.backbone import Backbone
@@ -262,8 +264,9 @@ def file_bytes(policy: Any) -> int:
     for part in policy.modules():
         if isinstance(part, Backbone):
             part.reloadable = False
+    state = {k: v for k, v in policy.state_dict().items() if not (acting and "critic" in k)}
     contents = io.BytesIO()
-    torch.save(dict(policy.state_dict()), contents)
+    torch.save(state, contents)
     return contents.tell()
 
 
@@ -305,12 +308,13 @@ def table(result: dict[str, Any]) -> str:
     """Means over seeds, in Markdown; medians of times and memory."""
     success = result["runs"][0]["success"] is not None
     lines = [
-        f"| policy | {'success' if success else 'return'} | worst | agrees | bytes | × "
+        f"| policy | {'success' if success else 'return'} | worst | agrees | bytes | × | acts, × "
         "| parameters, not 0 | ms, 1 | ms, 64 | peak MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     names = list(dict.fromkeys(row["arm"] for row in result["runs"]))
-    whole = statistics.mean(row["bytes"] for row in result["runs"] if row["arm"] == "full")
+    full = [row for row in result["runs"] if row["arm"] == "full"]
+    whole, acting = (statistics.mean(r[key] for r in full) for key in ("bytes", "acting_bytes"))
     for name in names:
         rows = [row for row in result["runs"] if row["arm"] == name]
         worth = [row["success" if success else "return"] for row in rows]
@@ -318,10 +322,11 @@ def table(result: dict[str, Any]) -> str:
         digits = 3 if success else 1
         agreed = [row["agreement"] for row in rows if row["agreement"] is not None]
         told = f"{statistics.mean(agreed):.1%}" if agreed else ""
-        size = statistics.mean(row["bytes"] for row in rows)
+        size, acts = (statistics.mean(r[key] for r in rows) for key in ("bytes", "acting_bytes"))
         lines.append(
             f"| {name} | {statistics.mean(worth):.{digits}f} ± {spread:.{digits}f} "
             f"| {min(worth):.{digits}f} | {told} | {size:,.0f} | {size / whole:.3f} "
+            f"| {acts / acting:.3f} "
             f"| {statistics.mean(row['nonzero'] for row in rows):,.0f} "
             f"| {statistics.median(row['milliseconds'] for row in rows):.2f} "
             f"| {statistics.median(row['milliseconds_64'] for row in rows):.2f} "

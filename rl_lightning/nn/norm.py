@@ -160,9 +160,8 @@ class RunningNorm(nn.Module):
         former, now = before.mean(0), after.mean(0)
         was = before.std(0, correction=0)
         varied = was > 1e-3 * self.running.variance.sqrt()
-        places = ((before - former) / was)[:, varied].round(
-            decimals=2
-        )  # the same, but for rounding
+        # Equal texts that were read in different batches differ by rounding.
+        places = ((before - former) / was)[:, varied].round(decimals=2)
         known = bool(varied.any()) and len(places.unique(dim=0)) >= FEW
         ratio = (after.std(0, correction=0) / was.clamp_min(1e-30)).clamp(0.05, 20.0)
         ratio = torch.where(varied, ratio, 1.0) if known else torch.ones_like(ratio)
