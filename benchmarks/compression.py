@@ -31,8 +31,8 @@ of what they do.
 - the peak memory that loading it, making the environments and deciding took on top of what the
   imported libraries take, read from the kernel's count of this process alone.
 
-Agreement is what `compress` prints at the last step: with the policy before that step, without any
-training after it. Of a student without a further step nothing is said.
+Agreement is what `compress` prints, with the policy before that step, without any training after
+it; the least of several steps. Of a student without a further step nothing is said.
 """
 
 import argparse
@@ -109,9 +109,10 @@ def smaller(steps: tuple[str, ...], full: Path, seed: int, arguments: Any, folde
             out = folder / f"{number}.ckpt"
             method = ("--method", *step.split())
             said = cli("compress", "--ckpt_path", str(path), "--out", str(out), *method)
-            share = re.search(r"([\d.]+)% of [\d,]+ actions agree", said)
-            assert share is not None, said
-            path, agreed = out, float(share[1]) / 100
+            told = re.search(r"([\d.]+)% of [\d,]+ actions agree", said)
+            assert told is not None, said
+            share = float(told[1]) / 100
+            path, agreed = out, share if agreed is None else min(agreed, share)
     shutil.copy(path, folder / "last.ckpt")
     (folder / "agreement.json").write_text(json.dumps(agreed))
 

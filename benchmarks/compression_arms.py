@@ -74,12 +74,12 @@ CUT_ARMS: dict[str, Way] = {
     ", half the heads, tuned": (HEADS, TUNE),
     ", half the layers": (LAYERS,),
     ", half the layers, tuned": (LAYERS, TUNE),
-    ", int8": (INT8, "quantise --bits 8"),
-    ", int4 in groups": (INT4, "quantise --bits 8"),
-    ", int4 in groups, tuned": (INT4, TUNE, "quantise --bits 8"),
+    ", all int8": (INT8, "quantise --bits 8"),
+    ", int4 in groups, rest int8": (INT4, "quantise --bits 8"),
+    ", int4 in groups, tuned, rest int8": (INT4, TUNE, "quantise --bits 8"),
     ", binary": (f"quantise --bits 1 {MODEL}",),
     ", binary, tuned": (f"quantise --bits 1 {MODEL}", TUNE),
-    ", nodes 50 %, tuned, int8": (f"{nodes(50)} {MODEL}", TUNE, INT8, "quantise --bits 8"),
+    ", nodes 50 %, tuned, all int8": (f"{nodes(50)} {MODEL}", TUNE, INT8, "quantise --bits 8"),
 }
 TEXT_ARMS: dict[str, Way] = {
     "full": (),

@@ -30,8 +30,8 @@ def the_language_model(agent: L.LightningModule) -> Backbone:
     models = [part for part in agent.modules() if isinstance(part, Backbone)]
     if not models:
         raise ConfigurationError(
-            f"the checkpoint's {type(agent).__name__} has no language model: leave out what is to "
-            "be done to one"
+            f"the checkpoint's {type(agent).__name__} has no language model: take a method "
+            "that is not of one, or leave --part out"
         )
     kinds = {_identity(model): model for model in models}
     if len(kinds) > 1:

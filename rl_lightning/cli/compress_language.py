@@ -25,7 +25,7 @@ from rl_lightning.compress import (
     quantise,
 )
 from rl_lightning.compress.weights import maskable
-from rl_lightning.core.errors import ConfigurationError, shortened
+from rl_lightning.core.errors import ConfigurationError, nearest, shortened
 from rl_lightning.encoders import TextActionEncoder
 from rl_lightning.llm.backbone import Backbone
 from rl_lightning.policies.generating import GeneratingPolicy
@@ -195,11 +195,10 @@ def operators(agent: Any, given: Any) -> list[Operator]:
         shares = dict.fromkeys(inside, float(given.share))
         return [lambda part, x, optimizer: prune_heads(part, shares, _list(optimizer))]
     if method == "prune-layers":
-        keep = _numbers(given.keep_layers)
-        return [
-            partial(_keep_layers, keep=keep, layers=name)
-            for name in _inside(policy, layer_lists(policy))
-        ]
+        lists = layer_lists(policy)
+        inside = _inside(policy, lists)
+        keep = _numbers(given.keep_layers, min((len(lists[name]) for name in inside), default=0))
+        return [partial(_keep_layers, keep=keep, layers=name) for name in inside]
     # Of models that several encoders share, names lead to the first alone.
     every = [name for name, _ in policy.named_modules()]
     models = [m for m in language_models(policy) if any(n.startswith(f"{m}.") for n in every)]
@@ -207,7 +206,8 @@ def operators(agent: Any, given: Any) -> list[Operator]:
     layers = given.layers.split(",") if given.layers else models
     if outside := [name for name in layers if name not in models and not _inside(policy, [name])]:
         raise ConfigurationError(
-            f"--layers: {shortened(outside[0])} is not inside {', '.join(models)}"
+            f"--layers: {shortened(outside[0])} is not inside {', '.join(models)}; near it are "
+            f"{', '.join(nearest(outside[0], _inside(policy, every))[:3])}"
         )
     if method == "prune-nodes":
         parts = {m: [n for n in layers if f"{n}.".startswith(f"{m}.")] for m in models}
@@ -266,10 +266,15 @@ def _inside(policy: nn.Module, names: Any) -> list[str]:
     return [name for name in names if name.startswith(models)]
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, layers: int) -> list[int]:
+    """Numbers of layers to keep, of so many."""
     try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as error:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or numbers != sorted({*numbers}) or not 0 <= numbers[0] <= numbers[-1] < layers:
         raise ConfigurationError(
-            f"--keep_layers: {text!r} must be numbers of layers from 0, such as 0,1,2"
-        ) from error
+            f"--keep_layers: {shortened(text)!r} must be rising numbers of layers from 0 to "
+            f"{layers - 1}, such as 0,1"
+        )
+    return numbers

@@ -101,8 +101,8 @@ def harden(module: nn.Module, cached: bool = False) -> dict[str, Any]:
         chosen[name] = Choice(layer, rounding.bits, rounding.group_size)
     if not chosen:
         raise ConfigurationError(
-            "no layer is trained under quantisation: call fake_quantise first (--method "
-            "quantise-aware), or quantise what was not"
+            "no layer is trained under quantisation: call fake_quantise and train first (--method "
+            "quantise-aware, then fit), or quantise what was not"
         )
     record = to_record("quantise", chosen, {})
     pack_layers(module, chosen, cached, weights)

@@ -222,7 +222,7 @@ def test_rounding_comes_after_a_mask():
 
 def test_what_cannot_be_is_said():
     net = Net()
-    with pytest.raises(ConfigurationError, match="call fake_quantise first"):
+    with pytest.raises(ConfigurationError, match="call fake_quantise and train first"):
         harden(net)
     record = fake_quantise(net, 4, layers=["head"])
     for operator in (quantise, fake_quantise):
