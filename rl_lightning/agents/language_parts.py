@@ -39,24 +39,15 @@ class ModelCall(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         """The hidden states behind the last layer, `[N, L, D]`, of ids `[N, L]`; of a model that
         reads by one half and writes by the other, of both."""
-        backbone = self.backbone
-        model: Any = backbone.model
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if backbone.encoder_decoder:
-            given["decoder_input_ids"] = ids
-        if getattr(model.config, "use_cache", False):
-            given["use_cache"] = False
-        if not backbone.embedding_size:
-            return (model(**given).last_hidden_state,)
-        heads_inputs: list[Tensor] = []
-        head = model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda _, args: heads_inputs.append(args[0]))
-        try:
-            out = model(**given)
-        finally:
-            handle.remove()
-        read = (out.encoder_last_hidden_state,) if backbone.encoder_decoder else ()
-        return (*heads_inputs, *read)
+        backbone, mask = self.backbone, torch.ones_like(ids)
+        if not backbone.embedding_size:  # it has no head
+            return (backbone(ids, mask),)
+        every = torch.ones_like(ids, dtype=torch.bool)
+        if not backbone.encoder_decoder:
+            return (backbone.logits(every, input_ids=ids, attention_mask=mask).hidden,)
+        read = backbone.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        given = {"encoder_outputs": (read,), "attention_mask": mask, "decoder_input_ids": ids}
+        return (read, backbone.logits(every, **given).hidden)
 
 
 def features(policy: nn.Module, observations: Iterable[Any]) -> dict[str, Tensor]:

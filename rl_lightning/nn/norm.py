@@ -36,8 +36,7 @@ class RunningMoments(nn.Module):
         super().__init__()
         # Rows: count, mean, sum of squared deviations.
         self.register_buffer("moments", torch.zeros(3, size, dtype=torch.float64))
-        self._shared = self.moments.clone()
-        self._pending = self.moments.clone()
+        self.start_sharing()
 
     @property
     def count(self) -> int:
@@ -97,8 +96,7 @@ class RunningMoments(nn.Module):
             for moments in pending:
                 merged = _merge(merged, moments)
             self.moments.copy_(merged)
-            self._pending = torch.zeros_like(own)
-        self._shared = self.moments.clone()
+        self.start_sharing()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningMoments":
         try:

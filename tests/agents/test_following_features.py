@@ -108,8 +108,8 @@ def test_targets_follow_too(words, tmp_path):
         env="text_probes:TextNamed-v0", num_envs=2, warmup_frames=16, frames_per_epoch=16,
         total_frames=48, batch_size=8, val_episodes=2,
     )  # fmt: skip
-    make = lambda spec: DQN(spec, partial(LLMEncoder, model=words, tune="full"))  # noqa: E731
-    path = trained(make, tmp_path / "a.ckpt", data)
+    encoder = partial(LLMEncoder, model=words, tune="full")
+    path = trained(partial(DQN, encoder=encoder), tmp_path / "a.ckpt", data)
     before = moments(Agent.load_from_checkpoint(path))
     agent = compress(path, tmp_path / "b.ckpt", *NODES)
     after = moments(agent)
